@@ -1,0 +1,51 @@
+"""Spec text with places in it: `Source` is a file's text, `Span` a range of it that can draw its own caret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of one spec and the name it is reported under (a path, or `<spec>`)."""
+
+    text: str
+    name: str = "<spec>"
+
+    def line(self, number: int) -> str:
+        """The line with this 1-based number, without its newline; empty past the end."""
+        lines = self.text.splitlines()
+        return lines[number - 1] if 1 <= number <= len(lines) else ""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of a source: 1-based lines and columns, the end exclusive."""
+
+    source: Source = field(repr=False)
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+    def to(self, other: Span) -> Span:
+        """The range from the start of this span to the end of the other."""
+        return Span(self.source, self.line, self.column, other.end_line, other.end_column)
+
+    @property
+    def text(self) -> str:
+        """The source text of a span within one line; the rest of its first line otherwise."""
+        line = self.source.line(self.line)
+        stop = self.end_column - 1 if self.end_line == self.line else len(line)
+        return line[self.column - 1 : stop]
+
+    def render(self) -> str:
+        """The source line with a caret line under the span."""
+        line = self.source.line(self.line)
+        stop = self.end_column if self.end_line == self.line else len(line) + 1
+        width = max(1, min(stop, len(line) + 1) - self.column)
+        return f"{line}\n{' ' * (self.column - 1)}{'^' * width}"
+
+
+NOWHERE = Span(Source("", "<generated>"), 1, 1, 1, 1)
+"""The span of expressions that the compiler made itself."""
