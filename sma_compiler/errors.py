@@ -1,7 +1,7 @@
 """The root of every error this package raises on purpose.
 
-`SpecError` is a mistake in a spec (one subclass a mistake, in `mistakes.py`); `CallError` a mistake in a call
-of a compiled op (one subclass a mistake, in `call_errors.py`). Both say what is wrong, where, and what to write instead.
+`SpecError` is a mistake in a spec (one subclass a mistake, in `mistakes.py`); `CallError` a mistake in a call of a
+compiled op (one subclass a mistake, in `call_errors.py`). Both say what is wrong, where, and what to write instead.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from sma_compiler.ir.nodes import (
@@ -35,30 +35,16 @@ from sma_compiler.source import NOWHERE, Span
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 LOGIC = frozenset({"and", "or", "not"})
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "floordiv", "mod", "pow", "neg"})
-FUNCTIONS = frozenset(
-    [
-        "exp",
-        "log",
-        "log2",
-        "sqrt",
-        "abs",
-        "min",
-        "max",
-        "relu",
-        "silu",
-        "sigmoid",
-        "logsigmoid",
-        "softplus",
-        "tanh",
-        "elu",
-        "gelu",
-        "sin",
-        "cos",
-    ]
-)
+_UNARY = "exp log log2 sqrt abs relu silu sigmoid logsigmoid softplus tanh elu gelu sin cos"
+FUNCTIONS = frozenset([*_UNARY.split(), "min", "max"])
 _KEEPS_KIND = frozenset({"add", "sub", "mul", "floordiv", "mod", "neg", "abs", "min", "max"})
 _RANK = {axis: rank for rank, axis in enumerate(AXES)}
-_FOLD = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg}
+_FOLD: dict[str, Callable[..., int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+}
 
 N = TypeVar("N", bound=Expr)
 
@@ -139,7 +125,7 @@ class Graph:
         else:
             kind = Kind.REAL
         if fn in _FOLD and all(isinstance(arg, Const) and arg.kind is Kind.INT for arg in args):
-            value = int(_FOLD[fn](*(arg.value for arg in args if isinstance(arg, Const))))
+            value: int = _FOLD[fn](*(arg.value for arg in args if isinstance(arg, Const)))
             if abs(value) < 2**62:
                 return self.const(value, span)
         return self._make(Apply(kind, axes, positions, span, fn, args))

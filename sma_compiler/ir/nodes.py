@@ -114,7 +114,7 @@ class Rename(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Rope(Expr):
-    """Rotary embedding of `x` along `key` by `angle`, whose `mode` counts the pairs (2n, 2n+1); pairs beyond it stay."""
+    """Rotary embedding of `x` along `key` by `angle`, whose `mode` counts the pairs (2n, 2n+1); the rest stays."""
 
     x: Expr
     angle: Expr
