@@ -1,0 +1,63 @@
+"""The new positions of one call: how many, where they start, in which dtypes to compute, and the evaluator of factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sma_compiler.ir.nodes import Expr
+from sma_compiler.torch_plans.named import Named
+
+
+class Evaluates(Protocol):
+    """What the plans need of the evaluator (`torch_plans.evaluate.Evaluator`)."""
+
+    def tensor(self, expr: Expr) -> Named:
+        """An expression without positions."""
+        ...
+
+    def along(self, expr: Expr, frame: Frame) -> Named:
+        """An expression that mentions at most one position letter, which becomes the `time` axis of the frame.
+
+        A static expression comes back without `time`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The positions start .. start + length - 1 of every row of the batch.
+
+    length: T, the number of new positions.
+    start: [B] int64, the positions seen before; None: 0.
+    lengths: [B] int64, how many of the new positions each row has; None: all of them.
+    compute: float32, or float64 where the inputs are.
+    operand: the dtype that dots round their operands to; `compute` where nothing is rounded.
+    """
+
+    length: int
+    start: Tensor | None
+    lengths: Tensor | None
+    compute: torch.dtype
+    operand: torch.dtype
+    evaluate: Evaluates
+
+    def valid(self) -> Named | None:
+        """[batch, time]: which positions exist; None where all do."""
+        if self.lengths is None:
+            return None
+        steps = torch.arange(self.length, device=self.lengths.device)
+        return Named(steps < self.lengths[:, None], ("batch", "time"))
+
+    def dot(self, x: Tensor) -> Tensor:
+        """An operand of a dot: rounded to `operand`, then back to `compute`, in which the products are summed."""
+        if self.operand == self.compute:
+            return x
+        return x.to(self.operand).to(self.compute)
+
+    def along(self, expr: Expr) -> Named:
+        """A factor at every position of the frame."""
+        return self.evaluate.along(expr, self)
