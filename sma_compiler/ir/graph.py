@@ -192,7 +192,7 @@ class Graph:
         done = dict(leaves)
         for node in postorder((root,)):
             if node not in done:
-                done[node] = self._rebuild(node, done)
+                done[node] = self.rebuild(node, done)
         return done[root]
 
     def reposition(self, mask: Expr, names: dict[str, str]) -> Expr:
@@ -212,7 +212,7 @@ class Graph:
                     ends = names.get(start, start), names.get(end, end)
                     done[node] = self.path_sum(gate, *ends, first, last, node.span)
                 case _:
-                    done[node] = self._rebuild(node, done)
+                    done[node] = self.rebuild(node, done)
         return done[mask]
 
     def transpose(self, mask: Expr) -> Expr:
@@ -221,7 +221,8 @@ class Graph:
         products = [node for node in postorder((flipped,)) if isinstance(node, MaskProduct)]
         return self.replace(flipped, {node: self.mask_product(node.right, node.left, node.span) for node in products})
 
-    def _rebuild(self, node: Expr, done: dict[Expr, Expr]) -> Expr:
+    def rebuild(self, node: Expr, done: dict[Expr, Expr]) -> Expr:
+        """The node over new operands; contractions, whose masks have positions of their own, stay as they are."""
         if isinstance(node, Attend | MaskTimes | Solve) or all(done[child] is child for child in children(node)):
             return node
         new = {k: done[v] for k, v in vars(node).items() if isinstance(v, Expr)}

@@ -1,0 +1,188 @@
+"""Polynomials over the atoms of a mask expression, in sympy's sparse rings.
+
+An atom is a position, or a maximal subexpression that is no sum, product or integer power. sympy never sees text: a
+ring is made with one generator an atom, and coefficients are exact rationals (other numbers are atoms themselves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from sma_compiler.ir.graph import Graph
+from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, postorder
+
+MAX_TERMS = 256
+"""A sum or product with more terms than this is left alone, as one atom."""
+
+_RINGS: dict[int, Any] = {}
+
+
+def _ring(count: int) -> Any:  # noqa: ANN401 - sympy ships no types
+    """The ring of rational polynomials in this many variables."""
+    from sympy import QQ
+    from sympy.polys.rings import ring
+
+    if count not in _RINGS:
+        _RINGS[count] = ring([f"x{n}" for n in range(count)], QQ)[0]
+    return _RINGS[count]
+
+
+@dataclass(frozen=True)
+class Monomial:
+    """`factor` times each atom raised to its power."""
+
+    factor: Fraction
+    powers: tuple[tuple[Expr, int], ...]
+
+    def without(self, *gone: Expr) -> tuple[tuple[Expr, int], ...]:
+        """The powers of all atoms but these."""
+        return tuple((atom, power) for atom, power in self.powers if atom not in gone)
+
+    def power(self, atom: Expr) -> int:
+        """The power of an atom, 0 where it does not occur."""
+        return dict(self.powers).get(atom, 0)
+
+
+def _is_arithmetic(node: Expr, positions: int) -> bool:
+    """Whether the ring expands this node, given the least number of positions it must mention."""
+    if not isinstance(node, Apply) or any(arg.kind is Kind.BOOL for arg in node.args):
+        return False
+    if len(node.positions) < positions:
+        return False
+    if node.fn == "pow":
+        exponent = node.args[1]
+        return isinstance(exponent, Const) and exponent.kind is Kind.INT and 0 <= exponent.value <= 8
+    if node.fn == "div":
+        return isinstance(node.args[1], Const) and node.args[1].kind is Kind.INT and node.args[1].value != 0
+    return node.fn in ("add", "sub", "mul", "neg")
+
+
+class Polynomial:
+    """An expression as a sum of monomials.
+
+    With `pairs_only`, sums and products that mention one position or none are atoms: (1 - m[i]) stays one factor.
+    """
+
+    def __init__(self, expr: Expr, pairs_only: bool = False) -> None:
+        nodes = list(postorder((expr,)))
+        least = 2 if pairs_only else 0
+        inner: set[Expr] = {node for node in (expr,) if _is_arithmetic(node, least)}
+        for node in reversed(nodes):
+            if node in inner and isinstance(node, Apply):
+                inner.update(arg for arg in node.args if _is_arithmetic(arg, least))
+        self._inner = inner
+        self.atoms: list[Expr] = []
+        for node in nodes:
+            for arg in node.args if node in inner and isinstance(node, Apply) else ():
+                self._note(arg)
+        self._note(expr)
+        self._ring = _ring(len(self.atoms))
+        self._index = {atom: n for n, atom in enumerate(self.atoms)}
+        values: dict[Expr, Any] = {}
+        for node in nodes:
+            values[node] = self._value(node, values) if node in inner else self._leaf(node)
+        self._poly = values[expr]
+
+    def _note(self, node: Expr) -> None:
+        if node not in self._inner and not _rational(node) and node not in self.atoms:
+            self.atoms.append(node)
+
+    def _leaf(self, node: Expr) -> Any:  # noqa: ANN401 - sympy ships no types
+        if _rational(node):
+            assert isinstance(node, Const)
+            return self._ring(int(node.value))
+        return self._ring.gens[self._index[node]] if node in self._index else None
+
+    def _value(self, node: Expr, values: dict[Expr, Any]) -> Any:  # noqa: ANN401 - sympy ships no types
+        assert isinstance(node, Apply)
+        args = [values[arg] for arg in node.args]
+        if node.fn == "neg":
+            return -args[0]
+        if node.fn == "add":
+            return args[0] + args[1]
+        if node.fn == "sub":
+            return args[0] - args[1]
+        if node.fn == "mul":
+            if len(args[0]) * len(args[1]) > MAX_TERMS:
+                raise TooLarge
+            return args[0] * args[1]
+        exponent = node.args[1]
+        assert isinstance(exponent, Const)
+        if node.fn == "pow":
+            if len(args[0]) ** int(exponent.value) > MAX_TERMS:
+                raise TooLarge
+            return args[0] ** int(exponent.value)
+        return args[0] * self._ring.domain(1, int(exponent.value))
+
+    def monomials(self) -> Iterator[Monomial]:
+        """The terms, in the ring's order."""
+        for powers, factor in self._poly.terms():
+            found = tuple((atom, int(power)) for atom, power in zip(self.atoms, powers, strict=True) if power)
+            yield Monomial(Fraction(int(factor.numerator), int(factor.denominator)), found)
+
+
+class TooLarge(Exception):
+    """The expression has too many terms to expand; it is treated as opaque."""
+
+
+def _rational(node: Expr) -> bool:
+    return isinstance(node, Const) and node.kind is Kind.INT
+
+
+def build(graph: Graph, factor: Fraction, powers: tuple[tuple[Expr, int], ...]) -> Expr:
+    """A monomial as an expression again."""
+    expr: Expr | None = None
+    for atom, power in powers:
+        raised = atom if power == 1 else graph.apply("pow", atom, graph.const(power))
+        expr = raised if expr is None else graph.apply("mul", expr, raised)
+    if expr is None:
+        whole = graph.const(factor.numerator)
+        return whole if factor.denominator == 1 else graph.apply("div", whole, graph.const(factor.denominator))
+    if factor == -1:
+        return graph.apply("neg", expr)
+    if factor.numerator != 1:
+        expr = graph.apply("mul", graph.const(factor.numerator), expr)
+    return expr if factor.denominator == 1 else graph.apply("div", expr, graph.const(factor.denominator))
+
+
+def add(graph: Graph, terms: list[Expr]) -> Expr:
+    """The sum of some expressions; 0 for none."""
+    total: Expr | None = None
+    for term in terms:
+        total = term if total is None else graph.apply("add", total, term)
+    return total if total is not None else graph.const(0)
+
+
+def by_distance(graph: Graph, expr: Expr) -> dict[int, Expr] | None:
+    """`expr` as a polynomial in d = i - j: the static coefficient of each power. None where it is none."""
+    if expr.positions - {"i", "j"}:
+        return None
+    # t stands for the distance: nothing else at this level mentions it
+    t = graph.position("t")
+    try:
+        poly = Polynomial(graph.replace(expr, {graph.position("i"): graph.apply("add", graph.position("j"), t)}))
+    except TooLarge:
+        return None
+    powers: dict[int, list[Expr]] = {}
+    for term in poly.monomials():
+        if any(atom.positions and atom is not t for atom, _ in term.powers):
+            return None
+        powers.setdefault(term.power(t), []).append(build(graph, term.factor, term.without(t)))
+    return {power: add(graph, terms) for power, terms in powers.items()}
+
+
+def constant(expr: Expr) -> int | None:
+    """The value of an integer constant, also one that only cancels to it; None for anything else."""
+    if isinstance(expr, Const):
+        return int(expr.value) if expr.kind is Kind.INT else None
+    try:
+        terms = list(Polynomial(expr).monomials())
+    except TooLarge:
+        return None
+    if any(term.powers for term in terms):
+        return None
+    total = sum((term.factor for term in terms), Fraction(0))
+    return int(total) if total.denominator == 1 else None
