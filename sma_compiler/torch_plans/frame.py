@@ -1,4 +1,4 @@
-"""The new positions of one call: how many, where they start, in which dtypes to compute, and the evaluator of factors."""
+"""The new positions of one call: how many, where they start, in which dtypes to compute, and what evaluates factors."""
 
 from __future__ import annotations
 
@@ -31,25 +31,29 @@ class Evaluates(Protocol):
 class Frame:
     """The positions start .. start + length - 1 of every row of the batch.
 
+    batch: B, the number of rows.
     length: T, the number of new positions.
     start: [B] int64, the positions seen before; None: 0.
     lengths: [B] int64, how many of the new positions each row has; None: all of them.
     compute: float32, or float64 where the inputs are.
     operand: the dtype that dots round their operands to; `compute` where nothing is rounded.
+    device: where everything lies.
     """
 
+    batch: int
     length: int
     start: Tensor | None
     lengths: Tensor | None
     compute: torch.dtype
     operand: torch.dtype
+    device: torch.device
     evaluate: Evaluates
 
     def valid(self) -> Named | None:
         """[batch, time]: which positions exist; None where all do."""
         if self.lengths is None:
             return None
-        steps = torch.arange(self.length, device=self.lengths.device)
+        steps = torch.arange(self.length, device=self.device)
         return Named(steps < self.lengths[:, None], ("batch", "time"))
 
     def dot(self, x: Tensor) -> Tensor:
