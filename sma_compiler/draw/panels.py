@@ -199,9 +199,7 @@ def _swatch(axes: Axes, entry: str, left: float, middle: float) -> None:
             for step in range(3):
                 _box(axes, left + 0.05 + 0.06 * step, middle - 0.09 + 0.06 * step, 0.06, 0.06, FULL_TILE)
         case "rank":
-            words = {"ha": "center", "va": "center", "fontsize": 9, "clip_on": False}
-            axes.text(
-                left + 0.14, middle, "1 ≤ 1", bbox={"boxstyle": "round,pad=0.2", "fc": PAPER, "ec": RULE}, **words
-            )
+            pill: Any = {"boxstyle": "round,pad=0.2", "fc": PAPER, "ec": RULE}
+            axes.text(left + 0.14, middle, "1 ≤ 1", ha="center", va="center", fontsize=9, clip_on=False, bbox=pill)
         case _:
             _box(axes, left + 0.05, middle - 0.09, 0.18, 0.18, fills[entry], fills[entry])
