@@ -1,0 +1,302 @@
+"""One class for each mistake in a call of a compiled op. All are raised before any work is done.
+
+An error about one argument shows the parameter's declaration in the spec: file, line, column and a caret.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from sma_compiler.errors import CallError
+from sma_compiler.ir.nodes import ParamDecl
+
+
+class ParameterError(CallError):
+    """A mistake about one parameter. `parameter` is its name, `span` its declaration in the spec."""
+
+    def __init__(self, op: str, decl: ParamDecl, message: str) -> None:
+        self.parameter = decl.name
+        self.span = decl.span
+        where = f"{decl.span.source.name}:{decl.span.line}:{decl.span.column}"
+        excerpt = "\n".join("  " + line for line in decl.span.render().split("\n"))
+        super().__init__(f"{where}: {op}: {message}\n{excerpt}")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where a known name is near, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in quotes with commas between, or `none`."""
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def dims_text(dims: Iterable[str]) -> str:
+    """`[batch, time, head]`."""
+    return "[" + ", ".join(dims) + "]"
+
+
+class MissingArgument(ParameterError):
+    """A parameter of the spec was given no value."""
+
+    def __init__(self, op: str, decl: ParamDecl) -> None:
+        what = "a number" if decl.number else f"a tensor {dims_text(decl.dims)}"
+        super().__init__(op, decl, f"argument {decl.name!r} is missing: pass {what}")
+
+
+class UnknownArgument(CallError):
+    """A keyword that is no parameter of the spec, nor an option of the call."""
+
+    def __init__(self, op: str, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"{op}: no parameter {name!r}{closest(name, known)} It takes {listed(known)}.")
+
+
+class TooManyArguments(CallError):
+    """More positional arguments than the spec has parameters."""
+
+    def __init__(self, op: str, given: int, known: Sequence[str]) -> None:
+        super().__init__(f"{op}: {given} positional arguments for {len(known)} parameters: {listed(known)}")
+
+
+class RepeatedArgument(ParameterError):
+    """A parameter was given both by position and by name."""
+
+    def __init__(self, op: str, decl: ParamDecl) -> None:
+        super().__init__(op, decl, f"argument {decl.name!r} is given twice, by position and by name")
+
+
+class NotATensor(ParameterError):
+    """A tensor parameter was given something else."""
+
+    def __init__(self, op: str, decl: ParamDecl, value: object) -> None:
+        super().__init__(
+            op, decl, f"{decl.name!r} must be a torch.Tensor {dims_text(decl.dims)}, not {type(value).__name__}"
+        )
+
+
+class WrongNumber(ParameterError):
+    """A number parameter (`w: int`, `s: real`) was given something that is no such number."""
+
+    def __init__(self, op: str, decl: ParamDecl, must: str, value: object) -> None:
+        shown = f"{type(value).__name__} {value!r}" if isinstance(value, bool | int | float) else type(value).__name__
+        super().__init__(op, decl, f"{decl.name!r} must be {must}, not {shown}")
+
+
+class WrongDimensions(ParameterError):
+    """A tensor with too few or too many dimensions."""
+
+    def __init__(self, op: str, decl: ParamDecl, dims: Sequence[str], shape: Sequence[int]) -> None:
+        super().__init__(
+            op,
+            decl,
+            f"{decl.name!r} must have {len(dims)} dimensions {dims_text(dims)}, but has {len(shape)}: {list(shape)}",
+        )
+
+
+class SizeConflict(ParameterError):
+    """Two tensors disagree about the size of an axis."""
+
+    def __init__(self, op: str, decl: ParamDecl, axis: str, size: int, other: str, expected: int) -> None:
+        rule = " (a batch is 1 or the same for all)" if axis == "batch" else ""
+        super().__init__(
+            op, decl, f"the {axis} size of {decl.name!r} is {size}, but that of {other!r} is {expected}{rule}"
+        )
+
+
+class HeadSize(ParameterError):
+    """A tensor whose number of heads does not divide the largest one."""
+
+    def __init__(self, op: str, decl: ParamDecl, size: int, largest: str, heads: int) -> None:
+        super().__init__(
+            op,
+            decl,
+            f"{decl.name!r} has {size} heads, which does not divide the {heads} heads of {largest!r}: "
+            "every head size must divide the largest",
+        )
+
+
+class NoLength(CallError):
+    """None of the op's parameters has a time axis, so nothing tells how long the result is."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__(f"{op}: no parameter has a time axis, so the length of the sequence is unknown")
+
+
+class WrongElements(ParameterError):
+    """A tensor whose dtype the spec or the compiler does not take."""
+
+    def __init__(self, op: str, decl: ParamDecl, must: str, dtype: object) -> None:
+        super().__init__(op, decl, f"the elements of {decl.name!r} must be {must}, but are {dtype}")
+
+
+class MixedDevices(ParameterError):
+    """Tensors on different devices."""
+
+    def __init__(self, op: str, decl: ParamDecl, device: object, other: str, expected: object) -> None:
+        super().__init__(
+            op, decl, f"{decl.name!r} is on {device}, but {other!r} is on {expected}: move all tensors to one device"
+        )
+
+
+class NaNInGate(ParameterError):
+    """A NaN in a parameter that feeds a mask, where it would spread to every later position."""
+
+    def __init__(self, op: str, decl: ParamDecl, where: Sequence[int]) -> None:
+        place = ", ".join(f"{axis} {at}" for axis, at in zip(decl.dims, where, strict=True))
+        super().__init__(op, decl, f"{decl.name!r} feeds a mask and holds NaN{f', first at {place}' if place else ''}")
+
+
+class NotFinite(ParameterError):
+    """A query, key or value that is infinite or NaN (checked under SMA_SELF_CHECK=1)."""
+
+    def __init__(self, op: str, decl: ParamDecl) -> None:
+        super().__init__(op, decl, f"{decl.name!r} must be finite, but holds inf or NaN")
+
+
+class BadSequenceBounds(CallError):
+    """`cu_seqlens` that does not cut the time axis into sequences."""
+
+    def __init__(self, op: str, what: str) -> None:
+        super().__init__(
+            f"{op}: cu_seqlens {what}; sequence s of a pack holds positions cu_seqlens[s] to cu_seqlens[s + 1] - 1"
+        )
+
+
+class PackedBatch(ParameterError):
+    """`cu_seqlens` beside a tensor whose batch is not 1."""
+
+    def __init__(self, op: str, decl: ParamDecl, size: int) -> None:
+        super().__init__(
+            op, decl, f"with cu_seqlens every batch is 1, but that of {decl.name!r} is {size}: pack along time instead"
+        )
+
+
+class NotAState(CallError):
+    """Something other than a `sma.State` where a state is taken."""
+
+    def __init__(self, op: str, value: object) -> None:
+        super().__init__(f"{op}: a state is a sma.State, as the op returned it, not {type(value).__name__}")
+
+
+class ForeignState(CallError):
+    """A state that another spec made."""
+
+    def __init__(self, op: str, theirs: str, ours: str) -> None:
+        super().__init__(
+            f"{op}: this state belongs to another op: its spec hash is {theirs[:12]}…, this op's is {ours[:12]}…"
+        )
+
+
+class StateMismatch(CallError):
+    """A state of this op with other sizes, dtype or device than the call."""
+
+    def __init__(self, op: str, name: str, what: str, found: object, expected: object) -> None:
+        super().__init__(f"{op}: the {what} of state tensor {name!r} is {found}, but this call needs {expected}")
+
+
+class NoStates(CallError):
+    """A state was asked of an op that is not causal, or given to it."""
+
+    def __init__(self, op: str, asked: str, reason: str) -> None:
+        super().__init__(f"{op}: {asked} needs a causal op, and this one has no states: {reason}")
+
+
+class InPlaceNeedsState(CallError):
+    """`step(inplace=True)` without a state to update."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__(f"{op}: inplace=True updates a state: pass state=op.empty_state(batch, capacity=...)")
+
+
+class CapacityExceeded(CallError):
+    """An in-place step that would drop a position that is still needed."""
+
+    def __init__(self, op: str, name: str, capacity: int) -> None:
+        super().__init__(
+            f"{op}: the cache {name!r} holds {capacity} positions and is full: "
+            "make the state with a larger empty_state(capacity=...)"
+        )
+
+
+class UnknownPlan(CallError):
+    """A `plan=` that is not the name of any plan."""
+
+    def __init__(self, op: str, plan: object, known: Sequence[str]) -> None:
+        near = closest(plan, known) if isinstance(plan, str) else ""
+        super().__init__(f"{op}: no plan {plan!r}{near} This op has {listed(known)} and 'auto'.")
+
+
+class RefusedPlan(CallError):
+    """A plan that is legal in none of the op's contractions."""
+
+    def __init__(self, op: str, plan: str, reason: str, legal: Sequence[str]) -> None:
+        super().__init__(f"{op}: plan {plan!r} is not legal here: {reason}\n  Legal plans: {listed(legal)}.")
+
+
+class UnknownBackend(CallError):
+    """A `backend=` that is not the name of any backend."""
+
+    def __init__(self, op: str, backend: object, known: Sequence[str]) -> None:
+        super().__init__(f"{op}: no backend {backend!r}; backends: {listed(known)} and 'auto'")
+
+
+class UnavailableBackend(CallError):
+    """A backend of the design that this version does not have."""
+
+    def __init__(self, op: str, backend: str, available: Sequence[str]) -> None:
+        super().__init__(f"{op}: backend {backend!r} is not available in this version; available: {listed(available)}")
+
+
+class UnknownPrecision(CallError):
+    """A `precision=` other than "ieee" and "tf32"."""
+
+    def __init__(self, op: str, precision: object, known: Sequence[str]) -> None:
+        super().__init__(f"{op}: no precision {precision!r}; precisions: {listed(known)}")
+
+
+class NoLogSumExp(CallError):
+    """`return_lse=True` of an op without exactly one softmax contraction."""
+
+    def __init__(self, op: str, count: int) -> None:
+        super().__init__(
+            f"{op}: return_lse needs exactly one attend(..., normalize=softmax), and this op has {count or 'none'}"
+        )
+
+
+class UnknownSize(CallError):
+    """A size under a name that is neither an axis of the op nor one of its integer parameters."""
+
+    def __init__(self, op: str, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"{op}: no size {name!r}{closest(name, known)} It takes {listed(known)}.")
+
+
+class MissingSize(CallError):
+    """A size that nothing tells."""
+
+    def __init__(self, op: str, name: str, why: str) -> None:
+        super().__init__(f"{op}: the size {name!r} is missing: {why}")
+
+
+class WrongSize(CallError):
+    """A size that is not a positive integer."""
+
+    def __init__(self, op: str, name: str, value: object) -> None:
+        super().__init__(f"{op}: the size {name!r} must be an integer of at least 1, not {value!r}")
+
+
+class NotAvailable(CallError):
+    """A part of the interface that this version does not have."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        super().__init__(f"{what} is not available in this version of sma_compiler: {instead}")
+
+
+class UnknownLibraryOp(CallError, LookupError):
+    """A name that is not in the library."""
+
+    def __init__(self, name: object, known: Sequence[str]) -> None:
+        near = closest(name, known) if isinstance(name, str) else ""
+        super().__init__(f"the library has no {name!r}{near} It has {listed(known)}.")
