@@ -156,6 +156,20 @@ def add(graph: Graph, terms: list[Expr]) -> Expr:
     return total if total is not None else graph.const(0)
 
 
+def tidy(graph: Graph, expr: Expr) -> Expr:
+    """A static integer expression with its sums collected: -(-w) - 1 as w - 1."""
+    try:
+        terms = sorted(Polynomial(expr).monomials(), key=lambda term: (not term.powers, term.factor < 0))
+    except TooLarge:
+        return expr
+    total: Expr = graph.const(0)
+    for term in terms:
+        fn = "sub" if total is not graph.const(0) and term.factor < 0 else "add"
+        part = build(graph, abs(term.factor) if fn == "sub" else term.factor, term.powers)
+        total = part if total is graph.const(0) else graph.apply(fn, total, part)
+    return total
+
+
 def by_distance(graph: Graph, expr: Expr) -> dict[int, Expr] | None:
     """`expr` as a polynomial in d = i - j: the static coefficient of each power. None where it is none."""
     if expr.positions - {"i", "j"}:

@@ -11,8 +11,21 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sma_compiler.ir.graph import COMPARISONS, Graph
-from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Lag, MaskTimes, PathSum, Position, Reduce
-from sma_compiler.mask.algebra import by_distance, constant
+from sma_compiler.ir.nodes import (
+    Apply,
+    At,
+    Const,
+    Expr,
+    Kind,
+    Lag,
+    Levels,
+    MaskProduct,
+    MaskTimes,
+    PathSum,
+    Position,
+    Reduce,
+)
+from sma_compiler.mask.algebra import by_distance, constant, tidy
 
 MAX_PIECES = 64
 """A function with more cases than this is left alone, as one opaque value."""
@@ -81,11 +94,12 @@ class Splitter:
 
     def meet(self, a: Guard, b: Guard) -> Guard | None:
         """Both guards at once; None where they exclude each other for certain."""
-        lo, hi = self._bound("max", a.lo, b.lo), self._bound("min", a.hi, b.hi)
-        if lo is not None and hi is not None:
-            room = constant(self.graph.apply("sub", hi, lo))
-            if room is not None and room < 0:
-                return None
+        lo, hi = self.bound("max", a.lo, b.lo), self.bound("min", a.hi, b.hi)
+        for low, high in product({lo, a.lo, b.lo}, {hi, a.hi, b.hi}):
+            if low is not None and high is not None:
+                room = constant(self.graph.apply("sub", high, low))
+                if room is not None and room < 0:
+                    return None
         return Guard(
             lo,
             hi,
@@ -95,13 +109,24 @@ class Splitter:
             _extend(a.pairs, b.pairs),
         )
 
-    def _bound(self, fn: str, a: Expr | None, b: Expr | None) -> Expr | None:
+    def bound(self, fn: str, a: Expr | None, b: Expr | None) -> Expr | None:
+        """The `max` or `min` of two bounds, `None` being no bound at all."""
         if a is None or b is None:
             return b if a is None else a
         difference = constant(self.graph.apply("sub", a, b))
         if difference is not None:
             return a if (difference > 0) == (fn == "max") else b
         return self.graph.apply(fn, a, b)
+
+    def hull(self, pieces: tuple[Piece, ...]) -> tuple[Expr | None, Expr | None]:
+        """The band of i - j that holds every piece."""
+        if not pieces:
+            return self.graph.const(0), self.graph.const(0)
+        lo, hi = pieces[0].guard.lo, pieces[0].guard.hi
+        for piece in pieces[1:]:
+            lo = None if lo is None or piece.guard.lo is None else self.bound("min", lo, piece.guard.lo)
+            hi = None if hi is None or piece.guard.hi is None else self.bound("max", hi, piece.guard.hi)
+        return lo, hi
 
     def _crossed(self, left: list[Guard], right: list[Guard]) -> list[Guard]:
         met = (self.meet(a, b) for a, b in product(left, right))
@@ -178,6 +203,13 @@ class Splitter:
             return [replace(part, value=self.graph.reduce(expr.fn, part.value, expr.axis)) for part in parts]
         if isinstance(expr, Lag):
             return self._lag_cases(expr)
+        if isinstance(expr, Levels):
+            zero = self.graph.const(0)
+            return [Piece(Guard(lo=zero) if expr.row == "i" else Guard(hi=zero), expr)]
+        if isinstance(expr, MaskProduct):
+            left, right = self.hull(self.pieces(expr.left)), self.hull(self.pieces(expr.right))
+            lo, hi = (self._sum_of_bounds(a, b) for a, b in zip(left, right, strict=True))
+            return [Piece(Guard(lo, hi), expr)]
         if not isinstance(expr, Apply):
             return whole
         if expr.fn == "where":
@@ -202,7 +234,12 @@ class Splitter:
                 return [Piece(Guard(), expr)]
             grown = [(self.meet(guard, case.guard), (*args, case.value)) for guard, args in parts for case in cases]
             parts = [(guard, args) for guard, args in grown if guard is not None]
-        return [Piece(guard, self.graph.apply(expr.fn, *args, span=expr.span)) for guard, args in parts]
+        return [Piece(guard, self._value(expr, args)) for guard, args in parts]
+
+    def _value(self, expr: Apply, args: tuple[Expr, ...]) -> Expr:
+        if expr.fn == "exp" and constant(args[0]) == 0:
+            return self.one
+        return self.graph.apply(expr.fn, *args, span=expr.span)
 
     def _path_cases(self, expr: PathSum) -> list[Piece]:
         """A path sum lives on its own side of the diagonal and is 0 on the other: the empty path."""
@@ -216,14 +253,17 @@ class Splitter:
             ]
         return [Piece(Guard(hi=g.const(-first)), expr), Piece(Guard(lo=g.const(1 - first)), zero)]
 
+    def _sum_of_bounds(self, a: Expr | None, b: Expr | None) -> Expr | None:
+        return None if a is None or b is None else tidy(self.graph, self.graph.apply("add", a, b))
+
     def _lag_cases(self, expr: Lag) -> list[Piece]:
         """A table looked up at i - j + c is 0 outside its length: a band."""
         g = self.graph
         powers = by_distance(g, expr.index)
         if powers is None or set(powers) - {0, 1} or constant(powers.get(1, g.const(0))) != 1:
             return [Piece(Guard(), expr)]
-        lo = g.apply("neg", powers.get(0, g.const(0)))
-        hi = g.apply("add", lo, g.apply("sub", g.size("lag"), self.one))
+        lo = tidy(g, g.apply("neg", powers.get(0, g.const(0))))
+        hi = tidy(g, g.apply("add", lo, g.apply("sub", g.size("lag"), self.one)))
         return [Piece(Guard(lo=lo, hi=hi), expr)]
 
     def _order_cases(self, expr: Apply) -> list[Piece] | None:
@@ -245,6 +285,8 @@ class Splitter:
         g = self.graph
         if isinstance(expr, Const):
             return [Guard()] if bool(expr.value) is truth else []
+        if isinstance(expr, Apply) and expr.fn in COMPARISONS and expr.args[0] is expr.args[1]:
+            return [Guard()] if _HOLDS[expr.fn](0, 0) is truth else []
         if isinstance(expr, Apply) and len(expr.positions) == 2:
             if expr.fn == "not":
                 return self.where(expr.args[0], not truth)
@@ -281,9 +323,9 @@ class Splitter:
             value = constant(shift)
             if slope == 0 and value is not None:
                 return [Guard()] if _HOLDS[fn](value, 0) else []
-            if slope in (1, -1) and shift.kind is Kind.INT:
-                bound = g.apply("neg", shift) if slope == 1 else shift
-                return self._interval(fn if slope == 1 else _FLIP[fn], bound)
+            if slope in (1, -1) and shift.kind is Kind.INT or slope and value == 0:
+                bound = tidy(g, g.apply("neg", shift) if slope > 0 else shift)
+                return self._interval(fn if slope > 0 else _FLIP[fn], bound)
         if fn == "eq" and (segment := self._segment(left, right)) is not None:
             return [Guard(segments=(segment,))]
         return [Guard(pairs=(g.apply(fn, left, right),))]
@@ -291,7 +333,7 @@ class Splitter:
     def _interval(self, fn: str, bound: Expr) -> list[Guard]:
         """Guards for `i - j fn bound`."""
         g = self.graph
-        above, below = g.apply("add", bound, self.one), g.apply("sub", bound, self.one)
+        above, below = tidy(g, g.apply("add", bound, self.one)), tidy(g, g.apply("sub", bound, self.one))
         table = {
             "lt": [Guard(hi=below)],
             "le": [Guard(hi=bound)],
