@@ -12,7 +12,20 @@ from sma_compiler.errors import CallError
 from sma_compiler.ir.nodes import ParamDecl
 
 
-class ParameterError(CallError):
+class Mistake(CallError):
+    """Base of the classes below; they can be pickled, to cross processes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _remake, (type(self), self.args, vars(self))
+
+
+def _remake(kind: type[Mistake], args: tuple[object, ...], attributes: dict[str, object]) -> Mistake:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
+
+
+class ParameterError(Mistake):
     """A mistake about one parameter. `parameter` is its name, `span` its declaration in the spec."""
 
     def __init__(self, op: str, decl: ParamDecl, message: str) -> None:
@@ -47,14 +60,14 @@ class MissingArgument(ParameterError):
         super().__init__(op, decl, f"argument {decl.name!r} is missing: pass {what}")
 
 
-class UnknownArgument(CallError):
+class UnknownArgument(Mistake):
     """A keyword that is no parameter of the spec, nor an option of the call."""
 
     def __init__(self, op: str, name: str, known: Sequence[str]) -> None:
         super().__init__(f"{op}: no parameter {name!r}{closest(name, known)} It takes {listed(known)}.")
 
 
-class TooManyArguments(CallError):
+class TooManyArguments(Mistake):
     """More positional arguments than the spec has parameters."""
 
     def __init__(self, op: str, given: int, known: Sequence[str]) -> None:
@@ -118,7 +131,7 @@ class HeadSize(ParameterError):
         )
 
 
-class NoLength(CallError):
+class NoLength(Mistake):
     """None of the op's parameters has a time axis, so nothing tells how long the result is."""
 
     def __init__(self, op: str) -> None:
@@ -156,7 +169,7 @@ class NotFinite(ParameterError):
         super().__init__(op, decl, f"{decl.name!r} must be finite, but holds inf or NaN")
 
 
-class BadSequenceBounds(CallError):
+class BadSequenceBounds(Mistake):
     """`cu_seqlens` that does not cut the time axis into sequences."""
 
     def __init__(self, op: str, what: str) -> None:
@@ -174,14 +187,14 @@ class PackedBatch(ParameterError):
         )
 
 
-class NotAState(CallError):
+class NotAState(Mistake):
     """Something other than a `sma.State` where a state is taken."""
 
     def __init__(self, op: str, value: object) -> None:
         super().__init__(f"{op}: a state is a sma.State, as the op returned it, not {type(value).__name__}")
 
 
-class ForeignState(CallError):
+class ForeignState(Mistake):
     """A state that another spec made."""
 
     def __init__(self, op: str, theirs: str, ours: str) -> None:
@@ -190,28 +203,28 @@ class ForeignState(CallError):
         )
 
 
-class StateMismatch(CallError):
+class StateMismatch(Mistake):
     """A state of this op with other sizes, dtype or device than the call."""
 
     def __init__(self, op: str, name: str, what: str, found: object, expected: object) -> None:
         super().__init__(f"{op}: the {what} of state tensor {name!r} is {found}, but this call needs {expected}")
 
 
-class NoStates(CallError):
+class NoStates(Mistake):
     """A state was asked of an op that is not causal, or given to it."""
 
     def __init__(self, op: str, asked: str, reason: str) -> None:
         super().__init__(f"{op}: {asked} needs a causal op, and this one has no states: {reason}")
 
 
-class InPlaceNeedsState(CallError):
+class InPlaceNeedsState(Mistake):
     """`step(inplace=True)` without a state to update."""
 
     def __init__(self, op: str) -> None:
         super().__init__(f"{op}: inplace=True updates a state: pass state=op.empty_state(batch, capacity=...)")
 
 
-class CapacityExceeded(CallError):
+class CapacityExceeded(Mistake):
     """An in-place step that would drop a position that is still needed."""
 
     def __init__(self, op: str, name: str, capacity: int) -> None:
@@ -221,7 +234,7 @@ class CapacityExceeded(CallError):
         )
 
 
-class UnknownPlan(CallError):
+class UnknownPlan(Mistake):
     """A `plan=` that is not the name of any plan."""
 
     def __init__(self, op: str, plan: object, known: Sequence[str]) -> None:
@@ -229,35 +242,35 @@ class UnknownPlan(CallError):
         super().__init__(f"{op}: no plan {plan!r}{near} This op has {listed(known)} and 'auto'.")
 
 
-class RefusedPlan(CallError):
+class RefusedPlan(Mistake):
     """A plan that is legal in none of the op's contractions."""
 
     def __init__(self, op: str, plan: str, reason: str, legal: Sequence[str]) -> None:
         super().__init__(f"{op}: plan {plan!r} is not legal here: {reason}\n  Legal plans: {listed(legal)}.")
 
 
-class UnknownBackend(CallError):
+class UnknownBackend(Mistake):
     """A `backend=` that is not the name of any backend."""
 
     def __init__(self, op: str, backend: object, known: Sequence[str]) -> None:
         super().__init__(f"{op}: no backend {backend!r}; backends: {listed(known)} and 'auto'")
 
 
-class UnavailableBackend(CallError):
+class UnavailableBackend(Mistake):
     """A backend of the design that this version does not have."""
 
     def __init__(self, op: str, backend: str, available: Sequence[str]) -> None:
         super().__init__(f"{op}: backend {backend!r} is not available in this version; available: {listed(available)}")
 
 
-class UnknownPrecision(CallError):
+class UnknownPrecision(Mistake):
     """A `precision=` other than "ieee" and "tf32"."""
 
     def __init__(self, op: str, precision: object, known: Sequence[str]) -> None:
         super().__init__(f"{op}: no precision {precision!r}; precisions: {listed(known)}")
 
 
-class NoLogSumExp(CallError):
+class NoLogSumExp(Mistake):
     """`return_lse=True` of an op without exactly one softmax contraction."""
 
     def __init__(self, op: str, count: int) -> None:
@@ -266,35 +279,35 @@ class NoLogSumExp(CallError):
         )
 
 
-class UnknownSize(CallError):
+class UnknownSize(Mistake):
     """A size under a name that is neither an axis of the op nor one of its integer parameters."""
 
     def __init__(self, op: str, name: str, known: Sequence[str]) -> None:
         super().__init__(f"{op}: no size {name!r}{closest(name, known)} It takes {listed(known)}.")
 
 
-class MissingSize(CallError):
+class MissingSize(Mistake):
     """A size that nothing tells."""
 
     def __init__(self, op: str, name: str, why: str) -> None:
         super().__init__(f"{op}: the size {name!r} is missing: {why}")
 
 
-class WrongSize(CallError):
+class WrongSize(Mistake):
     """A size that is not a positive integer."""
 
     def __init__(self, op: str, name: str, value: object) -> None:
         super().__init__(f"{op}: the size {name!r} must be an integer of at least 1, not {value!r}")
 
 
-class NotAvailable(CallError):
+class NotAvailable(Mistake):
     """A part of the interface that this version does not have."""
 
     def __init__(self, what: str, instead: str) -> None:
         super().__init__(f"{what} is not available in this version of sma_compiler: {instead}")
 
 
-class UnknownLibraryOp(CallError, LookupError):
+class UnknownLibraryOp(Mistake, LookupError):
     """A name that is not in the library."""
 
     def __init__(self, name: object, known: Sequence[str]) -> None:

@@ -32,9 +32,9 @@ def canonical_text(op: Op) -> str:
         return axis(str(value)) if name in ("axis", "old", "new") else repr(value)
 
     lines = [f"sma {VERSION}"]
-    lines += [
-        f"param {p.name} {'number' if p.number else 'tensor'} {p.kind.name} {' '.join(p.dims)}" for p in op.params
-    ]
+    for decl in op.params:
+        what = "number" if decl.number else "tensor " + " ".join(decl.dims)
+        lines.append(f"param {decl.name} {decl.kind.name} {what}")
     for node in postorder((op.result,)):
         numbers[node] = f"%{len(numbers)}"
         parts = [shown(item.name, getattr(node, item.name)) for item in fields(node) if item.name not in _OMITTED]
