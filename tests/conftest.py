@@ -1,0 +1,31 @@
+"""Settings of every test: one profile for property tests, and skips of what the machine lacks."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "sma",
+    deadline=None,  # the first example of a test pays for imports and compilation
+    derandomize="CI" in os.environ,  # a submission is judged by its own change, not by chance
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
+settings.load_profile("sma")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random tensors in every run of a test."""
+    torch.manual_seed(0)
