@@ -71,6 +71,16 @@ class Graph:
         self._nodes: dict[tuple[object, ...], Expr] = {}
         self._fresh = 0
 
+    @classmethod
+    def of(cls, root: Expr) -> Graph:
+        """A graph that holds an expression made elsewhere, to go on building on it."""
+        graph = cls()
+        for node in postorder((root,)):
+            graph._make(node)
+            renamed = node.new.rpartition("'")[2] if isinstance(node, Rename) else ""
+            graph._fresh = max(graph._fresh, int(renamed) if renamed.isdigit() else 0)
+        return graph
+
     def _make(self, node: N) -> N:
         key = (type(node), *(v for k, v in vars(node).items() if k != "span"))
         if isinstance(node, Const):  # 1, 1.0 and True are equal to Python and differ here
@@ -218,8 +228,13 @@ class Graph:
     def transpose(self, mask: Expr) -> Expr:
         """The mask with i and j swapped; (L @ M)^T = M^T @ L^T."""
         flipped = self.reposition(mask, {"i": "j", "j": "i"})
-        products = [node for node in postorder((flipped,)) if isinstance(node, MaskProduct)]
-        return self.replace(flipped, {node: self.mask_product(node.right, node.left, node.span) for node in products})
+        done: dict[Expr, Expr] = {}
+        for node in postorder((flipped,)):
+            if isinstance(node, MaskProduct):
+                done[node] = self.mask_product(done[node.right], done[node.left], node.span)
+            else:
+                done[node] = self.rebuild(node, done)
+        return done[flipped]
 
     def rebuild(self, node: Expr, done: dict[Expr, Expr]) -> Expr:
         """The node over new operands; contractions, whose masks have positions of their own, stay as they are."""

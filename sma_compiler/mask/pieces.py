@@ -323,7 +323,7 @@ class Splitter:
             value = constant(shift)
             if slope == 0 and value is not None:
                 return [Guard()] if _HOLDS[fn](value, 0) else []
-            if slope in (1, -1) and shift.kind is Kind.INT or slope and value == 0:
+            if (slope in (1, -1) and shift.kind is Kind.INT) or (slope and value == 0):
                 bound = tidy(g, g.apply("neg", shift) if slope > 0 else shift)
                 return self._interval(fn if slope > 0 else _FLIP[fn], bound)
         if fn == "eq" and (segment := self._segment(left, right)) is not None:

@@ -58,7 +58,9 @@ def analyse(graph: Graph, mask: Expr) -> Analysis:
 
 def _near(splitter: Splitter, part: Part) -> Near:
     guard = part.piece.guard
-    mask = splitter.graph.apply("mul", splitter.expression(guard), part.piece.value)
+    mask = splitter.expression(guard)
+    if constant(part.piece.value) != 1:
+        mask = splitter.graph.apply("mul", mask, part.piece.value)
     return Near(mask, guard.lo, guard.hi)
 
 

@@ -1,0 +1,223 @@
+"""The facts of an op: one record a contraction, each fact with the reason it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sma_compiler.facts.bounds import bounds
+from sma_compiler.facts.rank import ranks
+from sma_compiler.facts.shape import gate, toeplitz
+from sma_compiler.facts.sizes import Count, count, symbol, to_sympy
+from sma_compiler.ir.graph import Graph
+from sma_compiler.ir.nodes import Attend, Contraction, Expr, MaskTimes, Solve
+from sma_compiler.ir.show import show_expr
+from sma_compiler.mask.algebra import constant
+from sma_compiler.mask.nodes import Decomposition, Stream
+from sma_compiler.mask.streams import Analysis, analyse
+
+NAMES = {Attend: "attend", MaskTimes: "times", Solve: "solve"}
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What is proven of one contraction's mask.
+
+    lower_rank, upper_rank: no block L[s:, :s] (L[:s, s:]) has a larger rank, per channel of the mask.
+    state_size: elements of the state for one batch row and head; 0 where there is none (a mask that is not causal).
+    band: lo <= i - j <= hi as text, "" for no bound. contracting: every gate is at most 1; None where that depends on
+    the values of a parameter. reasons: for every fact, why it holds.
+    """
+
+    contraction: str
+    causal: bool
+    band: tuple[str, str]
+    segments: bool
+    symmetric: bool
+    toeplitz: bool
+    gate: str
+    lower_rank: Count
+    upper_rank: Count
+    nonnegative: bool
+    contracting: bool | None
+    state_size: Count
+    reasons: dict[str, str] = field(hash=False)
+
+    def __str__(self) -> str:
+        names = ("causal", "band", "segments", "symmetric", "toeplitz", "gate", "lower_rank", "upper_rank")
+        rows = []
+        for name in (*names, "nonnegative", "contracting", "state_size"):
+            value = getattr(self, name)
+            if name == "band":
+                value = f"{value[0] or '-inf'} .. {value[1] or 'inf'}"
+            rows.append(f"    {name:<12} {value!s:<14} {self.reasons.get(name, '')}".rstrip())
+        return "\n".join([f"  {self.contraction}", *rows])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of an op; `masks` has one entry a contraction, in the order they are computed."""
+
+    masks: tuple[MaskFacts, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(str(mask) for mask in self.masks)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One contraction of an op with everything known of its mask."""
+
+    node: Contraction
+    name: str
+    analysis: Analysis
+    facts: MaskFacts
+
+    @property
+    def decomposition(self) -> Decomposition:
+        """The mask as streams and near parts."""
+        return self.analysis.decomposition
+
+
+def site(graph: Graph, node: Contraction, number: int) -> Site:
+    """Analyse the mask of one contraction; `number` counts those of its kind."""
+    analysis = analyse(graph, node.mask)
+    name = f"{NAMES[type(node)]}{number}"
+    return Site(node, name, analysis, _facts(graph, node, name, analysis))
+
+
+def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis) -> MaskFacts:
+    decomposition = analysis.decomposition
+    lo, hi = decomposition.lo, decomposition.hi
+    first = None if lo is None else constant(lo)
+    causal = first is not None and first >= 0
+    lower, upper = ranks(graph, analysis)
+    logs = [bounds(gate.log)[1] for stream in decomposition.streams for gate in stream.gates]
+    facts = MaskFacts(
+        contraction=name,
+        causal=causal,
+        band=("" if lo is None else show_expr(lo), "" if hi is None else show_expr(hi)),
+        segments=any(part.piece.guard.segments for part in analysis.parts),
+        symmetric=_symmetric(graph, node.mask, analysis),
+        toeplitz=toeplitz(graph, node.mask),
+        gate=gate(node.mask),
+        lower_rank=count(lower),
+        upper_rank=count(upper),
+        nonnegative=bounds(node.mask)[0] >= 0,
+        contracting=all(log <= 0 for log in logs) or None,
+        state_size=count(_state_size(node, decomposition) if causal else 0),
+        reasons={},
+    )
+    return replace(facts, reasons=_reasons(node, analysis, facts))
+
+
+def _symmetric(graph: Graph, mask: Expr, analysis: Analysis) -> bool:
+    """Whether the transpose is made of the same streams and has the same near parts."""
+    ours, theirs = analysis.decomposition, analyse(graph, graph.transpose(mask)).decomposition
+    same_near = {near.mask for near in ours.near} == {near.mask for near in theirs.near}
+    return same_near and set(ours.streams) == set(theirs.streams)
+
+
+def _state_size(node: Contraction, decomposition: Decomposition) -> Any:  # noqa: ANN401 - sympy ships no types
+    """Elements of the state for one batch row and head."""
+    keys, values = _widths(node)
+    if any(near.hi is None for near in decomposition.near) or not linear(node):
+        rows = symbol("time") if decomposition.hi is None else to_sympy(decomposition.hi)
+        return rows * (keys + values)
+    if isinstance(node, Attend) and node.normalize in ("sum", "max1", "softmax"):
+        values = values + 1
+    maximum = 1 if isinstance(node, Attend) and node.normalize == "softmax" and decomposition.streams else 0
+    total: Any = maximum
+    for members in shared(decomposition.streams):
+        size: Any = keys * values
+        for axis in members[0].contracted:
+            size = size * symbol(axis.partition("'")[0])
+        size = size * 2 ** len(members[0].turns) * (members[0].degree + 1)
+        total = total + size + max(stream.delay for stream in members) * (keys + values)
+    widest: Any = 0
+    for near in decomposition.near:
+        assert near.hi is not None
+        width = to_sympy(near.hi)
+        widest = width if not width.is_nonpositive and (width - widest).is_positive is not False else widest
+    return total + widest * (keys + values)
+
+
+def shared(streams: tuple[Stream, ...]) -> list[list[Stream]]:
+    """Streams that differ in their columns only: one state serves them together."""
+    groups: dict[Any, list[Stream]] = {}
+    for stream in streams:
+        key = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns, stream.contracted)
+        groups.setdefault(key, []).append(stream)
+    return list(groups.values())
+
+
+def linear(node: Contraction) -> bool:
+    """Whether a state of the mask's rank can carry the contraction: its weight is linear in the score, or the score
+    does not depend on i."""
+    if not isinstance(node, Attend):
+        return True
+    if node.activation != "none":
+        return False
+    return node.normalize != "softmax" or "time" not in node.q.axes
+
+
+def _widths(node: Contraction) -> tuple[Any, Any]:
+    """The sizes of the key and the value axis as the state has them."""
+    keyed: tuple[Expr, ...]
+    valued: tuple[Expr, ...]
+    match node:
+        case Attend(mask=mask, q=q, k=k, v=v):
+            stabilised = node.normalize == "softmax" and "time" not in q.axes
+            keyed, valued = ((mask,) if stabilised else (mask, q, k)), (mask, q, k, v)
+        case Solve(mask=mask, a=a, b=b, u=u):
+            keyed, valued = (mask, a, b), (mask, u)
+        case MaskTimes(mask=mask, x=x):
+            keyed = valued = (mask, x)
+    key = symbol("key") if any("key" in part.axes for part in keyed) else 1
+    value = symbol("value") if any("value" in part.axes for part in valued) else 1
+    return key, value
+
+
+def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts) -> dict[str, str]:
+    decomposition = analysis.decomposition
+    streams = len(decomposition.streams)
+    near = [part.why_near for part in analysis.parts if part.why_near]
+    made_of = f"{streams} stream{'s' if streams != 1 else ''}"
+    if near:
+        made_of += f" and {len(near)} part{'s' if len(near) != 1 else ''} that no stream holds: {near[0]}"
+    low, high = bounds(node.mask)
+    return {
+        "causal": "every piece lies on i - j >= 0" if facts.causal else "some piece has i - j < 0",
+        "band": "the hull of the supports of its pieces" if any(facts.band) else "its pieces reach both corners",
+        "segments": "ids compared at i and j never fall along time: equal ids form runs"
+        if facts.segments
+        else "no run of equal ids is compared",
+        "symmetric": "its transpose has the same parts" if facts.symmetric else "its transpose has other parts",
+        "toeplitz": "it depends on i - j alone"
+        if facts.toeplitz
+        else "it indexes a tensor in time, or i or j stands alone",
+        "gate": _gate_reason(facts.gate),
+        "lower_rank": made_of,
+        "upper_rank": made_of,
+        "nonnegative": f"interval arithmetic bounds it by {low:g} and {high:g}",
+        "contracting": "every log gate is at most 0" if facts.contracting else "it depends on the gates' values",
+        "state_size": _state_reason(node, decomposition, facts.causal),
+    }
+
+
+def _gate_reason(kind: str) -> str:
+    if kind == "none":
+        return "its entries are 0 and 1"
+    if kind == "scalar":
+        return "it carries neither key nor value"
+    return f"it carries {kind.replace('_', ' and ')}"
+
+
+def _state_reason(node: Contraction, decomposition: Decomposition, causal: bool) -> str:
+    if not causal:
+        return "later positions matter: no state"
+    if not linear(node):
+        return "the weight is not linear in the score: the keys and values themselves are kept"
+    if any(near.hi is None for near in decomposition.near):
+        return "a part of unbounded reach has no finite rank: the keys and values themselves are kept"
+    return "a matrix for each stream, the last columns for delays and bands"

@@ -1,0 +1,84 @@
+"""Numbers that depend on sizes known only at the call: ranks and state sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sma_compiler.ir.nodes import Apply, Const, Expr, Param, Size, postorder
+
+if TYPE_CHECKING:
+    import sympy
+
+
+@dataclass(frozen=True)
+class SizeExpr:
+    """An integer expression in axis sizes (`key`, `time`, ...) and int parameters, such as `w - 1`."""
+
+    expr: sympy.Expr
+
+    def at(self, **sizes: int) -> int:
+        """Its value; needs every name that it mentions, and ignores others."""
+        missing = [name for name in self.names if name not in sizes]
+        if missing:
+            raise TypeError(f"{self} needs {', '.join(missing)}")
+        return int(self.expr.subs({symbol: sizes[str(symbol)] for symbol in self.expr.free_symbols}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sizes and parameters that it mentions, sorted."""
+        return tuple(sorted(str(symbol) for symbol in self.expr.free_symbols))
+
+    def __str__(self) -> str:
+        return str(self.expr)
+
+
+Count = int | SizeExpr
+"""A number known at compile time, or an expression in sizes."""
+
+
+def symbol(name: str) -> Any:  # noqa: ANN401 - sympy ships no types
+    """The sympy symbol of a size or an int parameter."""
+    from sympy import Symbol
+
+    return Symbol(name, integer=True, positive=True)
+
+
+def count(expr: Any) -> Count:  # noqa: ANN401 - sympy ships no types
+    """A sympy expression (or an int) as a count."""
+    return int(expr) if getattr(expr, "is_Integer", isinstance(expr, int)) else SizeExpr(expr)
+
+
+def at(number: Count, **sizes: int) -> int:
+    """The value of a count at some sizes."""
+    return number if isinstance(number, int) else number.at(**sizes)
+
+
+def to_sympy(expr: Expr) -> Any:  # noqa: ANN401 - sympy ships no types
+    """A static integer expression as sympy, built node by node: no text is ever parsed."""
+    from sympy import Add, Integer, Max, Min, Mod, Mul, floor
+
+    table = {
+        "add": Add,
+        "sub": lambda a, b: a - b,
+        "mul": Mul,
+        "neg": lambda a: -a,
+        "min": Min,
+        "max": Max,
+        "floordiv": lambda a, b: floor(a / b),
+        "mod": Mod,
+    }
+    values: dict[Expr, Any] = {}
+    for node in postorder((expr,)):
+        match node:
+            case Const(value=value):
+                values[node] = Integer(int(value))
+            case Param(name=name):
+                values[node] = symbol(name)
+            case Size(axis=axis):
+                values[node] = symbol(axis)
+            case Apply(fn=fn, args=args) if fn in table:
+                values[node] = table[fn](*(values[arg] for arg in args))
+            case _:
+                values[node] = symbol("time")
+    return values[expr]
