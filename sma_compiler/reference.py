@@ -73,12 +73,26 @@ def evaluate_with_lse(
 
 
 def mask_matrix(op: Op, mask: Expr, arguments: Mapping[str, Argument], rows: Tensor | None = None) -> Value:
-    """A mask of the op at every pair of positions (or of some rows): dimensions `i` and `j` and its own axes."""
+    """A mask of the op at every pair of positions (or of some rows): its own axes, then `i` and `j`."""
+    pairs, full = _pairs(op, mask, arguments, rows)
+    return pairs.value(mask).expanded(full)
+
+
+def mask_support(op: Op, mask: Expr, arguments: Mapping[str, Argument], rows: Tensor | None = None) -> Value:
+    """Where no boolean factor and no `where` makes the mask 0, as a boolean mask."""
+    pairs, full = _pairs(op, mask, arguments, rows)
+    held = pairs.support(mask)
+    if held is None:
+        held = Value(torch.ones((), dtype=torch.bool, device=pairs.places["t"].device), ())
+    return held.expanded(full)
+
+
+def _pairs(op: Op, mask: Expr, arguments: Mapping[str, Argument], rows: Tensor | None) -> tuple[Pairs, dict[str, int]]:
     sequence = Sequence(op, arguments)
     columns = torch.arange(sequence.sizes["time"], device=sequence.device)
     at = columns if rows is None else rows
-    value = Pairs(sequence.tensors_of(mask).__getitem__, at, columns, len(columns)).value(mask)
-    return value.expanded({"i": len(at), "j": len(columns)})
+    pairs = Pairs(sequence.tensors_of(mask).__getitem__, at, columns, len(columns))
+    return pairs, {"i": len(at), "j": len(columns)}
 
 
 def tensor_value(op: Op, expr: Expr, arguments: Mapping[str, Argument]) -> Value:

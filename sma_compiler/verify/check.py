@@ -1,0 +1,77 @@
+"""Plans against the reference, and backends against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from sma_compiler.ir.nodes import Solve
+from sma_compiler.verify.bounds import gradient_bound, output_bound
+from sma_compiler.verify.cases import Case, Run
+from sma_compiler.verify.contract import FP32_FLOOR, UNIT, Line, Report, Title, comparable, within
+from sma_compiler.verify.errors import SEEDS, SMALL, Errors
+from sma_compiler.verify.gate_sums import contractions
+
+FOURIER = frozenset({"toeplitz"})
+"""Plans whose errors are relative to the row's maximum."""
+
+
+def check_plan(cases: Sequence[Case], run: Run, plan: str, backend: str = "torch") -> Report:
+    """A plan of the torch backend against the reference: the output, and the gradient of every real parameter.
+
+    cases: the same op, sizes and dtype with several seeds; `SEEDS` of them where blocks are small.
+    """
+    runs = [case.errors(run, plan, by_row_maximum=plan in FOURIER) for case in cases]
+    report = Report(())
+    for what in runs[0]:
+        seeds = [found[what] for found in runs]
+        report += within(title(cases[0], plan, backend, what), seeds, *lines(cases, what))
+    return report
+
+
+def compare_backends(cases: Sequence[Case], run: Run, other: Run, plan: str, backend: str = "triton") -> Report:
+    """A plan of one backend against the torch backend's error with the same plan and dtype."""
+    by_row_maximum = plan in FOURIER
+    mine = [case.errors(run, plan, by_row_maximum=by_row_maximum) for case in cases]
+    theirs = [case.errors(other, plan, by_row_maximum=by_row_maximum) for case in cases]
+    report = Report(())
+    for what in mine[0]:
+        seeds = [found[what] for found in mine], [found[what] for found in theirs]
+        report += comparable(title(cases[0], plan, backend, what), *seeds, cases[0].unit)
+    return report
+
+
+def title(case: Case, plan: str, backend: str, what: str) -> Title:
+    """What a check of this case is about."""
+    return Title(case.op.name, plan, backend, str(case.cotangent.dtype).removeprefix("torch."), what)
+
+
+def lines(cases: Sequence[Case], what: str) -> tuple[Line, Line]:
+    """The bounds of a whole tensor and of a block of it.
+
+    An output of one contraction: fp32 (and fp64 with its own roundoff) 2e-6 + u (G + sqrt T) relative; bf16 and fp16
+    2 rms(round(f64) - f64) + u rms(f64). With `solve`, several contractions, and for gradients: measured constants.
+    """
+    case = cases[0]
+    unit = case.unit
+    narrow = unit > UNIT[torch.float32]
+    steep = FP32_FLOOR + max(one.gate_sum for one in cases) + math.sqrt(case.length)
+    if what == "output" and not _measured(case):
+        line = Line(2.0, unit) if narrow else Line(0.0, unit * steep)
+        return line, line
+    bound = output_bound(case.op.name, narrow) if what == "output" else gradient_bound(case.op.name, narrow)
+    if narrow:
+        return Line(2.0, bound.whole * unit), Line(2.0, bound.block * unit)
+    return Line(0.0, bound.whole * unit * steep), Line(0.0, bound.block * unit * steep)
+
+
+def _measured(case: Case) -> bool:
+    found = contractions(case.op)
+    return len(found) > 1 or any(isinstance(node, Solve) for node in found)
+
+
+def seeds_needed(errors: dict[str, Errors]) -> int:
+    """How many seeds the blocks of these tensors need."""
+    return SEEDS if any(float(one.count[one.count > 0].min()) < SMALL for one in errors.values()) else 1
