@@ -14,8 +14,8 @@ class Source:
 
     def line(self, number: int) -> str:
         """The line with this 1-based number, without its newline; empty past the end."""
-        lines = self.text.splitlines()
-        return lines[number - 1] if 1 <= number <= len(lines) else ""
+        lines = self.text.split("\n")
+        return lines[number - 1].removesuffix("\r") if 1 <= number <= len(lines) else ""
 
 
 @dataclass(frozen=True)

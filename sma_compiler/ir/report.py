@@ -1,0 +1,89 @@
+"""Where a checked expression stands, and the mistakes found so far."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sma_compiler.errors import SpecError
+from sma_compiler.ir.nodes import Expr
+from sma_compiler.mistakes import Mistake
+from sma_compiler.source import Span
+from sma_compiler.syntax import tree
+from sma_compiler.syntax.show import show_expr
+
+MAX_MISTAKES = 100
+_LONGEST = 48
+
+
+class Enough(Exception):
+    """More mistakes than anyone reads: checking stops."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A `def` and the ones above it, which are all that its body sees. `broken`: a mistake was reported already."""
+
+    name: str
+    params: tuple[str, ...] | None
+    value: tree.Expr
+    visible: Mapping[str, Definition]
+    span: Span
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What names mean: values (None after a mistake), defs, and whether `t` has a meaning.
+
+    Inside the body of a `def`, `inside` is the text of the outermost use and `site` its place.
+    """
+
+    names: Mapping[str, Expr | None]
+    defs: Mapping[str, Definition]
+    path: bool = False
+    inside: str = ""
+    site: Span | None = None
+
+    def place(self, node: tree.Node) -> Span:
+        """Where the user wrote the node, or used the `def` that it is in."""
+        return self.site or node.span
+
+
+class Report:
+    """Collects mistakes, each once."""
+
+    def __init__(self, errors: Iterable[SpecError] = ()) -> None:
+        self.errors = list(errors)
+        self._seen: set[tuple[object, ...]] = set()
+
+    def add(self, mistake: SpecError) -> None:
+        key = (type(mistake), mistake.span, mistake.message)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.errors.append(mistake)
+            if len(self.errors) >= MAX_MISTAKES:
+                raise Enough
+
+    def say(self, kind: type[Mistake], scope: Scope, node: tree.Node, **words: object) -> None:
+        """A mistake at a node."""
+        self.add(kind(scope.place(node), scope.inside, **words))
+
+
+def quote(node: tree.Expr) -> str:
+    """The expression as a message shows it: on one line, cut where it is long."""
+    text = show_expr(node)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def quote_tight(node: tree.Expr) -> str:
+    """The expression as it stands before an index: in brackets where it needs them."""
+    tight = isinstance(node, tree.Name | tree.Call | tree.Index | tree.Number)
+    return quote(node) if tight else f"({quote(node)})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` most likely stands for; empty where none is near."""
+    found = difflib.get_close_matches(name, sorted(set(known)), 1, 0.6) if len(name) <= 64 else []
+    return found[0] if found else ""

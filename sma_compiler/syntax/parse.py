@@ -1,0 +1,107 @@
+"""Text to tree: cut into items (`layout`), parsed by lark one by one, rebuilt as our nodes (`build`)."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sma_compiler.errors import SpecError, SpecErrors
+from sma_compiler.source import Source
+from sma_compiler.syntax import tree
+from sma_compiler.syntax.build import Build
+from sma_compiler.syntax.explain import explain_character, explain_token
+from sma_compiler.syntax.layout import Item, split
+from sma_compiler.syntax.locate import grammar_text
+
+if TYPE_CHECKING:
+    from lark import Lark
+
+_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The items that parse, the mistakes of those that do not, and the names that the latter would have defined."""
+
+    file: tree.File
+    errors: tuple[SpecError, ...]
+    lost: frozenset[str]
+
+
+def parse(source: Source) -> tree.File:
+    """The tree of a file. SpecError with every mistake in how it is written."""
+    parsed = parse_items(source)
+    raise_all(parsed.errors)
+    return parsed.file
+
+
+def parse_items(source: Source) -> Parsed:
+    """The items of a file, each parsed by itself so that one mistake hides no other."""
+    found, stray = split(source)
+    items: list[tree.Op | tree.Define] = []
+    errors = list(stray)
+    lost: set[str] = set()
+    for item in found:
+        try:
+            raise_all(item.errors)
+            items.append(_parse_item(item))
+        except SpecError as error:
+            errors.extend(error.errors)
+            if item.defines:
+                lost.add(item.defines)
+    return Parsed(tree.File(tuple(items)), tuple(errors), frozenset(lost))
+
+
+def raise_all(errors: tuple[SpecError, ...]) -> None:
+    """Raises the one mistake, or all of them together in the order of the text; nothing where there is none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise SpecErrors(tuple(sorted(errors, key=_place)))
+
+
+def _place(error: SpecError) -> tuple[int, int]:
+    return (error.span.line, error.span.column) if error.span else (0, 0)
+
+
+def _parse_item(item: Item) -> tree.Op | tree.Define:
+    from lark import UnexpectedCharacters, UnexpectedToken
+
+    try:
+        with _LOCK:  # lark's Indenter keeps the state of the parse in itself
+            found = lark_parser().parse(item.text)
+    except UnexpectedCharacters as error:
+        raise explain_character(item, error.line, error.column, error.pos_in_stream or 0) from None
+    except UnexpectedToken as error:
+        raise explain_token(item, error.token, frozenset(error.accepts or ())) from None
+    (root,) = found.children
+    assert not isinstance(root, str)
+    return Build(item).node(root)
+
+
+@cache
+def lark_parser(strict: bool = False) -> Lark:
+    """The LALR(1) parser of `grammar/sma.lark`; `strict` also refuses conflicts and terminals that collide."""
+    from lark import Lark
+    from lark.indenter import Indenter
+
+    class Layout(Indenter):
+        NL_type = "_NL"
+        OPEN_PAREN_types = "LPAR LSQB".split()
+        CLOSE_PAREN_types = "RPAR RSQB".split()
+        INDENT_type = "_INDENT"
+        DEDENT_type = "_DEDENT"
+        tab_len = 8
+
+    return Lark(
+        grammar_text(),
+        parser="lalr",
+        lexer="basic",
+        start="file",
+        postlex=Layout(),
+        propagate_positions=True,
+        maybe_placeholders=True,
+        strict=strict,
+    )
