@@ -68,9 +68,8 @@ def norm_and_map(scale: Scale) -> tuple[Normalize, Colormap]:
     from matplotlib import colors
 
     signed = scale.kind.startswith("signed") or (scale.kind == "constant" and scale.high < 0)
-    palette = colors.LinearSegmentedColormap.from_list("sma", DIVERGING if signed else SEQUENTIAL, N=512)
-    palette.set_bad(PAPER)
-    palette.set_under(palette(0.0))
+    palette: Colormap = colors.LinearSegmentedColormap.from_list("sma", DIVERGING if signed else SEQUENTIAL, N=512)
+    palette = palette.with_extremes(bad=PAPER, under=palette(0.0))
     match scale.kind:
         case "constant":
             reach = abs(scale.high) / 0.7

@@ -101,6 +101,7 @@ class _Sheet:
         bold: bool = False,
         italic: bool = False,
         family: str | None = None,
+        math: bool = False,
     ) -> None:
         self.figure.text(
             left / self.width,
@@ -113,6 +114,7 @@ class _Sheet:
             weight="bold" if bold else "normal",
             style="italic" if italic else "normal",
             family=family,
+            parse_math=math,
         )
 
 
@@ -176,7 +178,7 @@ def _draw_scale(sheet: _Sheet, image: AxesImage, scale: Scale, values: NDArray[n
         swatch.set_facecolor(image.to_rgba(np.array([scale.high]))[0])
         swatch.set_xticks([])
         swatch.set_yticks([])
-        sheet.text(MARGIN + 0.26, top + 0.085, f"$L_{{ij}} = {scale.high:.4g}$", va="center", size=12)
+        sheet.text(MARGIN + 0.26, top + 0.085, f"$L_{{ij}} = {scale.high:.4g}$", va="center", size=12, math=True)
         sheet.text(MARGIN + SIDE, top + 0.085, "white: 0", va="center", ha="right", size=12, color=QUIET)
         return
     bar = sheet.axes(MARGIN, top, SIDE * 0.72, 0.13)
@@ -189,7 +191,9 @@ def _draw_scale(sheet: _Sheet, image: AxesImage, scale: Scale, values: NDArray[n
         drawn.set_ticks([scale.low, -scale.threshold, 0, scale.threshold, scale.high])
         drawn.set_ticklabels([f"{tick:.2g}" for tick in (scale.low, -scale.threshold, 0, scale.threshold, scale.high)])
     drawn.minorticks_off()
-    sheet.text(MARGIN + SIDE, top + 0.065, "$L_{ij}$   white: 0", va="center", ha="right", size=12, color=QUIET)
+    sheet.text(
+        MARGIN + SIDE, top + 0.065, "$L_{ij}$   white: 0", va="center", ha="right", size=12, color=QUIET, math=True
+    )
 
 
 def _draw_plans(sheet: _Sheet, mask: MaskView, top: float) -> None:
