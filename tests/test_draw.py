@@ -111,6 +111,7 @@ def view(values: torch.Tensor, plans: tuple[str, ...], causal: bool = True) -> M
         title="attend",
         values=values.double().numpy(),
         live=(values != 0).numpy(),
+        near=(LAG == 0).numpy(),
         blocks=tuple(partition(values.double())),
         lower="1",
         upper="0" if causal else "1",

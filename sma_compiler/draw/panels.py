@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,19 +73,29 @@ def _quadratic(axes: Axes, mask: MaskView, inches: float) -> None:
         _tile(axes, row, column, int(state))
 
 
-def _carried(axes: Axes, mask: MaskView) -> NDArray[np.bool_]:
-    """Tints the tiles off the diagonal that a state stands for; returns which they are."""
-    carried: NDArray[np.bool_] = (_tiles(mask) != SKIPPED) & ~np.eye(TILES, dtype=bool)
-    for row, column in np.argwhere(carried):
-        _box(axes, column, row, 1, 1, CARRIED, CARRIED, 0.3)
+def _carried(mask: MaskView) -> NDArray[np.bool_]:
+    """The tiles off the diagonal that hold pairs which a state stands for."""
+    far = classify(mask.live & ~mask.near, -(-mask.live.shape[0] // TILES)) != SKIPPED
+    carried: NDArray[np.bool_] = far & ~np.eye(TILES, dtype=bool)
     return carried
 
 
+def _near(mask: MaskView) -> NDArray[np.bool_]:
+    """The tiles that hold pairs which no state stands for."""
+    near: NDArray[np.bool_] = classify(mask.live & mask.near, -(-mask.live.shape[0] // TILES)) != SKIPPED
+    return near
+
+
+def _tint(axes: Axes, carried: NDArray[np.bool_]) -> None:
+    for row, column in np.argwhere(carried):
+        _box(axes, column, row, 1, 1, CARRIED, CARRIED, 0.3)
+
+
 def _chunked(axes: Axes, mask: MaskView, inches: float) -> None:
-    states = _tiles(mask)
-    carried = _carried(axes, mask)
-    for chunk in range(TILES):
-        _tile(axes, chunk, chunk, int(states[chunk, chunk]))
+    states, carried = _tiles(mask), _carried(mask)
+    _tint(axes, carried)
+    for row, column in np.argwhere(_near(mask) | np.eye(TILES, dtype=bool)):
+        _tile(axes, row, column, PARTIAL if carried[row, column] else int(states[row, column]))
     for chunk in range(TILES - 1):
         for live, x, y, turn in (
             (carried[chunk + 1, chunk], chunk + 0.5, chunk + 1.5, 1),
@@ -99,7 +109,10 @@ def _chunked(axes: Axes, mask: MaskView, inches: float) -> None:
 
 
 def _recurrent(axes: Axes, mask: MaskView, inches: float) -> None:
-    carried = _carried(axes, mask)
+    carried = _carried(mask)
+    _tint(axes, carried)
+    for row, column in np.argwhere(_near(mask) & ~np.eye(TILES, dtype=bool)):
+        _tile(axes, row, column, PARTIAL if carried[row, column] else int(_tiles(mask)[row, column]))
     size = TILES / STEPS
     for step in range(STEPS):
         _box(axes, step * size, step * size, size, size, FULL_TILE, line=0.6)
@@ -156,16 +169,17 @@ _WORDS = {
     "state": "state handed on",
     "lag": "one entry a diagonal",
     "level": "one state a block",
-    "rank": "rank ≤ inferred rank",
 }
 
 
 def legend_entries(plans: tuple[str, ...], mask: MaskView) -> list[str]:
     """Which marks the panels of these plans contain, in the order they are explained."""
     states = _tiles(mask)
-    wanted = {entry for plan in plans for entry in _ENTRIES[plan]} | {"rank"}
+    wanted = {entry for plan in plans for entry in _ENTRIES[plan]}
     if "global" not in plans and FULL not in (states if "quadratic" in plans else states.diagonal()):
         wanted.discard("full")
+    if not _carried(mask).any():
+        wanted -= {"carried", "state"}
     if SKIPPED not in states:
         wanted.discard("skipped")
     if PARTIAL not in states:
@@ -197,8 +211,5 @@ def _swatch(axes: Axes, entry: str, left: float, middle: float) -> None:
         case "step":
             for step in range(3):
                 _box(axes, left + 0.05 + 0.06 * step, middle - 0.09 + 0.06 * step, 0.06, 0.06, FULL_TILE)
-        case "rank":
-            pill: Any = {"boxstyle": "round,pad=0.2", "fc": PAPER, "ec": RULE}
-            axes.text(left + 0.14, middle, "1 ≤ 1", ha="center", va="center", fontsize=9, clip_on=False, bbox=pill)
         case _:
             _box(axes, left + 0.05, middle - 0.09, 0.18, 0.18, fills[entry], fills[entry])

@@ -23,12 +23,14 @@ class MaskView:
     """One mask of an op.
 
     values: [T, T] fp64, one head and channel. live: [T, T], the pairs a plan computes (the support known before any
-    value is). lower, upper: the inferred ranks as text. causal: nothing lies above the diagonal.
+    value is). near: [T, T], the part of `live` that no state stands for. lower, upper: the inferred ranks as text.
+    causal: nothing lies above the diagonal.
     """
 
     title: str
     values: NDArray[np.float64]
     live: NDArray[np.bool_]
+    near: NDArray[np.bool_]
     blocks: tuple[Block, ...]
     lower: str
     upper: str

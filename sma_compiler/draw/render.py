@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SIDE = 4.6
 GAP = 0.55
 MARGIN = 0.5
-HEAD = 0.62
+HEAD = 0.92
 FOOT = 0.95
 LONG_FOOT = 1.5
 LINE = 0.205
@@ -146,8 +146,10 @@ def _draw_mask(sheet: _Sheet, mask: MaskView, top: float) -> None:
     axes.set_xlabel("key position  $j$", fontsize=12, color=QUIET, labelpad=4)
     axes.set_ylabel("query position  $i$", fontsize=12, color=QUIET, labelpad=4)
     for block in mask.blocks:
-        if block.lower or not mask.causal:
-            _draw_block(axes, block, mask.lower if block.lower else mask.upper, count)
+        bound = mask.lower if block.lower else mask.upper
+        if bound != "0":
+            _draw_block(axes, block, bound, count)
+    _draw_heading(sheet, MARGIN, top + HEAD, SIDE, "mask", "blocks: numerical rank ≤ inferred rank")
     _draw_scale(sheet, image, scale, mask.values, top + HEAD + SIDE + 0.34)
 
 
@@ -196,6 +198,11 @@ def _draw_scale(sheet: _Sheet, image: AxesImage, scale: Scale, values: NDArray[n
     )
 
 
+def _draw_heading(sheet: _Sheet, left: float, bottom: float, width: float, name: str, note: str) -> None:
+    sheet.text(left, bottom - 0.06, name, va="bottom", size=14, bold=True)
+    sheet.text(left + width, bottom - 0.06, note, va="bottom", ha="right", size=11, color=QUIET)
+
+
 def _draw_plans(sheet: _Sheet, mask: MaskView, top: float) -> None:
     left, top = MARGIN + SIDE + GAP, top + HEAD
     side = SIDE if len(mask.plans) == 1 else (SIDE - GUTTER) / 2
@@ -203,8 +210,7 @@ def _draw_plans(sheet: _Sheet, mask: MaskView, top: float) -> None:
     for place, plan in enumerate(mask.plans[:4]):
         across, down = left + step * (place % 2), top + step * (place // 2)
         draw_plan(sheet.axes(across, down, side, side), plan.name, mask, side)
-        sheet.text(across, down - 0.06, plan.name, va="bottom", size=14, bold=True)
-        sheet.text(across + side, down - 0.06, plan.cost, va="bottom", ha="right", size=11, color=QUIET)
+        _draw_heading(sheet, across, down, side, plan.name, plan.cost)
     entries = legend_entries(tuple(plan.name for plan in mask.plans), mask)
     match len(mask.plans):
         case 2:
