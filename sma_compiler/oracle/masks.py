@@ -330,7 +330,7 @@ def look_up(table: Value, index: Value, axis: str = "lag") -> Value:
         return keep(inside, named(data, axes))
     axes = union((table, clamped))
     rest = tuple(name for name in axes if name != axis)
-    sizes = [max(table.size(name), clamped.size(name)) for name in rest]
+    sizes = [(table if name in table.axes else clamped).size(name) for name in rest]
     spread = table.aligned((*rest, axis)).expand(*sizes, length)
     chosen = clamped.aligned(rest).expand(sizes)
     return keep(inside, Value(spread.gather(-1, chosen[..., None]).squeeze(-1), rest))

@@ -138,7 +138,7 @@ class Needs:
         if not measured:
             return
         probe = _probe(self.op)
-        held = mask_support(self.op, mask, probe).data.flatten(0, -3).any(0)
+        held = mask_support(self.op, mask, probe).data.reshape(-1, _PROBE["time"], _PROBE["time"]).any(0)
         for node in measured:
             value = mask_matrix(self.op, node, probe).data
             self._places[node] = int(torch.where(held, value, torch.zeros_like(value)).sign().sum().sign())
@@ -279,7 +279,7 @@ class _Draw:
 
     def _number(self, decl: ParamDecl, generator: torch.Generator) -> int | float:
         if decl.kind is Kind.INT:
-            return int(torch.randint(1, self.sizes["time"] + 1, (), generator=generator))
+            return int(torch.randint(1, max(2, self.sizes["time"] + 1), (), generator=generator))
         return float(self._reals(decl, [1], generator))
 
     def _integers(self, decl: ParamDecl, dims: list[int], generator: torch.Generator) -> Tensor:
