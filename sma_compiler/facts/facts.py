@@ -123,7 +123,7 @@ def _state_size(node: Contraction, decomposition: Decomposition) -> Any:  # noqa
     keys, values = _widths(node)
     if any(near.hi is None for near in decomposition.near) or not linear(node):
         rows = symbol("time") if decomposition.hi is None else to_sympy(decomposition.hi)
-        return rows * (keys + values)
+        return rows * (keys * values if isinstance(node, MaskTimes) else keys + values)
     if isinstance(node, Attend) and node.normalize in ("sum", "max1", "softmax"):
         values = values + 1
     maximum = 1 if isinstance(node, Attend) and node.normalize == "softmax" and decomposition.streams else 0

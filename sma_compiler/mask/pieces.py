@@ -145,6 +145,8 @@ class Splitter:
             return [replace(piece, value=g.apply("neg", piece.value)) for piece in self._terms(expr.args[0])]
         if expr.fn == "mul":
             return self._product(self._terms(expr.args[0]), self._terms(expr.args[1]), expr)
+        if expr.fn == "div" and len(below := self._cases(expr.args[1])) == 1:
+            return [replace(top, value=g.apply("div", top.value, below[0].value)) for top in self._terms(expr.args[0])]
         if expr.fn == "where":
             chosen = ((True, expr.args[1]), (False, expr.args[2]))
             found: list[Piece] = []

@@ -8,7 +8,7 @@ from sma_compiler.facts.bounds import bounds
 from sma_compiler.facts.facts import NAMES, Facts, Site, linear, site
 from sma_compiler.facts.sizes import Count
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskTimes, Op, Solve, postorder
+from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskTimes, Op, Size, Solve, postorder
 from sma_compiler.mask.algebra import constant
 from sma_compiler.mask.elementary import is_elementary
 from sma_compiler.plan.errors import MaskMayBeNegative, SolveNotStrict
@@ -148,8 +148,11 @@ def _unbounded(found: Site) -> str:
     if node.kind is not Kind.REAL:
         return "integers are summed exactly, by the quadratic plan"
     for part in found.analysis.parts:
-        if not part.streams and (part.piece.guard.lo is None or part.piece.guard.hi is None):
+        bounds_of = (part.piece.guard.lo, part.piece.guard.hi)
+        if not part.streams and None in bounds_of:
             return part.why_near
+        if any(isinstance(leaf, Size) for bound in bounds_of if bound is not None for leaf in postorder((bound,))):
+            return "it reaches as far back as a table is long: its rank grows with the table"
     if isinstance(node, Attend) and node.normalize == "softmax":
         return _stabilised(found)
     return ""
