@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
+_WIDTH = 160
+"""Characters of a source line that an error shows."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The text of one spec and the name it is reported under (a path, or `<spec>`)."""
@@ -40,11 +44,15 @@ class Span:
         return line[self.column - 1 : stop]
 
     def render(self) -> str:
-        """The source line with a caret line under the span."""
+        """The source line with a caret line under the span; of a line that is too long, the part around the span."""
         line = self.source.line(self.line)
         stop = self.end_column if self.end_line == self.line else len(line) + 1
-        width = max(1, min(stop, len(line) + 1) - self.column)
-        return f"{line}\n{' ' * (self.column - 1)}{'^' * width}"
+        start, stop = self.column - 1, min(max(stop - 1, self.column), max(len(line), self.column))
+        if len(line) > _WIDTH:
+            first = max(0, min(start - _WIDTH // 4, len(line) - _WIDTH))
+            line = ("..." if first else "") + line[first : first + _WIDTH] + ("..." if first + _WIDTH < len(line) else "")
+            start, stop = (x - first + (3 if first else 0) for x in (start, min(stop, first + _WIDTH)))
+        return f"{line}\n{' ' * start}{'^' * max(1, stop - start)}"
 
 
 NOWHERE = Span(Source("", "<generated>"), 1, 1, 1, 1)

@@ -11,9 +11,9 @@ from sma_compiler.ir.nodes import Expr
 from sma_compiler.mistakes import Mistake
 from sma_compiler.source import Span
 from sma_compiler.syntax import tree
+from sma_compiler.syntax.parse import MAX_MISTAKES
 from sma_compiler.syntax.show import show_expr
 
-MAX_MISTAKES = 100
 _LONGEST = 48
 
 

@@ -41,7 +41,6 @@ _INSTEAD = {
     "!": "write `not`, or `!=`",
     "~": "write `not`",
     ";": "start a new line",
-    "\\": "an expression goes on over lines inside brackets",
     "'": "there is no text in the language: options are bare words",
     '"': "there is no text in the language: options are bare words",
     "{": "brackets are `(` and `[`",

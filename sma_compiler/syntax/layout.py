@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sma_compiler.errors import SpecError
 from sma_compiler.source import Source, Span
 from sma_compiler.syntax.mistakes import (
+    BadCharacter,
     BadIndentation,
     NestedTooDeep,
     TabCharacter,
@@ -23,6 +24,8 @@ from sma_compiler.syntax.mistakes import (
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 64
+MAX_ERRORS = 8
+"""As many mistakes of layout are told of one item."""
 
 _CLOSING = {"(": ")", "[": "]"}
 _BRACKET = re.compile(r"[()\[\]\t]")
@@ -61,21 +64,29 @@ class _Open:
         self.first = number
         self.last = number
         self.indent: int | None = None
+        self.joined = False
         self.brackets: list[tuple[str, Span]] = []
         self.errors: list[SpecError] = []
 
     def add(self, number: int, code: str) -> None:
         """Takes the code of the line with this number: its indentation first, then its brackets."""
         self.last = number
-        if not self.brackets and number > self.first:
+        if not self.brackets and number > self.first and not self.joined:
             self._check_indent(number, code)
+        self.joined = code.endswith("\\")
+        if self.joined and len(self.errors) < MAX_ERRORS:
+            at = Span(self.source, number, len(code), number, len(code) + 1)
+            hint = "an expression goes on over lines inside brackets"
+            self.errors.append(BadCharacter(at, what="`\\`", hint=hint))
         for match in _BRACKET.finditer(code):
-            if len(self.errors) < 8:
+            if len(self.errors) < MAX_ERRORS:
                 self._bracket(match[0], Span(self.source, number, match.start() + 1, number, match.end() + 1))
 
     def _check_indent(self, number: int, code: str) -> None:
         got = len(code) - len(code.lstrip(" "))
         at = Span(self.source, number, got + 1, number, len(code.rstrip()) + 1)
+        if len(self.errors) >= MAX_ERRORS:
+            return
         if self.lines[self.first - 1].startswith("def "):
             self.errors.append(UnexpectedIndent(at))
         elif self.indent is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sma_compiler.errors import SpecError, SpecErrors
 from sma_compiler.source import Source
@@ -17,6 +17,9 @@ from sma_compiler.syntax.locate import grammar_text
 
 if TYPE_CHECKING:
     from lark import Lark
+
+MAX_MISTAKES = 100
+"""As many mistakes are told of one file."""
 
 _LOCK = threading.Lock()
 
@@ -44,6 +47,8 @@ def parse_items(source: Source) -> Parsed:
     errors = list(stray)
     lost: set[str] = set()
     for item in found:
+        if len(errors) >= MAX_MISTAKES:
+            break
         try:
             raise_all(item.errors)
             items.append(_parse_item(item))
@@ -89,8 +94,8 @@ def lark_parser(strict: bool = False) -> Lark:
 
     class Layout(Indenter):
         NL_type = "_NL"
-        OPEN_PAREN_types = "LPAR LSQB".split()
-        CLOSE_PAREN_types = "RPAR RSQB".split()
+        OPEN_PAREN_types: ClassVar[list[str]] = ["LPAR", "LSQB"]
+        CLOSE_PAREN_types: ClassVar[list[str]] = ["RPAR", "RSQB"]
         INDENT_type = "_INDENT"
         DEDENT_type = "_DEDENT"
         tab_len = 8
