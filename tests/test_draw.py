@@ -14,9 +14,13 @@ from matplotlib.image import imread
 
 from sma_compiler.draw.blocks import numerical_rank, partition
 from sma_compiler.draw.colours import DIVERGING, SEQUENTIAL, choose_scale, norm_and_map
+from sma_compiler.draw.gather import BadPictureLength, gather
 from sma_compiler.draw.picture import MaskView, Picture, PlanView
 from sma_compiler.draw.render import PlottingMissing, UnknownPictureFormat, save
 from sma_compiler.draw.tiles import FULL, PARTIAL, SKIPPED, classify
+from sma_compiler.ir.check import check_file
+from sma_compiler.plan.choose import plan
+from sma_compiler.syntax.locate import library_names, library_source
 
 T = 64
 LAG = torch.arange(T)[:, None] - torch.arange(T)[None]
@@ -61,15 +65,49 @@ def test_blocks_cover_all_but_the_diagonal_once() -> None:
     assert torch.equal(covered, 1 - torch.eye(T))
 
 
-def test_tiles_of_a_causal_window_with_a_ragged_end() -> None:
-    lag = np.subtract.outer(np.arange(10), np.arange(10))
-    found = classify((lag >= 0) & (lag < 6), 4)
+def test_tiles_of_a_causal_window_whose_length_no_tile_divides() -> None:
+    lag = np.subtract.outer(np.arange(10), np.arange(10))  # tiles start at 0, 3, 6
+    found = classify((lag >= 0) & (lag < 6), 3)
     assert found.tolist() == [
         [PARTIAL, SKIPPED, SKIPPED],
-        [PARTIAL, PARTIAL, SKIPPED],
-        [PARTIAL, FULL, PARTIAL],
+        [FULL, PARTIAL, SKIPPED],
+        [PARTIAL, PARTIAL, PARTIAL],
     ]
-    assert classify(np.ones((10, 10), bool), 4).tolist() == [[FULL] * 3] * 3
+    assert classify(np.ones((10, 10), bool), 3).tolist() == [[FULL] * 3] * 3
+
+
+def library_picture(name: str, **sizes: int) -> Picture:
+    (op,) = check_file(library_source(name))
+    return gather(op, plan(op), sizes, {})
+
+
+@pytest.mark.parametrize("name", library_names())
+def test_every_library_spec_is_gathered_and_its_ranks_hold(name: str) -> None:
+    picture = library_picture(name)
+    assert picture.name == name
+    assert picture.masks
+    for mask in picture.masks:
+        assert mask.plans[0].name == "quadratic"
+        assert not (mask.values[~mask.live] != 0).any()
+        for block in mask.blocks:
+            assert block.rank <= int(mask.lower if block.lower else mask.upper)
+
+
+def test_contractions_that_share_a_mask_share_a_row() -> None:
+    assert [mask.title for mask in library_picture("rwkv7").masks] == ["attend0, attend2", "attend1, solve"]
+    assert [mask.title for mask in library_picture("sliding_window").masks] == ["attend (softmax)"]
+
+
+@pytest.mark.parametrize("length", [8, 13, 100])
+def test_any_length_can_be_drawn(length: int, tmp_path: Path) -> None:
+    for name in ("hydra", "s4d", "document"):
+        save(library_picture(name, time=length), tmp_path / "mask.svg")
+
+
+@pytest.mark.parametrize("length", [1, 7, 513])
+def test_lengths_that_show_nothing_are_refused(length: int) -> None:
+    with pytest.raises(BadPictureLength, match=str(length)):
+        library_picture("mamba2", time=length)
 
 
 @pytest.mark.parametrize(

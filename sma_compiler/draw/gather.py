@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sma_compiler.draw.blocks import partition
 from sma_compiler.draw.picture import MaskView, Picture, PlanView
 from sma_compiler.draw.tiles import within_band
+from sma_compiler.errors import SmaError
 from sma_compiler.facts.facts import MaskFacts
 from sma_compiler.facts.sizes import Count, SizeExpr, to_sympy
 from sma_compiler.ir.nodes import Attend, Expr, Op
@@ -21,6 +22,9 @@ from sma_compiler.verify.samples import default_sizes, samples
 
 LENGTH = 64
 """Positions of a picture unless a shape says otherwise: single entries can still be seen."""
+
+SHORTEST, LONGEST = 8, 512
+"""The lengths that can be drawn: a tile is at least one position, and single entries stay visible."""
 
 SHOWN_LINES = 9
 """Lines of the spec above the panels; longer specs end in an ellipsis."""
@@ -35,12 +39,22 @@ _COSTS = {
 }
 
 
+class BadPictureLength(SmaError):
+    """A picture of too few or too many positions."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(f"T = {length}: a picture shows from {SHORTEST} to {LONGEST} positions")
+
+
 def gather(op: Op, plans: Plans, sizes: Mapping[str, int], numbers: Mapping[str, float], seed: int = 0) -> Picture:
-    """The picture of an op on sample inputs: its first batch row, head and channel.
+    """The picture of an op on sample inputs: its first batch row, head and channel. Raises BadPictureLength.
 
     sizes: by axis name, on top of T = `LENGTH` and one batch row and head. numbers: values of the op's int and real
     parameters by name; an int that is not given is a fifth of T.
     """
+    length = sizes.get("time", LENGTH)
+    if not SHORTEST <= length <= LONGEST:
+        raise BadPictureLength(length)
     full = default_sizes(op, **{"time": LENGTH, "batch": 1, "head": 1, **sizes})
     arguments = samples(op, full, torch.float64, seed)
     for decl in op.params:

@@ -65,7 +65,7 @@ def _tile(axes: Axes, row: int, column: int, state: int) -> None:
 
 
 def _tiles(mask: MaskView) -> NDArray[np.int8]:
-    return classify(mask.live, -(-mask.live.shape[0] // TILES))
+    return classify(mask.live, TILES)
 
 
 def _quadratic(axes: Axes, mask: MaskView, inches: float) -> None:
@@ -75,14 +75,14 @@ def _quadratic(axes: Axes, mask: MaskView, inches: float) -> None:
 
 def _carried(mask: MaskView) -> NDArray[np.bool_]:
     """The tiles off the diagonal that hold pairs which a state stands for."""
-    far = classify(mask.live & ~mask.near, -(-mask.live.shape[0] // TILES)) != SKIPPED
+    far = classify(mask.live & ~mask.near, TILES) != SKIPPED
     carried: NDArray[np.bool_] = far & ~np.eye(TILES, dtype=bool)
     return carried
 
 
 def _near(mask: MaskView) -> NDArray[np.bool_]:
     """The tiles that hold pairs which no state stands for."""
-    near: NDArray[np.bool_] = classify(mask.live & mask.near, -(-mask.live.shape[0] // TILES)) != SKIPPED
+    near: NDArray[np.bool_] = classify(mask.live & mask.near, TILES) != SKIPPED
     return near
 
 

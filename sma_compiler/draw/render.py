@@ -44,13 +44,18 @@ class UnknownPictureFormat(SmaError):
         super().__init__(f"{path}: a picture's name ends in .png or .svg")
 
 
+def check_target(path: Path) -> None:
+    """Raises UnknownPictureFormat where no picture could be written under this name."""
+    if path.suffix not in (".png", ".svg"):
+        raise UnknownPictureFormat(path)
+
+
 def save(picture: Picture, path: Path) -> None:
     """Writes the picture as PNG or SVG, by the ending of the name.
 
     Raises UnknownPictureFormat, PlottingMissing, OSError.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise UnknownPictureFormat(path)
+    check_target(path)
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg

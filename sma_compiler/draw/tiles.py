@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 SKIPPED, PARTIAL, FULL = 0, 1, 2
 
 
-def classify(live: NDArray[np.bool_], size: int) -> NDArray[np.int8]:
-    """SKIPPED, PARTIAL or FULL for every tile of `size` positions a side, by which pairs of [T, T] `live` holds.
+def classify(live: NDArray[np.bool_], tiles: int) -> NDArray[np.int8]:
+    """SKIPPED, PARTIAL or FULL for each of `tiles` x `tiles` tiles, by which pairs of [T, T] `live` holds.
 
-    T need not be a multiple of `size`: the last tiles are smaller.
+    T >= tiles; where it is no multiple, tiles differ by one position in size.
     """
-    starts = np.arange(0, live.shape[0], size)
+    starts = np.arange(tiles) * live.shape[0] // tiles
     some = np.logical_or.reduceat(np.logical_or.reduceat(live, starts, 0), starts, 1)
     every = np.logical_and.reduceat(np.logical_and.reduceat(live, starts, 0), starts, 1)
     return some.astype(np.int8) + every.astype(np.int8)

@@ -1,0 +1,165 @@
+"""What the commands share: finding specs, reading shapes, printing tables, JSON and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from sma_compiler.errors import SmaError
+from sma_compiler.ir.check import check_file
+from sma_compiler.ir.nodes import Kind, Op
+from sma_compiler.source import Source
+from sma_compiler.syntax.locate import library_names, library_source
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A .sma file, the name of a library spec, or - for stdin.")]
+OpName = Annotated[str | None, typer.Option("--op", metavar="NAME", help="One op of a file that holds several.")]
+Shape = Annotated[
+    str | None,
+    typer.Option("--shape", metavar="B=1,T=4096,…", help="Sizes: B T H K V, G (head groups), mode, lag, level."),
+]
+Numbers = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=NUMBER", help="The value of an int or real parameter; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+AXIS_OF_LETTER = {"B": "batch", "T": "time", "H": "head", "K": "key", "V": "value", "G": "group"}
+"""The axis each letter of `--shape` stands for; axes may also be written by name."""
+
+
+class NoSuchSpec(SmaError):
+    """FILE is neither a file nor a library name."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        close = get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`sma list` names the specs of the library"
+        super().__init__(f"{name}: no such file, and no such spec in the library\n  {hint}")
+
+
+class NoSuchOp(SmaError):
+    """`--op` names no op of the file."""
+
+    def __init__(self, file: str, name: str, ops: tuple[str, ...]) -> None:
+        super().__init__(f"{file} has no op {name}; it has {', '.join(ops)}")
+
+
+class SeveralOps(SmaError):
+    """A command that works on one op was given a file with several."""
+
+    def __init__(self, file: str, ops: tuple[str, ...]) -> None:
+        super().__init__(f"{file} holds several ops: choose one with --op: {', '.join(ops)}")
+
+
+class BadNumber(SmaError):
+    """`--set` is not NAME=NUMBER for a number that the op takes."""
+
+    def __init__(self, op: Op, text: str) -> None:
+        takes = ", ".join(f"{decl.name}: {decl.kind.name.lower()}" for decl in op.params if decl.number)
+        super().__init__(f"--set {text}: {op.name} takes {takes or 'no numbers'}")
+
+
+class BadShape(SmaError):
+    """`--shape` is not a list of AXIS=SIZE."""
+
+    def __init__(self, text: str, part: str) -> None:
+        super().__init__(f"--shape {text}: `{part}` is not AXIS=SIZE with a size of at least 1, as in B=1,T=4096,H=8")
+
+
+class NotText(SmaError):
+    """A spec file is not UTF-8."""
+
+    def __init__(self, path: Path, error: UnicodeDecodeError) -> None:
+        super().__init__(f"{path}: byte {error.start} is not UTF-8 text")
+
+
+def read_source(path: Path) -> Source:
+    """The text of a spec file. Raises NotText, OSError."""
+    try:
+        return Source(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise NotText(path, error) from error
+
+
+def find_source(file: str) -> Source:
+    """The spec that FILE names: a file, a spec of the library, or `-` for stdin. Raises NoSuchSpec, OSError."""
+    if file == "-":
+        return Source(sys.stdin.read(), "<stdin>")
+    path = Path(file)
+    if path.is_file():
+        return read_source(path)
+    if file in library_names():
+        return library_source(file)
+    raise NoSuchSpec(file, library_names())
+
+
+def find_ops(file: str, name: str | None) -> tuple[Op, ...]:
+    """The checked ops of FILE, or the one called `name`. Raises SpecError, NoSuchOp, NoSuchSpec, OSError."""
+    ops = check_file(find_source(file))
+    chosen = tuple(op for op in ops if name in (None, op.name))
+    if not chosen:
+        raise NoSuchOp(file, str(name), tuple(op.name for op in ops))
+    return chosen
+
+
+def find_op(file: str, name: str | None) -> Op:
+    """The only op of FILE, or the one called `name`. Raises as `find_ops`, and SeveralOps."""
+    ops = find_ops(file, name)
+    if len(ops) > 1:
+        raise SeveralOps(file, tuple(op.name for op in ops))
+    return ops[0]
+
+
+def parse_shape(text: str | None) -> dict[str, int]:
+    """Sizes by axis name from `B=1,T=4096`; empty for None. Raises BadShape."""
+    found: dict[str, int] = {}
+    for part in (text or "").replace(" ", "").split(","):
+        if not part:
+            continue
+        letter, _, size = part.partition("=")
+        axis = AXIS_OF_LETTER.get(letter, letter)
+        if axis not in {*AXIS_OF_LETTER.values(), "mode", "lag", "level"} or not size.isdecimal() or int(size) < 1:
+            raise BadShape(text or "", part)
+        found[axis] = int(size)
+    return found
+
+
+def parse_numbers(op: Op, settings: list[str] | None) -> dict[str, int | float]:
+    """Values of the op's int and real parameters from `NAME=NUMBER` settings. Raises BadNumber."""
+    kinds = {decl.name: int if decl.kind is Kind.INT else float for decl in op.params if decl.number}
+    found: dict[str, int | float] = {}
+    for setting in settings or ():
+        name, _, value = setting.partition("=")
+        try:
+            found[name] = kinds[name](value)
+        except (KeyError, ValueError) as error:
+            raise BadNumber(op, setting) from error
+    return found
+
+
+def console() -> Console:
+    """stdout: colour only on a terminal, full lines when piped."""
+    terminal = sys.stdout.isatty()
+    return Console(width=None if terminal else 160, highlight=False, soft_wrap=not terminal)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on stderr, shown on a terminal only and gone when done."""
+    terminal = sys.stderr.isatty()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
+        yield bar, bar.add_task(description, total=total)
