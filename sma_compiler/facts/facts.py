@@ -92,7 +92,6 @@ def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis) -> Ma
     first = None if lo is None else constant(lo)
     causal = first is not None and first >= 0
     lower, upper = ranks(graph, analysis)
-    logs = [bounds(gate.log)[1] for stream in decomposition.streams for gate in stream.gates]
     facts = MaskFacts(
         contraction=name,
         causal=causal,
@@ -104,11 +103,19 @@ def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis) -> Ma
         lower_rank=count(lower),
         upper_rank=count(upper),
         nonnegative=bounds(node.mask)[0] >= 0,
-        contracting=all(log <= 0 for log in logs) or None,
+        contracting=_contracting(analysis),
         state_size=count(_state_size(node, decomposition) if causal else 0),
         reasons={},
     )
     return replace(facts, reasons=_reasons(node, analysis, facts))
+
+
+def _contracting(analysis: Analysis) -> bool | None:
+    """Whether every log gate is proven to be at most 0; None where a gate or an opaque factor may be anything."""
+    terms = [term for part in analysis.parts for term in part.terms]
+    logs = [bounds(gate.log)[1] for term in terms for gate in term.gates]
+    known = not any(term.opaque or term.product for term in terms)
+    return True if known and all(log <= 0 for log in logs) else None
 
 
 def _symmetric(graph: Graph, mask: Expr, analysis: Analysis) -> bool:
@@ -200,9 +207,16 @@ def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts) -> dict[st
         "lower_rank": made_of,
         "upper_rank": made_of,
         "nonnegative": f"interval arithmetic bounds it by {low:g} and {high:g}",
-        "contracting": "every log gate is at most 0" if facts.contracting else "it depends on the gates' values",
+        "contracting": _contracting_reason(analysis, facts.contracting),
         "state_size": _state_reason(node, decomposition, facts.causal),
     }
+
+
+def _contracting_reason(analysis: Analysis, contracting: bool | None) -> str:
+    if contracting is None:
+        return "it depends on the values of the gates"
+    gated = any(term.gates for part in analysis.parts for term in part.terms)
+    return "every log gate is at most 0" if gated else "it has no gates"
 
 
 def _gate_reason(kind: str) -> str:
