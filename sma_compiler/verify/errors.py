@@ -83,7 +83,7 @@ def measure(
 
     def largest(values: Tensor) -> Tensor:
         flat = torch.zeros(counts[0] * counts[1], dtype=torch.float64, device=exact.device)
-        return flat.index_reduce_(0, index, values.reshape(-1), "amax").view(counts).cpu()
+        return flat.scatter_reduce_(0, index, values.reshape(-1), "amax").view(counts).cpu()
 
     count = total(torch.ones_like(size))
     squares = [total(values.square()) for values in (error, size, rounding)]

@@ -204,7 +204,7 @@ def kda(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
 
 def turned(x: Tensor, angle: Tensor) -> Tensor:
     """x [B, H, K] with its pairs (2n, 2n + 1) multiplied by e^{i angle_n} as complex numbers."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
     modes = angle.shape[-1]
     pairs = torch.cat((pairs[..., :modes] * torch.polar(torch.ones_like(angle), angle), pairs[..., modes:]), -1)
     return torch.view_as_real(pairs).flatten(-2)

@@ -222,7 +222,8 @@ def test_softmax_survives_masks_that_underflow() -> None:
 def test_softmax_of_a_sum_of_masks_that_underflow() -> None:
     op = spec(
         "op f(v, g: [time], h: [time]):\n"
-        "    L = causal * (exp(g[i]) * exp(h[j]) + 3 * exp(h[i] + g[j]))\n    return attend(L, 1, 1, v, normalize=softmax)\n"
+        "    L = causal * (exp(g[i]) * exp(h[j]) + 3 * exp(h[i] + g[j]))\n"
+        "    return attend(L, 1, 1, v, normalize=softmax)\n"
     )
     g, h, v = torch.randn(1, 5, dtype=F64), torch.randn(1, 5, dtype=F64), torch.randn(1, 5, 1, 2, dtype=F64)
     y = evaluate(op, {"v": v, "g": g, "h": h})
