@@ -17,7 +17,7 @@ from sma_compiler.draw.colours import DIVERGING, SEQUENTIAL, choose_scale, norm_
 from sma_compiler.draw.gather import BadPictureLength, gather
 from sma_compiler.draw.picture import MaskView, Picture, PlanView
 from sma_compiler.draw.render import PlottingMissing, UnknownPictureFormat, save
-from sma_compiler.draw.tiles import FULL, PARTIAL, SKIPPED, classify
+from sma_compiler.draw.tiles import EMPTY, FULL, PARTIAL, SKIPPED, classify
 from sma_compiler.ir.check import check_file
 from sma_compiler.plan.choose import plan
 from sma_compiler.syntax.locate import library_names, library_source
@@ -67,13 +67,14 @@ def test_blocks_cover_all_but_the_diagonal_once() -> None:
 
 def test_tiles_of_a_causal_window_whose_length_no_tile_divides() -> None:
     lag = np.subtract.outer(np.arange(10), np.arange(10))  # tiles start at 0, 3, 6
-    found = classify((lag >= 0) & (lag < 6), 3)
+    found = classify((lag >= 0) & (lag < 6), lag > -10, 3)
+    assert classify(lag == 0, (lag >= 0) & (lag < 2), 3).tolist()[2] == [SKIPPED, EMPTY, PARTIAL]
     assert found.tolist() == [
-        [PARTIAL, SKIPPED, SKIPPED],
-        [FULL, PARTIAL, SKIPPED],
+        [PARTIAL, EMPTY, EMPTY],
+        [FULL, PARTIAL, EMPTY],
         [PARTIAL, PARTIAL, PARTIAL],
     ]
-    assert classify(np.ones((10, 10), bool), 3).tolist() == [[FULL] * 3] * 3
+    assert classify(lag > -10, lag > -10, 3).tolist() == [[FULL] * 3] * 3
 
 
 def library_picture(name: str, **sizes: int) -> Picture:
@@ -89,8 +90,16 @@ def test_every_library_spec_is_gathered_and_its_ranks_hold(name: str) -> None:
     for mask in picture.masks:
         assert mask.plans[0].name == "quadratic"
         assert not (mask.values[~mask.live] != 0).any()
+        assert not (mask.values[~mask.visited] != 0).any()
         for block in mask.blocks:
             assert block.rank <= int(mask.lower if block.lower else mask.upper)
+
+
+def test_a_window_is_skipped_and_documents_are_masked() -> None:
+    (window,) = library_picture("sliding_window").masks
+    (documents,) = library_picture("document").masks
+    assert (window.visited == window.live).all()
+    assert (documents.visited == CAUSAL.numpy()).all()
 
 
 def test_contractions_that_share_a_mask_share_a_row() -> None:
@@ -149,6 +158,7 @@ def view(values: torch.Tensor, plans: tuple[str, ...], causal: bool = True) -> M
         title="attend",
         values=values.double().numpy(),
         live=(values != 0).numpy(),
+        visited=(LAG > -1 if causal else LAG > -T).numpy(),
         near=(LAG == 0).numpy(),
         blocks=tuple(partition(values.double())),
         lower="1",

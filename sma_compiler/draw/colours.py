@@ -17,6 +17,7 @@ QUIET = "#66707c"
 RULE = "#d5dae0"
 FULL_TILE = "#35618f"
 PARTIAL_TILE = "#a9c4de"
+EMPTY_TILE = "#e8edf3"
 STATE = "#c8551b"
 CARRIED = "#fbe9de"
 

@@ -92,6 +92,7 @@ def _view(
         title=", ".join(titles[choice.site.name] for choice in choices),
         values=values.numpy(),
         live=_slice(mask_support(op, mask, arguments).data).numpy() & band,
+        visited=band,
         near=near,
         blocks=tuple(partition(values)),
         lower=_bound(facts.lower_rank, known),

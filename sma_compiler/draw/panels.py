@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sma_compiler.draw.colours import CARRIED, FULL_TILE, INK, PAPER, PARTIAL_TILE, QUIET, RULE, STATE
+from sma_compiler.draw.colours import CARRIED, EMPTY_TILE, FULL_TILE, INK, PAPER, PARTIAL_TILE, QUIET, RULE, STATE
 from sma_compiler.draw.picture import MaskView
-from sma_compiler.draw.tiles import FULL, PARTIAL, SKIPPED, classify
+from sma_compiler.draw.tiles import EMPTY, FULL, PARTIAL, SKIPPED, classify, holds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,16 +56,18 @@ def _arrow(axes: Axes, start: tuple[float, float], stop: tuple[float, float], in
 
 def _tile(axes: Axes, row: int, column: int, state: int) -> None:
     match state:
-        case 2:
+        case 3:
             _box(axes, column, row, 1, 1, FULL_TILE)
-        case 1:
+        case 2:
             _box(axes, column, row, 1, 1, PARTIAL_TILE)
+        case 1:
+            _box(axes, column, row, 1, 1, EMPTY_TILE)
         case _:
             _box(axes, column + 0.44, row + 0.44, 0.12, 0.12, RULE)
 
 
 def _tiles(mask: MaskView) -> NDArray[np.int8]:
-    return classify(mask.live, TILES)
+    return classify(mask.live, mask.visited, TILES)
 
 
 def _quadratic(axes: Axes, mask: MaskView, inches: float) -> None:
@@ -75,15 +77,13 @@ def _quadratic(axes: Axes, mask: MaskView, inches: float) -> None:
 
 def _carried(mask: MaskView) -> NDArray[np.bool_]:
     """The tiles off the diagonal that hold pairs which a state stands for."""
-    far = classify(mask.live & ~mask.near, TILES) != SKIPPED
-    carried: NDArray[np.bool_] = far & ~np.eye(TILES, dtype=bool)
+    carried: NDArray[np.bool_] = holds(mask.live & ~mask.near, TILES) & ~np.eye(TILES, dtype=bool)
     return carried
 
 
 def _near(mask: MaskView) -> NDArray[np.bool_]:
     """The tiles that hold pairs which no state stands for."""
-    near: NDArray[np.bool_] = classify(mask.live & mask.near, TILES) != SKIPPED
-    return near
+    return holds(mask.visited & mask.near, TILES)
 
 
 def _tint(axes: Axes, carried: NDArray[np.bool_]) -> None:
@@ -153,7 +153,7 @@ def _hierarchical(axes: Axes, mask: MaskView, inches: float) -> None:
 
 
 _ENTRIES: dict[str, tuple[str, ...]] = {
-    "quadratic": ("full", "partial", "skipped"),
+    "quadratic": ("full", "partial", "empty", "skipped"),
     "chunked": ("partial", "carried", "state"),
     "recurrent": ("step", "carried", "state"),
     "global": ("full",),
@@ -163,6 +163,7 @@ _ENTRIES: dict[str, tuple[str, ...]] = {
 _WORDS = {
     "full": "tile computed",
     "partial": "computed and masked",
+    "empty": "computed, all masked",
     "skipped": "tile skipped",
     "step": "position by position",
     "carried": "carried by the state",
@@ -180,6 +181,8 @@ def legend_entries(plans: tuple[str, ...], mask: MaskView) -> list[str]:
         wanted.discard("full")
     if not _carried(mask).any():
         wanted -= {"carried", "state"}
+    if EMPTY not in states:
+        wanted.discard("empty")
     if SKIPPED not in states:
         wanted.discard("skipped")
     if PARTIAL not in states:
@@ -201,7 +204,14 @@ def draw_legend(axes: Axes, entries: list[str], width: float, height: float, col
 
 
 def _swatch(axes: Axes, entry: str, left: float, middle: float) -> None:
-    fills = {"full": FULL_TILE, "partial": PARTIAL_TILE, "carried": CARRIED, "lag": FULL_TILE, "level": FULL_TILE}
+    fills = {
+        "empty": EMPTY_TILE,
+        "full": FULL_TILE,
+        "partial": PARTIAL_TILE,
+        "carried": CARRIED,
+        "lag": FULL_TILE,
+        "level": FULL_TILE,
+    }
     match entry:
         case "state":
             _arrow(axes, (left + 0.05, middle), (left + 0.27, middle), 1.6, line=1.4)

@@ -22,14 +22,15 @@ class PlanView:
 class MaskView:
     """One mask of an op.
 
-    values: [T, T] fp64, one head and channel. live: [T, T], the pairs a plan computes (the support known before any
-    value is). near: [T, T], the part of `live` that no state stands for. lower, upper: the inferred ranks as text.
-    causal: nothing lies above the diagonal.
+    values: [T, T] fp64, one head and channel. live: [T, T], where no condition makes it 0. visited: [T, T], the band
+    that holds all of `live` whatever the inputs are; tiles outside it are never computed. near: [T, T], the part of
+    the band that no state stands for. lower, upper: the inferred ranks as text. causal: nothing above the diagonal.
     """
 
     title: str
     values: NDArray[np.float64]
     live: NDArray[np.bool_]
+    visited: NDArray[np.bool_]
     near: NDArray[np.bool_]
     blocks: tuple[Block, ...]
     lower: str

@@ -5,18 +5,28 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SKIPPED, PARTIAL, FULL = 0, 1, 2
+SKIPPED, EMPTY, PARTIAL, FULL = 0, 1, 2, 3
+"""A tile outside the band that a plan visits; visited with no live pair, with some, with all."""
 
 
-def classify(live: NDArray[np.bool_], tiles: int) -> NDArray[np.int8]:
-    """SKIPPED, PARTIAL or FULL for each of `tiles` x `tiles` tiles, by which pairs of [T, T] `live` holds.
+def holds(pairs: NDArray[np.bool_], tiles: int) -> NDArray[np.bool_]:
+    """Whether each of `tiles` x `tiles` tiles holds any of the pairs [T, T].
 
     T >= tiles; where it is no multiple, tiles differ by one position in size.
     """
-    starts = np.arange(tiles) * live.shape[0] // tiles
-    some = np.logical_or.reduceat(np.logical_or.reduceat(live, starts, 0), starts, 1)
-    every = np.logical_and.reduceat(np.logical_and.reduceat(live, starts, 0), starts, 1)
-    return some.astype(np.int8) + every.astype(np.int8)
+    starts = np.arange(tiles) * pairs.shape[0] // tiles
+    found: NDArray[np.bool_] = np.logical_or.reduceat(np.logical_or.reduceat(pairs, starts, 0), starts, 1)
+    return found
+
+
+def classify(live: NDArray[np.bool_], visited: NDArray[np.bool_], tiles: int) -> NDArray[np.int8]:
+    """SKIPPED, EMPTY, PARTIAL or FULL for each tile.
+
+    live: the pairs [T, T] that the mask leaves; visited: those within its band, the only ones known before any value.
+    """
+    some, every = holds(live, tiles), ~holds(~live, tiles)
+    seen = holds(visited, tiles)
+    return np.where(every, FULL, np.where(some, PARTIAL, np.where(seen, EMPTY, SKIPPED))).astype(np.int8)
 
 
 def within_band(length: int, low: int | None, high: int | None) -> NDArray[np.bool_]:
