@@ -94,8 +94,8 @@ class Pairs:
                 return self._path_sum(node)
             case Levels():
                 return self._levels(node)
-            case MaskProduct(left=left, right=right):
-                return self._product(left, right)
+            case MaskProduct():
+                return self._product(node)
         raise TypeError(f"{type(node).__name__} is no mask")
 
     def _at(self, x: Value, position: str) -> Value:
@@ -136,14 +136,26 @@ class Pairs:
         weights = self.tensors(node.weights)
         return keep(inside, look_up(self._at(weights, node.row), Value(level, ("i", "j")), "level"))
 
-    def _product(self, left: Expr, right: Expr) -> Value:
-        every = self.places["t"]
-        first = Pairs(self.tensors, self.places["i"], every, self.length).value(left)
-        second = Pairs(self.tensors, every, self.places["j"], self.length).value(right)
-        sizes = {"i": len(self.places["i"]), "j": self.length}
-        first = first.expanded(sizes).renamed("j", "between")
-        second = second.expanded({"i": self.length, "j": len(self.places["j"])}).renamed("i", "between")
+    def _factors(self, node: MaskProduct) -> tuple[Pairs, dict[str, int], Pairs, dict[str, int]]:
+        """The rows of the left factor and the columns of the right one, each with all positions on the other side."""
+        rows, every, columns = self.places["i"], self.places["t"], self.places["j"]
+        left, right = Pairs(self.tensors, rows, every, self.length), Pairs(self.tensors, every, columns, self.length)
+        return left, {"i": len(rows), "j": self.length}, right, {"i": self.length, "j": len(columns)}
+
+    def _product(self, node: MaskProduct) -> Value:
+        left, left_sizes, right, right_sizes = self._factors(node)
+        first = left.value(node.left).expanded(left_sizes).renamed("j", "between")
+        second = right.value(node.right).expanded(right_sizes).renamed("i", "between")
         return contract(first, second, ("between",))
+
+    def _product_support(self, node: MaskProduct) -> Value | None:
+        left, left_sizes, right, right_sizes = self._factors(node)
+        first, second = left.support(node.left), right.support(node.right)
+        if first is None or second is None:
+            return None
+        first = first.expanded(left_sizes).renamed("j", "between")
+        second = second.expanded(right_sizes).renamed("i", "between")
+        return contract(first, second, ("between",)).map(lambda data: data > 0)
 
     def _support(self, node: Expr, done: dict[Expr, Value | None]) -> Value | None:
         match node:
@@ -168,6 +180,8 @@ class Pairs:
             case At(x=x, position=position):
                 inner = done[x]
                 return inner if inner is None else self._at(inner, position)
+            case MaskProduct():
+                return self._product_support(node)
             case Const(value=0):
                 return self.value(node).map(lambda data: data != 0)
         return None

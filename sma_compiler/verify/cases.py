@@ -25,7 +25,7 @@ SAMPLED_ROWS = 256
 class Run(Protocol):
     """Runs an op with one plan on some arguments; differentiable by autograd."""
 
-    def __call__(self, plan: str, arguments: Mapping[str, Argument]) -> Tensor:
+    def __call__(self, plan: str, arguments: Mapping[str, Argument], /) -> Tensor:
         """The op's result, in its own dtype."""
         ...
 
