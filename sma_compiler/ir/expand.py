@@ -15,7 +15,7 @@ from sma_compiler.ir import contract
 from sma_compiler.ir.graph import FUNCTIONS
 from sma_compiler.ir.names import POSITIONS, REDUCTIONS, SIGNATURES, SIZES, check_call, check_name
 from sma_compiler.ir.nodes import AXES, Const, Expr
-from sma_compiler.ir.report import Scope, nearest, quote
+from sma_compiler.ir.report import Above, Scope, nearest, quote
 from sma_compiler.ir.rules import Rules, Term
 from sma_compiler.mistakes import (
     AxisAsNumber,
@@ -241,7 +241,9 @@ class Expander:
     def _within(self, scope: Scope, node: tree.Expr, names: dict[str, Expr | None], text: str) -> Scope:
         """The scope of a def's body: its arguments, the defs above it, and the place where it is used."""
         name = node.fn if isinstance(node, tree.Call) else text
-        return Scope(names, scope.defs[name].visible, scope.path, scope.inside or text, scope.place(node))
+        return Scope(
+            names, Above(scope.defs, scope.defs[name].order), scope.path, scope.inside or text, scope.place(node)
+        )
 
     def _reduction(self, node: tree.Call, scope: Scope) -> Steps:
         body, over = node.args

@@ -22,6 +22,7 @@ from sma_compiler.mistakes import (
     UnknownName,
     WrongArity,
 )
+from sma_compiler.source import Span
 from sma_compiler.syntax import tree
 from sma_compiler.syntax.locate import prelude_source
 from sma_compiler.syntax.parse import parse
@@ -87,12 +88,14 @@ def prelude() -> Mapping[str, Definition]:
     return _define(parse(prelude_source()).items, {}, Report())
 
 
-def define_all(items: Iterable[tree.Op | tree.Define], lost: frozenset[str], report: Report) -> dict[str, Definition]:
+def define_all(
+    items: Iterable[tree.Op | tree.Define], lost: Mapping[str, Span], report: Report
+) -> dict[str, Definition]:
     """The defs of a file upon the prelude. A def with a mistake in its names, or a lost one, is there but broken."""
     defs = dict(prelude())
-    for name in lost - defs.keys():
-        gone = tree.Number(0)
-        defs[name] = Definition(name, None, gone, {}, gone.span, broken=True)
+    for name, span in lost.items():
+        if name not in defs:
+            defs[name] = Definition(name, None, tree.Number(0), len(defs), span, broken=True)
     return _define(items, defs, report)
 
 
@@ -116,7 +119,7 @@ def _define(
         _check_body(item, defs, later, report)
         params = None if item.params is None else tuple(param.id for param in item.params)
         broken = len(report.errors) > before
-        defs[item.name] = Definition(item.name, params, item.value, dict(defs), item.name_span, broken)
+        defs[item.name] = Definition(item.name, params, item.value, len(defs), item.name_span, broken)
     return defs
 
 

@@ -114,7 +114,7 @@ def explain_token(item: Item, token: Token, accepts: frozenset[str]) -> SpecErro
             return KeywordAsName(here, word=token)
         return NotAStatement(_statement(item, text, last.end() if ends else stop))
     if {"LPAR", "NUMBER"} <= accepts:
-        if str(token) in _KEYWORDS - {"and", "or"}:
+        if str(token) in ("op", "def", "return"):
             return KeywordAsName(here, word=token)
         hint = "`*args` and `**options` do not exist" if before in ("(", ",") and str(token) in ("*", "**") else ""
         return MissingOperand(here, after=before, hint=hint or _operand_hint(before, str(token)))
@@ -144,6 +144,8 @@ def _missing_name(at: Span, word: str) -> SpecError:
 def _operand_hint(before: str, token: str) -> str:
     if token == "+":
         return "there is no `+` before an expression"
+    if token == "not":
+        return "put it in brackets: `(not x)`"
     if before == "[":
         return "a time axis is indexed by `i`, `j` or `t`"
     return "write the expression, or remove what asks for it"

@@ -24,6 +24,8 @@ from sma_compiler.syntax.mistakes import (
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 64
+MAX_MISTAKES = 100
+"""As many mistakes are told of one file."""
 MAX_ERRORS = 8
 """As many mistakes of layout are told of one item."""
 
@@ -128,6 +130,7 @@ def split(source: Source) -> tuple[list[Item], list[SpecError]]:
     lines = [line.removesuffix("\r") for line in source.text.split("\n")]
     items: list[Item] = []
     errors: list[SpecError] = []
+    wrong = 0
     current: _Open | None = None
     for number, line in enumerate(lines, 1):
         code = line.partition("#")[0].rstrip(" ")
@@ -137,6 +140,9 @@ def split(source: Source) -> tuple[list[Item], list[SpecError]]:
         if starts:
             if current:
                 items.append(current.close())
+                wrong += bool(items[-1].errors)
+            if wrong >= MAX_MISTAKES:
+                return items, errors
             current = _Open(source, lines, number)
         if current:
             current.add(number, code)
@@ -152,8 +158,8 @@ def split(source: Source) -> tuple[list[Item], list[SpecError]]:
 def _doc(lines: list[str], first: int) -> str:
     """The comment that ends right above the line with this number."""
     found: list[str] = []
-    for line in reversed(lines[: first - 1]):
-        if not line.startswith("#"):
-            break
-        found.append(line[1:].removeprefix(" ").rstrip())
+    number = first - 2
+    while number >= 0 and lines[number].startswith("#"):
+        found.append(lines[number][1:].removeprefix(" ").rstrip())
+        number -= 1
     return "\n".join(reversed(found))

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sma_compiler.errors import SpecError, SpecErrors
-from sma_compiler.source import Source
+from sma_compiler.source import Source, Span
 from sma_compiler.syntax import tree
 from sma_compiler.syntax.build import Build
 from sma_compiler.syntax.explain import explain_character, explain_token
-from sma_compiler.syntax.layout import Item, split
+from sma_compiler.syntax.layout import MAX_MISTAKES, Item, split
 from sma_compiler.syntax.locate import grammar_text
 
 if TYPE_CHECKING:
     from lark import Lark
-
-MAX_MISTAKES = 100
-"""As many mistakes are told of one file."""
 
 _LOCK = threading.Lock()
 
@@ -30,7 +28,7 @@ class Parsed:
 
     file: tree.File
     errors: tuple[SpecError, ...]
-    lost: frozenset[str]
+    lost: Mapping[str, Span]
 
 
 def parse(source: Source) -> tree.File:
@@ -45,7 +43,7 @@ def parse_items(source: Source) -> Parsed:
     found, stray = split(source)
     items: list[tree.Op | tree.Define] = []
     errors = list(stray)
-    lost: set[str] = set()
+    lost: dict[str, Span] = {}
     for item in found:
         if len(errors) >= MAX_MISTAKES:
             break
@@ -55,8 +53,8 @@ def parse_items(source: Source) -> Parsed:
         except SpecError as error:
             errors.extend(error.errors)
             if item.defines:
-                lost.add(item.defines)
-    return Parsed(tree.File(tuple(items)), tuple(errors), frozenset(lost))
+                lost[item.defines] = item.span(1, 1, 1, 1)
+    return Parsed(tree.File(tuple(items)), tuple(errors), lost)
 
 
 def raise_all(errors: tuple[SpecError, ...]) -> None:
