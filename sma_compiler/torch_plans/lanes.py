@@ -1,0 +1,275 @@
+"""Streams as tensors: each group of streams that one state can carry, its factors evaluated and multiplied.
+
+Streams that differ in their columns only share a state: they are one *lane*. The state of a contraction holds, for
+its lane number n in the order of first appearance,
+
+    S{n}            [batch, batch-like axes, contracted axes, power, turn, value] in the order of `layout`, without
+                    the axes that no column, gate or rate of the lane has; in the dtype of the computation;
+                    `power` and `turn` as in `basis`, turns about the sequence's origin
+    segment{n}      [batch, ...] int64: the last position's id in the contraction's n-th segment tensor
+    tail{n}.key     [batch, delay, ...]: the factors with contracted axes, and
+    tail{n}.value   the value and all other factors, of the last `delay` positions, for the n-th stream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sma_compiler.ir.graph import Graph
+from sma_compiler.ir.nodes import Expr, Kind
+from sma_compiler.mask.nodes import Stream
+from sma_compiler.torch_plans.basis import Basis
+from sma_compiler.torch_plans.frame import Frame
+from sma_compiler.torch_plans.gates import LogGate
+from sma_compiler.torch_plans.layout import (
+    apply,
+    choose,
+    common,
+    flip,
+    multiply,
+    order,
+    pick,
+    shifted,
+    summed,
+    without,
+)
+from sma_compiler.torch_plans.named import Named
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a stream feeds a state with: `keys`, the factors with contracted axes, and `value`, all others.
+
+    first: the smallest distance at which rows see it. One of `value` and the `keys` has `time`.
+    """
+
+    first: int
+    keys: tuple[Named, ...]
+    value: Named
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Streams of one side that share rows, path and kernel; upper ones with time reversed.
+
+    inner: the contracted axes that state and row share. rows: the row factors that have some of them.
+    outer: the product of all others, times the result. resets: where segments change.
+    """
+
+    number: int
+    side: str
+    inner: tuple[str, ...]
+    rows: tuple[Named, ...]
+    outer: Named
+    gates: tuple[LogGate, ...]
+    resets: Named | None
+    basis: Basis
+    columns: tuple[Column, ...]
+
+    @property
+    def name(self) -> str:
+        """The state's name."""
+        return f"S{self.number}"
+
+    def state_axes(self) -> tuple[str, ...]:
+        """The axes of the state."""
+        return order(("batch", *self.basis.axes, *without(_axes(self._written()), "time", "pos")))
+
+    def state_shape(self, frame: Frame) -> list[int]:
+        """The sizes of `state_axes`."""
+        known = {"batch": frame.batch, **self.basis.sizes}
+        return [known[axis] if axis in known else self.size(axis) for axis in self.state_axes()]
+
+    def size(self, axis: str) -> int:
+        """The size of an axis of the state."""
+        return common(x.size(axis) for x in self._written())
+
+    def each(self, fn: Callable[[Named], Named]) -> Lane:
+        """The lane with a function of every tensor but `outer`."""
+        return replace(
+            self,
+            rows=tuple(map(fn, self.rows)),
+            gates=tuple(replace(gate, log=fn(gate.log)) for gate in self.gates),
+            resets=fn(self.resets) if self.resets is not None else None,
+            columns=tuple(
+                replace(column, keys=tuple(map(fn, column.keys)), value=fn(column.value)) for column in self.columns
+            ),
+        )
+
+    def _written(self) -> list[Named]:
+        logs = [gate.log for gate in self.gates] + [rate for _, rate in self.basis.turns]
+        resets = [self.resets] if self.resets is not None else []
+        return [*logs, *resets, *(x for column in self.columns for x in (*column.keys, column.value))]
+
+
+class Preparation:
+    """Evaluates the factors of a contraction's streams, once each, and says what the next call must know of them."""
+
+    def __init__(self, frame: Frame, state: State | None, key: int | None) -> None:
+        self.frame = frame
+        self.state = state
+        self.key = key
+        self.after: dict[str, Tensor] = {}
+        self._valid = frame.valid()
+        self._changes: dict[Expr, Named] = {}
+        self._graph = Graph()
+
+    def lanes(self, streams: Sequence[Stream], q: Named, k: Named, v: Named) -> list[Lane]:
+        """The lanes of some streams, in the order in which they appear."""
+        groups: dict[tuple[object, ...], list[tuple[int, Stream]]] = {}
+        for number, stream in enumerate(streams):
+            alike = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns)
+            groups.setdefault((*alike, stream.contracted), []).append((number, stream))
+        return [self._lane(number, members, q, k, v) for number, members in enumerate(groups.values())]
+
+    def _lane(self, number: int, members: list[tuple[int, Stream]], q: Named, k: Named, v: Named) -> Lane:
+        stream = members[0][1]
+        contracted = (*stream.contracted, *(("key",) if self.key is not None else ()))
+        rows = self._factors(stream.row, [q])
+        gates = tuple(self._gate(gate.log, gate.key_closed, gate.query_closed) for gate in stream.gates)
+        rates = tuple((turn.fn, self.frame.evaluate.tensor(turn.rate, wide=True)) for turn in stream.turns)
+        written = [self._column(number, one, contracted, k, v) for number, one in members]
+        keyed = _axes([x for keys, _ in written for x in keys])
+        carried = _axes([*(gate.log for gate in gates), *(rate for _, rate in rates)])
+        read = _axes(rows)
+        inner = tuple(axis for axis in contracted if axis in carried or (axis in read and axis in keyed))
+        row, rest = _apart(rows, contracted)
+        row, outer = _sum_alone(row, [*rest, *self._missing({*read, *keyed, *carried})], contracted, inner)
+        columns = []
+        for (_, one), (keys, values) in zip(members, written, strict=True):
+            keys, values = _sum_alone(keys, values, contracted, inner)
+            columns.append(Column(one.first, tuple(keys), self._over_time(keys, values)))
+        lane = Lane(
+            number=number,
+            side=stream.side,
+            inner=inner,
+            rows=tuple(row),
+            outer=multiply(*outer),
+            gates=gates,
+            resets=self._resets(stream.segments),
+            basis=Basis(stream.degree, rates, self.frame.compute),
+            columns=tuple(columns),
+        )
+        return _reversed(lane) if stream.side == "upper" else lane
+
+    def _missing(self, known: set[str]) -> list[Named]:
+        """The number of entries of `key`, where it is contracted and nothing has it."""
+        one = 1 if self.key is None or "key" in known else self.key
+        return [Named(torch.full((), one, dtype=self.frame.compute, device=self.frame.device), ())]
+
+    def _over_time(self, keys: list[Named], values: list[Named]) -> Named:
+        """The product of the values, with `time` if no key has it."""
+        value = multiply(*values)
+        if any("time" in x.axes for x in (value, *keys)):
+            return value
+        if self._valid is not None:
+            return choose(self._valid, value, 0)
+        return Named(value.data.expand(self.frame.length, *value.data.shape), ("time", *value.axes))
+
+    def _factors(self, exprs: Sequence[Expr], tensors: Sequence[Named]) -> list[Named]:
+        """Some factors at the frame's positions, 0 past the end of a row; booleans select from all others."""
+        condition: Expr | None = None
+        for expr in exprs:
+            if expr.kind is Kind.BOOL:
+                condition = expr if condition is None else self._graph.apply("mul", condition, expr)
+        real = [expr for expr in exprs if expr.kind is not Kind.BOOL]
+        if condition is not None:
+            real = [self._graph.apply("mul", condition, expr) for expr in real] or [condition]
+        return [self._masked(x) for x in (*tensors, *map(self.frame.along, real))]
+
+    def _masked(self, x: Named) -> Named:
+        x = x.to(self.frame.compute)
+        return choose(self._valid, x, 0) if self._valid is not None and "time" in x.axes else x
+
+    def _gate(self, log: Expr, key_closed: bool, query_closed: bool) -> LogGate:
+        return LogGate(self._masked(self.frame.along(log)), key_closed, query_closed)
+
+    def _column(
+        self, number: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named
+    ) -> tuple[list[Named], list[Named]]:
+        """The factors of a stream's columns: those with contracted axes, and the others, the value among them."""
+        keys, values = _apart(self._factors(stream.col, [k]), contracted)
+        values = [*values, self._masked(v)]
+        if stream.delay:
+            keys = [self._delayed(multiply(*keys), stream.delay, f"tail{number}.key")] if keys else []
+            value = self._over_time([], values)
+            values = [self._delayed(value, stream.delay, f"tail{number}.value")]
+        more, rest = _apart(self._factors(stream.feed, []), contracted)
+        return [*keys, *more], [*values, *rest]
+
+    def _delayed(self, x: Named, delay: int, name: str) -> Named:
+        """x of `delay` positions earlier, 0 before the sequence starts; keeps what the next call needs of it."""
+        if "time" not in x.axes:
+            return x
+        axes = order((*x.axes, "batch", "time"))
+        axes = ("batch", "time", *without(axes, "batch", "time"))
+        data = x.view(axes).expand(self.frame.batch, *(x.size(axis) for axis in axes[1:]))
+        shape = (self.frame.batch, delay, *data.shape[2:])
+        tail = data.new_zeros(shape) if self.state is None else self.state[name]
+        whole = torch.cat((tail, data), 1)
+        if self.frame.lengths is None:
+            self.after[name] = whole.narrow(1, self.frame.length, delay)
+        else:
+            index = self.frame.lengths[:, None] + torch.arange(delay, device=data.device)
+            index = index.view(*index.shape, *(1,) * (data.dim() - 2)).expand(shape)
+            self.after[name] = whole.gather(1, index)
+        return Named(whole.narrow(1, 0, self.frame.length), axes)
+
+    def _resets(self, segments: Sequence[Expr]) -> Named | None:
+        """Where any of the segment tensors differs from the position before."""
+        resets: Named | None = None
+        for expr in segments:
+            if expr not in self._changes:
+                self._changes[expr] = self._change(expr, f"segment{len(self._changes)}")
+            change = self._changes[expr]
+            resets = change if resets is None else apply(torch.logical_or, resets, change)
+        return resets
+
+    def _change(self, expr: Expr, name: str) -> Named:
+        found = self.frame.along(expr)
+        axes = ("batch", "time", *without(order(found.axes), "batch", "time"))
+        ids = found.view(axes).to(torch.int64)
+        ids = ids.expand(self.frame.batch, self.frame.length, *ids.shape[2:])
+        before = ids[:, 0] if self.state is None else self.state[name]
+        earlier = torch.cat((before[:, None], ids[:, :-1]), 1)
+        if self.frame.lengths is None:
+            self.after[name] = ids[:, -1]
+        else:
+            last = pick(Named(ids, axes), "time", self.frame.lengths - 1, 0).data
+            some = self.frame.lengths.view(-1, *(1,) * (last.dim() - 1)) > 0
+            self.after[name] = torch.where(some, last, before)
+        return Named(ids != earlier, axes)
+
+
+def _axes(tensors: Sequence[Named]) -> set[str]:
+    return {axis for x in tensors for axis in x.axes}
+
+
+def _apart(factors: Sequence[Named], contracted: Sequence[str]) -> tuple[list[Named], list[Named]]:
+    """Factors with contracted axes, and the others."""
+    chosen = [x for x in factors if set(x.axes) & set(contracted)]
+    return chosen, [x for x in factors if not set(x.axes) & set(contracted)]
+
+
+def _sum_alone(
+    keyed: list[Named], rest: list[Named], contracted: Sequence[str], inner: Sequence[str]
+) -> tuple[list[Named], list[Named]]:
+    """The same factors with the contracted axes summed that are not `inner`."""
+    alone = [axis for axis in contracted if axis not in inner and axis in _axes(keyed)]
+    if not alone:
+        return keyed, rest
+    more, plain = _apart([summed(multiply(*keyed), alone)], inner)
+    return more, [*plain, *rest]
+
+
+def _reversed(lane: Lane) -> Lane:
+    """The lane with time reversed, all but `outer`; a reset then lies at the other of the two ids' positions."""
+    turned = lane.each(lambda x: flip(x, "time"))
+    resets = shifted(turned.resets, "time", False) if turned.resets is not None else None
+    return replace(turned, resets=resets)
