@@ -26,6 +26,10 @@ class Evaluates(Protocol):
         """
         ...
 
+    def axis_size(self, axis: str) -> int:
+        """The size of an axis in this call, also under a fresh name."""
+        ...
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -100,7 +100,8 @@ def blocks(lane: Lane, column: Column, path: Path | None, like: Named, frame: Fr
     diagonal = Named(torch.zeros(length, 1, 1, dtype=frame.compute, device=frame.device), ("half", "row", "col"))
     if own is not None:
         diagonal = apply(torch.add, diagonal, rename(own, {"pos": "half"}))
-    row, key = multiply(*lane.rows), multiply(*column.keys)
+    one = number(1, frame.compute, frame.device)
+    row, key = multiply(one, *lane.rows), multiply(one, *column.keys)
     found = diagonal
     for size in _doubling(length):
         late, early = _crossing(path, lane.basis, like, size)

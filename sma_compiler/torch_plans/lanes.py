@@ -13,6 +13,7 @@ its lane number n in the order of first appearance,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ from sma_compiler.torch_plans.layout import (
     common,
     flip,
     multiply,
+    number,
     order,
     pick,
     shifted,
@@ -123,34 +125,35 @@ class Preparation:
     def lanes(self, streams: Sequence[Stream], q: Named, k: Named, v: Named) -> list[Lane]:
         """The lanes of some streams, in the order in which they appear."""
         groups: dict[tuple[object, ...], list[tuple[int, Stream]]] = {}
-        for number, stream in enumerate(streams):
+        for place, stream in enumerate(streams):
             alike = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns)
-            groups.setdefault((*alike, stream.contracted), []).append((number, stream))
-        return [self._lane(number, members, q, k, v) for number, members in enumerate(groups.values())]
+            groups.setdefault((*alike, stream.contracted), []).append((place, stream))
+        return [self._lane(place, members, q, k, v) for place, members in enumerate(groups.values())]
 
-    def _lane(self, number: int, members: list[tuple[int, Stream]], q: Named, k: Named, v: Named) -> Lane:
+    def _lane(self, place: int, members: list[tuple[int, Stream]], q: Named, k: Named, v: Named) -> Lane:
         stream = members[0][1]
         contracted = (*stream.contracted, *(("key",) if self.key is not None else ()))
         rows = self._factors(stream.row, [q])
         gates = tuple(self._gate(gate.log, gate.key_closed, gate.query_closed) for gate in stream.gates)
         rates = tuple((turn.fn, self.frame.evaluate.tensor(turn.rate, wide=True)) for turn in stream.turns)
-        written = [self._column(number, one, contracted, k, v) for number, one in members]
+        written = [self._column(which, one, contracted, k, v) for which, one in members]
         keyed = _axes([x for keys, _ in written for x in keys])
         carried = _axes([*(gate.log for gate in gates), *(rate for _, rate in rates)])
         read = _axes(rows)
         inner = tuple(axis for axis in contracted if axis in carried or (axis in read and axis in keyed))
         row, rest = _apart(rows, contracted)
-        row, outer = _sum_alone(row, [*rest, *self._missing({*read, *keyed, *carried})], contracted, inner)
+        row, outer = _sum_alone(row, rest, contracted, inner)
         columns = []
         for (_, one), (keys, values) in zip(members, written, strict=True):
-            keys, values = _sum_alone(keys, values, contracted, inner)
+            repeats = self._repeats(set(contracted) - read - carried - _axes(keys))
+            keys, values = _sum_alone(keys, [*values, *repeats], contracted, inner)
             columns.append(Column(one.first, tuple(keys), self._over_time(keys, values)))
         lane = Lane(
-            number=number,
+            number=place,
             side=stream.side,
             inner=inner,
             rows=tuple(row),
-            outer=multiply(*outer),
+            outer=multiply(number(1, self.frame.compute, self.frame.device), *outer),
             gates=gates,
             resets=self._resets(stream.segments),
             basis=Basis(stream.degree, rates, self.frame.compute),
@@ -158,10 +161,11 @@ class Preparation:
         )
         return _reversed(lane) if stream.side == "upper" else lane
 
-    def _missing(self, known: set[str]) -> list[Named]:
-        """The number of entries of `key`, where it is contracted and nothing has it."""
-        one = 1 if self.key is None or "key" in known else self.key
-        return [Named(torch.full((), one, dtype=self.frame.compute, device=self.frame.device), ())]
+    def _repeats(self, missing: set[str]) -> list[Named]:
+        """The number of entries of contracted axes that nothing has."""
+        sizes = [self.key if axis == "key" else self.frame.evaluate.axis_size(axis) for axis in missing]
+        repeats = math.prod(size for size in sizes if size is not None)
+        return [number(repeats, self.frame.compute, self.frame.device)] if repeats != 1 else []
 
     def _over_time(self, keys: list[Named], values: list[Named]) -> Named:
         """The product of the values, with `time` if no key has it."""
@@ -191,15 +195,15 @@ class Preparation:
         return LogGate(self._masked(self.frame.along(log)), key_closed, query_closed)
 
     def _column(
-        self, number: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named
+        self, which: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named
     ) -> tuple[list[Named], list[Named]]:
         """The factors of a stream's columns: those with contracted axes, and the others, the value among them."""
         keys, values = _apart(self._factors(stream.col, [k]), contracted)
         values = [*values, self._masked(v)]
         if stream.delay:
-            keys = [self._delayed(multiply(*keys), stream.delay, f"tail{number}.key")] if keys else []
+            keys = [self._delayed(multiply(*keys), stream.delay, f"tail{which}.key")] if keys else []
             value = self._over_time([], values)
-            values = [self._delayed(value, stream.delay, f"tail{number}.value")]
+            values = [self._delayed(value, stream.delay, f"tail{which}.value")]
         more, rest = _apart(self._factors(stream.feed, []), contracted)
         return [*keys, *more], [*values, *rest]
 
@@ -219,7 +223,7 @@ class Preparation:
             index = self.frame.lengths[:, None] + torch.arange(delay, device=data.device)
             index = index.view(*index.shape, *(1,) * (data.dim() - 2)).expand(shape)
             self.after[name] = whole.gather(1, index)
-        return Named(whole.narrow(1, 0, self.frame.length), axes)
+        return self._masked(Named(whole.narrow(1, 0, self.frame.length), axes))
 
     def _resets(self, segments: Sequence[Expr]) -> Named | None:
         """Where any of the segment tensors differs from the position before."""
