@@ -66,9 +66,9 @@ def _check_op(op: tree.Op, defs: Mapping[str, Definition], budget: Budget, repor
     declared = frozenset(axis for param in params if not param.number for axis in param.dims)
     expander = Expander(Rules(graph, report), budget, declared)
     result = _run(op, expander, values, taken, defs, report)
-    if result is not None and len(report.errors) == before:
+    if result is not None and len(report.errors) == before and not op.lost:
         _check_result(op, result, params, report)
-    if result is None or len(report.errors) > before:
+    if result is None or len(report.errors) > before or op.lost:
         return []
     source = op.span.source
     lines = source.text.split("\n")[op.span.line - 1 : op.span.end_line]
@@ -87,6 +87,7 @@ def _run(
     """What the op returns; binds its statements' names as it goes."""
     result: Expr | None = None
     returned = False
+    names.update(dict.fromkeys(op.lost))
     for statement in op.body:
         if returned:
             report.add(AfterReturn(statement.span))
@@ -99,7 +100,7 @@ def _run(
         if check_fresh(statement.name, at, taken, defs, report):
             names[statement.name] = value
             taken[statement.name] = ("a value", statement.name_span.line)
-    if not returned:
+    if not returned and "return" not in op.lost:
         report.add(NoReturn(op.name_span, name=op.name))
     return result
 

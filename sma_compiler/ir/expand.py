@@ -14,7 +14,7 @@ from typing import Any
 from sma_compiler.ir import contract
 from sma_compiler.ir.graph import FUNCTIONS
 from sma_compiler.ir.names import POSITIONS, REDUCTIONS, SIGNATURES, SIZES, check_call, check_name
-from sma_compiler.ir.nodes import AXES, Const, Expr
+from sma_compiler.ir.nodes import AXES, Const, Expr, postorder
 from sma_compiler.ir.report import Above, Scope, nearest, quote
 from sma_compiler.ir.rules import Rules, Term
 from sma_compiler.mistakes import (
@@ -87,8 +87,9 @@ class Expander:
         return sent
 
     def _steps(self, node: tree.Expr, scope: Scope) -> Steps:
-        operators = len(node.rest) if isinstance(node, tree.Chain | tree.Compare) else 1
-        self.budget.take(operators, scope, node)
+        chained = len(node.rest) if isinstance(node, tree.Chain | tree.Compare) else 1
+        joined = len(node.args) - 1 if isinstance(node, tree.Logic) else 1
+        self.budget.take(max(chained, joined), scope, node)
         return _FORMS[type(node)](self, node, scope)
 
     def _name(self, node: tree.Name, scope: Scope) -> Steps:
@@ -298,6 +299,8 @@ class Expander:
             return contract.attend(self.rules, scope, node, terms, words, scale)
         if node.fn == "solve":
             return contract.solve(self.rules, scope, node, terms)
+        if node.fn == "transpose":
+            self.budget.take(sum(1 for _ in postorder((terms[0].expr,))), scope, node)
         rule: Callable[..., Expr | None] = getattr(self.rules, node.fn)
         return rule(scope, node, *terms)
 

@@ -31,6 +31,7 @@ class Definition:
     value: tree.Expr
     order: int
     span: Span
+    prelude: bool = False
     broken: bool = False
 
 

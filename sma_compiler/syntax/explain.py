@@ -35,6 +35,7 @@ _TOKEN = re.compile(r"[A-Za-z_0-9.]+|<=|>=|==|!=|\*\*|//|[^\s]")
 _COMMENT = re.compile(r"#[^\n]*")
 _KEYWORDS = frozenset({"op", "def", "return", "and", "or", "not"})
 _INSTEAD = {
+    "\ufeff": "save the file without a byte order mark",
     "^": "powers are written `**`",
     "&": "write `and`",
     "|": "write `or`",

@@ -32,18 +32,23 @@ MAX_ERRORS = 8
 _CLOSING = {"(": ")", "[": "]"}
 _BRACKET = re.compile(r"[()\[\]\t]")
 _ITEM = re.compile(r"(op|def)\b")
+_RETURN = re.compile(r" *return\b")
 _DEF_NAME = re.compile(r"def +([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True)
 class Item:
-    """The lines of one `op` or `def`: `line` is the 1-based number of the first, `doc` the comment above it."""
+    """The lines of one `op` or `def`: `line` is the 1-based number of the first, `doc` the comment above it.
+
+    `starts` are the lines where its statements start, counted from 1 within the item.
+    """
 
     source: Source
     line: int
     text: str
-    doc: str
-    errors: tuple[SpecError, ...]
+    doc: str = ""
+    starts: tuple[int, ...] = ()
+    errors: tuple[SpecError, ...] = ()
 
     @property
     def defines(self) -> str | None:
@@ -66,6 +71,7 @@ class _Open:
         self.first = number
         self.last = number
         self.indent: int | None = None
+        self.starts: list[int] = []
         self.joined = False
         self.brackets: list[tuple[str, Span]] = []
         self.errors: list[SpecError] = []
@@ -73,8 +79,11 @@ class _Open:
     def add(self, number: int, code: str) -> None:
         """Takes the code of the line with this number: its indentation first, then its brackets."""
         self.last = number
+        if self.brackets and _RETURN.match(code):
+            self._unclosed()
         if not self.brackets and number > self.first and not self.joined:
             self._check_indent(number, code)
+            self.starts.append(number - self.first + 1)
         self.joined = code.endswith("\\")
         if self.joined and len(self.errors) < MAX_ERRORS:
             at = Span(self.source, number, len(code), number, len(code) + 1)
@@ -114,12 +123,19 @@ class _Open:
                 self.errors.append(UnmatchedBracket(at, bracket=bracket, what=what, hint=hint))
 
     def close(self) -> Item:
-        """The finished item; a bracket still open is a mistake where it was opened."""
-        if self.brackets and not self.errors:
-            opening, at = self.brackets[-1]
-            self.errors.append(UnclosedBracket(at, bracket=opening, closing=_CLOSING[opening]))
+        """The finished item."""
+        if self.brackets:
+            self._unclosed()
         text = "\n".join(self.lines[self.first - 1 : self.last]) + "\n"
-        return Item(self.source, self.first, text, _doc(self.lines, self.first), tuple(self.errors))
+        doc = _doc(self.lines, self.first)
+        return Item(self.source, self.first, text, doc, tuple(self.starts), tuple(self.errors))
+
+    def _unclosed(self) -> None:
+        """A bracket still open where none can be is a mistake where it was opened."""
+        opening, at = self.brackets[-1]
+        if not any(error.span and error.span.line >= at.line for error in self.errors):
+            self.errors.append(UnclosedBracket(at, bracket=opening, closing=_CLOSING[opening]))
+        self.brackets.clear()
 
 
 def split(source: Source) -> tuple[list[Item], list[SpecError]]:

@@ -160,6 +160,7 @@ OPS = [
     ("BoundTwice", "op f(q, $q):\n    return q\n", "a parameter in line 1", "bound once"),
     ("BoundTwice", "def x = 3\ndef $x = 4\nop f(q):\n    return q\n", "a definition in line 1", "bound once"),
     ("BoundTwice", "def x = 3\nop f(q):\n    $x = q\n    return x\n", "a definition in line 1", "bound once"),
+    ("BoundTwice", "def x = 3\ndef y($x) = x\nop f(q):\n    return y(q)\n", "a definition in line 1", "bound once"),
     ("BoundTwice", "def x(a, $a) = a\nop f(q):\n    return q\n", "a parameter in line 1", "bound once"),
     ("ReservedName", "op f($t: [time]):\n    return t\n", "it is a position", "`t_`"),
     ("ReservedName", "op f(q):\n    $key = 3\n    return q\n", "it is an axis", "`key_`"),
@@ -270,6 +271,41 @@ op f(q):
     assert str(caught.value).count("bad.sma:") == len(found)
 
 
+def test_every_statement_is_looked_at() -> None:
+    text = """op f(q, x: [time] = 3):
+    a = q +
+    b = (a * q
+    c = a[i:j] *
+    return b ** c x
+
+op g(q, k):
+    a = q q
+    b = a * zeta
+    c = (b,
+         )
+    d = b ** exp + c
+    return d + k[t]
+
+op h(q):
+    return q *
+"""
+    with pytest.raises(SpecError) as caught:
+        check_file(Source(text))
+    found = [(type(error).__name__, error.span.line) for error in caught.value.errors if error.span]
+    assert found == [
+        ("BadSyntax", 1),
+        ("MissingOperand", 2),
+        ("UnclosedBracket", 3),
+        ("MissingOperator", 5),
+        ("MissingOperator", 8),
+        ("UnknownName", 9),
+        ("BadSyntax", 10),
+        ("FunctionNotCalled", 12),
+        ("PathPosition", 13),
+        ("MissingOperand", 16),
+    ]
+
+
 def test_a_def_that_does_not_parse_is_known() -> None:
     with pytest.raises(SpecError) as caught:
         check_file(Source("def twice(x) = 2 *\ndef four(x) = twice(twice(x))\nop f(q):\n    return four(q)\n"))
@@ -281,6 +317,14 @@ def test_an_unknown_name_is_told_once_for_each_place() -> None:
         check_file(Source("op f(q):\n    return x + x * y\n"))
     places = [error.span.column for error in caught.value.errors if error.span]
     assert places == [12, 16, 20]
+
+
+def test_a_mask_transposed_many_times_counts_as_often() -> None:
+    lines = ["L0 = strict"] + [f"L{n} = transpose(L{n - 1}) * exp(i - j)" for n in range(1, 1200)]
+    body = "".join(f"    {line}\n" for line in lines)
+    with pytest.raises(SpecError) as caught:
+        check_file(Source(f"op f(v):\n{body}    return L1199 @ v\n"))
+    assert type(caught.value) is mistakes.TooManyNodes
 
 
 def test_at_most_a_hundred_mistakes() -> None:

@@ -73,6 +73,7 @@ CASES = [
     ("BadCharacter", HEAD + "    return q $\\\n        + k\n", "`\\`", "inside brackets"),
     ("BadCharacter", HEAD + "    return q$\u00a0+ k\n", "U+00A0", "ASCII"),
     ("BadCharacter", HEAD + "    return $\ud800\n", "U+D800", "ASCII"),
+    ("BadCharacter", "$\ufeff" + HEAD + "    return q\n", "U+FEFF", "byte order mark"),
     ("BadCharacter", HEAD + "    return q$\x0b\n", "U+000B", ""),
     ("TabCharacter", HEAD + "$\treturn q\n", "a tab", "by spaces"),
     ("TabCharacter", HEAD + "    return$\tq\n", "a tab", "by spaces"),
