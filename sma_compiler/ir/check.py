@@ -100,7 +100,7 @@ def _run(
         if check_fresh(statement.name, at, taken, defs, report):
             names[statement.name] = value
             taken[statement.name] = ("a value", statement.name_span.line)
-    if not returned and "return" not in op.lost:
+    if not returned and not op.lost:
         report.add(NoReturn(op.name_span, name=op.name))
     return result
 

@@ -16,6 +16,7 @@ from sma_compiler.syntax.mistakes import (
     KeywordAsName,
     MissingBody,
     MissingColon,
+    MissingDefinition,
     MissingName,
     MissingOperand,
     MissingOperator,
@@ -110,6 +111,8 @@ def explain_token(item: Item, token: Token, accepts: frozenset[str]) -> SpecErro
         return MissingColon(here, name=name)
     if before == "return" and ends:
         return MissingReturnValue(start)
+    if head[0] == "def" and "ASSIGN" in accepts and ends:
+        return MissingDefinition(here)
     if "RETURN" in accepts or accepts == {"ASSIGN"}:
         if str(token) in ("op", "def", "and", "or", "not"):
             return KeywordAsName(here, word=token)

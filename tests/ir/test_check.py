@@ -340,7 +340,7 @@ def test_deep_defs() -> None:
     assert sum(1 for _ in postorder((result("q", "return d1499(q)", defs=deep),))) == 1503
 
 
-def test_import_is_cheap() -> None:
-    code = "import sys, sma_compiler.ir.check; print('lark' in sys.modules, 'torch' in sys.modules)"
+def test_the_parser_is_made_when_it_is_used() -> None:
+    code = "import sys, sma_compiler.ir.check; print('lark' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False", "False"]
+    assert found.stdout.split() == ["False"]

@@ -306,6 +306,13 @@ op h(q):
     ]
 
 
+def test_a_lost_statement_is_the_only_mistake() -> None:
+    for line in ("retrun q", "return q +", "x = q +\n    return x", "return q r"):
+        with pytest.raises(SpecError) as caught:
+            check_file(Source(f"op f(q):\n    {line}\n"))
+        assert len(caught.value.errors) == 1
+
+
 def test_a_def_that_does_not_parse_is_known() -> None:
     with pytest.raises(SpecError) as caught:
         check_file(Source("def twice(x) = 2 *\ndef four(x) = twice(twice(x))\nop f(q):\n    return four(q)\n"))
