@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sma_compiler.ir.expand import Budget, Expander
+from sma_compiler.ir.expand import Expander
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.names import check_callable, check_fresh, define_all
 from sma_compiler.ir.nodes import Expr, Kind, Op, Param, ParamDecl, postorder
 from sma_compiler.ir.params import declare
-from sma_compiler.ir.report import Definition, Enough, Report, Scope, quote
+from sma_compiler.ir.report import Budget, Definition, Enough, Report, Scope, quote
 from sma_compiler.ir.rules import Rules
 from sma_compiler.mistakes import (
     AfterReturn,
@@ -64,7 +64,7 @@ def _check_op(op: tree.Op, defs: Mapping[str, Definition], budget: Budget, repor
     graph = Graph()
     params, values, taken = declare(op, graph, defs, report)
     declared = frozenset(axis for param in params if not param.number for axis in param.dims)
-    expander = Expander(Rules(graph, report), budget, declared)
+    expander = Expander(Rules(graph, report, budget), declared)
     result = _run(op, expander, values, taken, defs, report)
     if result is not None and len(report.errors) == before and not op.lost:
         _check_result(op, result, params, report)

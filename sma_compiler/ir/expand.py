@@ -14,7 +14,7 @@ from typing import Any
 from sma_compiler.ir import contract
 from sma_compiler.ir.graph import FUNCTIONS
 from sma_compiler.ir.names import POSITIONS, REDUCTIONS, SIGNATURES, SIZES, check_call, check_name
-from sma_compiler.ir.nodes import AXES, Const, Expr, postorder
+from sma_compiler.ir.nodes import AXES, Const, Expr
 from sma_compiler.ir.report import Above, Scope, nearest, quote
 from sma_compiler.ir.rules import Rules, Term
 from sma_compiler.mistakes import (
@@ -24,12 +24,9 @@ from sma_compiler.mistakes import (
     NoSuchSize,
     PathPosition,
     RepeatedOption,
-    TooManyNodes,
     UnknownOption,
 )
 from sma_compiler.syntax import tree
-
-MAX_NODES = 10_000
 
 Steps = Generator[tuple[tree.Expr, Scope], Expr | None, Expr | None]
 
@@ -49,26 +46,14 @@ _OPERATORS = {
 }
 
 
-class Budget:
-    """Counts the nodes of a file as defs are expanded."""
-
-    def __init__(self) -> None:
-        self.left = MAX_NODES
-
-    def take(self, count: int, scope: Scope, node: tree.Node) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise TooManyNodes(scope.place(node), limit=MAX_NODES)
-
-
 class Expander:
     """Expands the expressions of one op, whose tensors have the axes `declared`."""
 
-    def __init__(self, rules: Rules, budget: Budget, declared: frozenset[str]) -> None:
+    def __init__(self, rules: Rules, declared: frozenset[str]) -> None:
         self.rules = rules
         self.graph = rules.graph
         self.report = rules.report
-        self.budget = budget
+        self.budget = rules.budget
         self.declared = declared
 
     def value(self, node: tree.Expr, scope: Scope) -> Expr | None:
@@ -299,8 +284,6 @@ class Expander:
             return contract.attend(self.rules, scope, node, terms, words, scale)
         if node.fn == "solve":
             return contract.solve(self.rules, scope, node, terms)
-        if node.fn == "transpose":
-            self.budget.take(sum(1 for _ in postorder((terms[0].expr,))), scope, node)
         rule: Callable[..., Expr | None] = getattr(self.rules, node.fn)
         return rule(scope, node, *terms)
 

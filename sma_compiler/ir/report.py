@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from sma_compiler.errors import SpecError
 from sma_compiler.ir.nodes import Expr
-from sma_compiler.mistakes import Mistake
+from sma_compiler.mistakes import Mistake, TooManyNodes
 from sma_compiler.source import Span
 from sma_compiler.syntax import tree
 from sma_compiler.syntax.layout import MAX_MISTAKES
 from sma_compiler.syntax.show import show_expr
 
+MAX_NODES = 10_000
 _LONGEST = 48
 _MOST_COMPARED = 500
 
@@ -71,6 +72,18 @@ class Scope:
     def place(self, node: tree.Node) -> Span:
         """Where the user wrote the node, or used the `def` that it is in."""
         return self.site or node.span
+
+
+class Budget:
+    """Counts the nodes of a file as defs are expanded. TooManyNodes beyond the limit."""
+
+    def __init__(self) -> None:
+        self.left = MAX_NODES
+
+    def take(self, count: int, scope: Scope, node: tree.Node) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise TooManyNodes(scope.place(node), limit=MAX_NODES)
 
 
 class Report:

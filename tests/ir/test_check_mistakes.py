@@ -334,6 +334,13 @@ def test_a_mask_transposed_many_times_counts_as_often() -> None:
     assert type(caught.value) is mistakes.TooManyNodes
 
 
+def test_a_product_applied_many_times_counts_as_often() -> None:
+    product, uses = " @ ".join(["causal"] * 300), " + ".join(["L @ v"] * 100)
+    with pytest.raises(SpecError) as caught:
+        check_file(Source(f"op f(v):\n    L = {product}\n    return {uses}\n"))
+    assert type(caught.value) is mistakes.TooManyNodes
+
+
 def test_at_most_a_hundred_mistakes() -> None:
     names = " + ".join(f"x{n}" for n in range(5000))
     with pytest.raises(SpecError) as caught:
