@@ -64,7 +64,7 @@ class Cache:
             expr = self.held[name]
             new = evaluator.tensor(expr, expr in self.wide)
             if state is not None:
-                past = Named(state[name], _stored_axes(expr))
+                past = Named(state[name], stored_axes(expr))
                 new = join([past, new.to(past.data.dtype)], "time", [line.new, line.length - line.new])
             found[expr] = new
         return replace(line, held=found)
@@ -74,7 +74,7 @@ class Cache:
         count = self.slots if self.slots is not None else slots if slots is not None else line.length
         found = {"pos": _last(Named(line.places.data + 1, line.places.axes), (), (), line, frame, count) - 1}
         for name, expr in self.held.items():
-            axes = _stored_axes(expr)[2:]
+            axes = stored_axes(expr)[2:]
             sizes = [evaluator.axis_size(axis) for axis in axes]
             value = line.held[expr].to(self._dtype(expr, frame.compute))
             found[name] = _last(value, axes, sizes, line, frame, count)
@@ -86,7 +86,7 @@ class Cache:
         device = evaluator.device
         found = {"pos": torch.full((batch, count), -1, dtype=torch.int64, device=device)}
         for name, expr in self.held.items():
-            shape = [evaluator.axis_size(axis) for axis in _stored_axes(expr)[2:]]
+            shape = [evaluator.axis_size(axis) for axis in stored_axes(expr)[2:]]
             dtype = self._dtype(expr, evaluator.dtype)
             found[name] = torch.zeros(batch, count, *shape, dtype=dtype, device=device)
         return found
@@ -144,7 +144,8 @@ def _mask_nodes(masks: Iterable[Expr]) -> list[Expr]:
     return list(found)
 
 
-def _stored_axes(expr: Expr) -> tuple[str, ...]:
+def stored_axes(expr: Expr) -> tuple[str, ...]:
+    """The dimensions of a cached tensor."""
     return ("batch", "time", *(axis for axis in expr.axes if axis not in ("batch", "time")))
 
 

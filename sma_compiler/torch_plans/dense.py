@@ -75,11 +75,6 @@ class Mask:
         return Pairs(self.evaluator, self.line, rows, columns, self.sums)
 
 
-def whole(expr: Expr, band: Band, line: Line, evaluator: Evaluator) -> Mask:
-    """A mask with every column of a line."""
-    return Mask(expr, band, line, (0, line.length), evaluator, Sums(evaluator, line))
-
-
 def attend(node: Attend, mask: Mask, q: Named, k: Named, v: Named, frame: Frame) -> Partial:
     """What one mask (a part of attend's own) contributes to the new positions.
 
@@ -121,6 +116,19 @@ def times(kind: Kind, mask: Mask, x: Named, frame: Frame) -> Named:
     return _along_time(rows)
 
 
+def weighted_sum(mask: Mask, left: Named, right: Named, x: Named, frame: Frame) -> Named:
+    """Sum over the columns and over key of mask * left * right * x, for the new positions.
+
+    left: over the new positions, right and x: over the mask's columns, or static.
+    """
+    blocks = []
+    for pairs in mask.blocks():
+        rows, columns = pairs.points["i"], pairs.points["j"]
+        weights = linear_weights(mask.expr, pairs, rows.take(left, -mask.line.new), columns.take(right), frame)
+        blocks.append(contract(*dots(frame, weights, columns.take(x)), "j"))
+    return _along_time(blocks)
+
+
 def linear_weights(expr: Expr, pairs: Pairs, left: Named, right: Named, frame: Frame) -> Named:
     """sum over key of mask * left * right at pairs of positions; left and right are the dot's operands."""
     mask = pairs.mask(expr)
@@ -154,8 +162,6 @@ Operands = tuple[Named, Named, Named]
 def _linear(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: Named, frame: Frame) -> Partial:
     """The weights as they are, or functions of the score."""
     q, k, v = operands
-    if "key" in scale.axes:
-        q, scale = multiply(q, scale), Named(scale.data.new_ones(()), ())
     if node.activation == "none":
         weights = multiply(linear_weights(expr, pairs, q, k, frame), scale)
     else:
@@ -171,8 +177,6 @@ def _linear(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: N
 def _softmax(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: Named, frame: Frame) -> Partial:
     """exp(score) * mask, relative to the largest of each row."""
     q, k, v = operands
-    if "key" in scale.axes:
-        q, scale = multiply(q, scale), Named(scale.data.new_ones(()), ())
     score = multiply(contract(*dots(frame, q, k), "key"), scale)
     logs = full_pairs(add(score, pairs.log_mask(expr)), pairs)
     at, rest = logs.axes.index("j"), dropped(logs.axes, "j")

@@ -29,6 +29,7 @@ class Shift:
     """x[i - by]."""
 
     by: int
+    kind = "shift"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Sum:
 
     by: int
     backward: bool
+    kind = "cumsum"
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,15 @@ def _affine(left: Expr, right: Expr) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True)
 class Elementary:
-    """One elementary operator of an op, and whether its result feeds phases (then it is computed in fp64)."""
+    """One elementary operator of an op.
+
+    name: what its states are called after. wide: its result feeds phases, so it is computed in fp64.
+    """
 
     node: MaskTimes
+    name: str
     what: Shift | Sum
     wide: bool
-
-    @property
-    def name(self) -> str:
-        """What its states are called after."""
-        return "shift" if isinstance(self.what, Shift) else "cumsum"
 
     def run(self, evaluator: Evaluator, frame: Frame, state: State | None) -> tuple[Named, dict[str, Tensor]]:
         """The result at the new positions, and the state after them (empty where it looks ahead)."""

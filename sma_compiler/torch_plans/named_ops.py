@@ -98,6 +98,16 @@ def cut(x: Named, axis: str, start: int, stop: int) -> Named:
     return Named(x.data.narrow(x.axes.index(axis), start, stop - start), x.axes)
 
 
+def picked(x: Named, axis: str, entry: int) -> Named:
+    """One entry of an axis, which goes."""
+    return Named(x.data.select(x.axes.index(axis), entry), dropped(x.axes, axis))
+
+
+def negative(x: Named) -> Named:
+    """-x."""
+    return Named(-x.data, x.axes)
+
+
 def join(tensors: list[Named], axis: str, sizes: list[int]) -> Named:
     """Tensors one after the other along an axis, which each of them has with its size; other axes broadcast."""
     axes = sort_axes((*union(tensors), axis))

@@ -6,47 +6,54 @@ from math import prod
 
 import torch
 
-from sma_compiler.ir.graph import sort_axes
 from sma_compiler.torch_plans.dense import Mask, dots, linear_weights
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.named_ops import add, arranged, common, contract, cut, dropped, join
+from sma_compiler.torch_plans.named_ops import (
+    add,
+    arranged,
+    canonical,
+    common,
+    contract,
+    cut,
+    dropped,
+    join,
+    negative,
+    spread,
+)
 from sma_compiler.torch_plans.pairs import Run
 
 BLOCK = 64
 """Rows of a block, which is solved by substitution."""
 
 
-def solve(mask: Mask, a: Named, b: Named, u: Named, solved: Named | None, frame: Frame) -> Named:
+def solve(mask: Mask, a: Named, b: Named, u: Named, frame: Frame) -> Named:
     """x at the new positions, where x_i + sum over j < i of L_ij (a_i . b_j) x_j = u_i.
 
-    a, u: over the new positions, or static. b: over the mask's line, or static. solved: x at the line's first
-    positions, which a cache holds; None: the line has new positions only.
+    mask: over a line of new positions alone. a, b, u: over the new positions, or static.
     """
-    line, first = mask.line, mask.columns[0]
+    length, hi = mask.line.length, mask.band.hi
     step = BLOCK if "key" not in mask.expr.axes else BLOCK // 4
-    found = [] if solved is None else [cut(solved, "time", 0, line.new)]
-    sizes = [one.size("time") for one in found]
-    for start in range(line.new, max(line.length, line.new + 1), step):
-        stop = min(start + step, line.length)
-        begin = first if mask.band.hi is None else max(first, start - mask.band.hi)
-        pairs = mask.pairs(Run("i", start, stop), Run("j", begin, stop))
-        rows, columns = pairs.points["i"], pairs.points["j"]
-        weights = linear_weights(mask.expr, pairs, rows.take(a, -line.new), columns.take(b), frame)
-        right = rows.take(u, -line.new).to(frame.compute)
+    found: list[Named] = []
+    sizes: list[int] = []
+    for start in range(0, max(length, 1), step):
+        stop = min(start + step, length)
+        begin = 0 if hi is None else min(start, max(0, start - hi))
+        rows, columns = Run("i", start, stop), Run("j", begin, stop)
+        weights = linear_weights(mask.expr, mask.pairs(rows, columns), rows.take(a), columns.take(b), frame)
+        right = rows.take(u)
         if begin < start:
             earlier = cut(join(found, "time", sizes), "time", begin, start).rename("time", "j")
-            known = contract(*dots(frame, cut(weights, "j", 0, start - begin), earlier), "j")
-            right = add(right, Named(-known.data, known.axes))
-        ours = cut(weights, "j", start - begin, stop - begin)
-        found.append(_substitute(ours, right, stop - start).rename("i", "time"))
+            right = add(right, negative(contract(*dots(frame, cut(weights, "j", 0, start - begin), earlier), "j")))
+        found.append(_substitute(cut(weights, "j", start - begin, stop - begin), right, stop - start))
         sizes.append(stop - start)
-    return cut(join(found, "time", sizes), "time", line.new, line.length)
+    return join(found, "time", sizes)
 
 
 def _substitute(weights: Named, right: Named, size: int) -> Named:
-    """(I + weights)^-1 right along `i`; the diagonal of weights [i, j] and what is above it are not read."""
+    """(I + weights)^-1 right along `i`, over `time`; weights [i, j] on and above the diagonal are not read."""
     groups = dropped(weights.axes, "i", "j")
+    right = spread(right, "i", size)
     free = dropped(right.axes, "i", *groups)
     shape = [common((weights.size(axis), right.size(axis))) for axis in groups]
     widths = [right.size(axis) for axis in free]
@@ -54,5 +61,4 @@ def _substitute(weights: Named, right: Named, size: int) -> Named:
     vectors = arranged(right, (*groups, "i", *free), [*shape, size, *widths])
     flat = vectors.reshape(*shape, size, prod(widths))
     found = torch.linalg.solve_triangular(matrix, flat, upper=False, unitriangular=True)
-    axes = sort_axes((*groups, "i", *free))
-    return Named(Named(found.reshape(*shape, size, *widths), (*groups, "i", *free)).view(axes), axes)
+    return canonical(Named(found.reshape(*shape, size, *widths), (*groups, "time", *free)))

@@ -13,7 +13,7 @@ from sma_compiler.torch_plans.evaluate import Evaluator, bind_params
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.traits import wide_nodes
 
-SIZES = {"batch": 2, "time": 23, "head": 4, "key": 3, "value": 5, "mode": 2, "lag": 6, "level": 4}
+SIZES = {"batch": 2, "time": 23, "head": 4, "key": 4, "value": 5, "mode": 2, "lag": 6, "level": 4}
 
 Arguments = dict[str, Tensor | int | float]
 
