@@ -22,7 +22,7 @@ from sma_compiler.torch_plans.layout import (
     apply,
     contract,
     cut,
-    exponential,
+    exp2,
     merge,
     multiply,
     number,
@@ -135,7 +135,7 @@ def _final(tiles: Tiles, before: Named, frame: Frame) -> Named:
     if move is not None:
         names = {axis: f"{axis}_from" for axis in tiles.lane.basis.axes}
         state = contract(move, rename(state, names), *names.values())
-    kept = [exponential(path.total(last)) for path in tile.paths()]
+    kept = [exp2(path.total(last)) for path in tile.paths()]
     return add(multiply(state, *kept), written(tile, last, frame))
 
 

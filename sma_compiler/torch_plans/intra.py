@@ -15,15 +15,14 @@ import torch
 
 from sma_compiler.torch_plans.basis import Basis
 from sma_compiler.torch_plans.frame import Frame
-from sma_compiler.torch_plans.gates import Path, places, triangle
+from sma_compiler.torch_plans.gates import Path, decay, places, triangle
 from sma_compiler.torch_plans.lanes import Column, Lane
 from sma_compiler.torch_plans.layout import (
     apply,
     at,
-    choose,
     common,
     contract,
-    exponential,
+    exp2,
     multiply,
     number,
     order,
@@ -67,13 +66,12 @@ def scores(
     still, flow: the paths of static gates, and of the others and resets. tabled: `table_axes`. like: has `pos`.
     """
     first = first_distance(lane, column)
-    pairs = triangle(like, first)
     factors = [flow.pairs(first)] if flow is not None else []
     table = [x for x in (*lane.rows, *column.keys) if set(x.axes) & tabled]
     if still is not None:
         table.append(still.pairs(first))
     elif flow is None:
-        table.append(Named((pairs.data >= 0).to(frame.compute), pairs.axes))
+        table.append(exp2(triangle(like, first)))
     kernel = lane.basis.kernel(_distance(like))
     if kernel is not None:
         table.append(kernel)
@@ -115,8 +113,8 @@ def own_weight(lane: Lane, column: Column) -> Named | None:
     """The weight of distance 0; None: it is 0."""
     if lane.basis.degree or any(fn == "sin" for fn, _ in lane.basis.turns):
         return None
-    logs = [gate.log for gate in lane.gates if gate.key_closed and gate.query_closed]
-    factors = [*lane.rows, *column.keys, *(Named(log.data.exp(), log.axes) for log in logs)]
+    both = decay([gate for gate in lane.gates if gate.key_closed and gate.query_closed], None, column.value.data.dtype)
+    factors = [*lane.rows, *column.keys, *([both] if both is not None else [])]
     present = {axis for factor in factors for axis in factor.axes}
     repeats = math.prod(lane.size(axis) for axis in lane.inner if axis not in present)
     return summed(multiply(number(repeats, column.value.data.dtype, column.value.data.device), *factors), lane.inner)
@@ -140,16 +138,10 @@ def _crossing(path: Path | None, basis: Basis, like: Named, size: int) -> tuple[
     components = basis.rows(Named(near.data + 1, near.axes)), basis.columns(Named(size - 1 - near.data, near.axes))
     late, early = ([x] if x is not None else [] for x in components)
     if path is not None:
-        place = _halves(places(like), size)
-        end = at(at(place, "side", 0), "pos", size - 1)
-        kept = at(at(_halves(path.ends, size), "side", 0), "pos", size - 1)
-        cuts = at(at(_halves(path.end_cuts, size), "side", 0), "pos", size - 1)
-        reads = apply(torch.le, at(_halves(path.row_cuts, size), "side", 1), end)
-        writes = apply(torch.ge, at(place, "side", 0), cuts)
-        row = apply(torch.sub, at(_halves(path.rows, size), "side", 1), kept)
-        column = apply(torch.sub, kept, at(_halves(path.columns, size), "side", 0))
-        late.append(exponential(choose(reads, row, -torch.inf)))
-        early.append(exponential(choose(writes, column, -torch.inf)))
+        sides = path.each(lambda x: _halves(x, size))
+        middle = sides.ends.each(lambda x: at(at(x, "side", 0), "pos", size - 1))
+        late.append(exp2(sides.rows.each(lambda x: at(x, "side", 1)).since(middle)))
+        early.append(exp2(middle.since(sides.columns.each(lambda x: at(x, "side", 0)))))
     return late, early
 
 

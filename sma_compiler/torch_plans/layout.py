@@ -66,9 +66,9 @@ def choose(condition: Named, yes: Named, no: float) -> Named:
     return apply(lambda c, x: torch.where(c, x, no), condition, yes)
 
 
-def exponential(x: Named) -> Named:
-    """exp of every entry."""
-    return Named(x.data.exp(), x.axes)
+def exp2(x: Named) -> Named:
+    """2 to the power of every entry."""
+    return Named(x.data.exp2(), x.axes)
 
 
 def contract(left: Named, right: Named, *over: str) -> Named:

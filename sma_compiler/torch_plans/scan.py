@@ -16,7 +16,7 @@ from sma_compiler.torch_plans.layout import (
     choose,
     contract,
     cut,
-    exponential,
+    exp2,
     merge,
     multiply,
     pad,
@@ -30,8 +30,8 @@ from sma_compiler.torch_plans.named import Named
 def carry(items: Named, totals: Named | None, basis: Basis, steps: int, initial: Named | None, width: int) -> Named:
     """The state before each chunk.
 
-    items: what each `chunk` adds to the state behind it. totals: log of what a state keeps through each chunk, or
-    through any (no `chunk`), <= 0 or not, -inf allowed; None: everything. steps: positions in a chunk.
+    items: what each `chunk` adds to the state behind it. totals: binary log of what a state keeps through each chunk,
+    or through any (no `chunk`); finite; None: everything. steps: positions in a chunk.
     initial: the state before the first chunk. width: the number of chunks in a group.
     """
     count = items.size("chunk")
@@ -56,8 +56,8 @@ def _within(items: Named, totals: Named | None, basis: Basis, steps: int, initia
     count, device = items.size("chunk"), items.data.device
     places = torch.arange(rows, device=device)
     between = Named(places[:, None] - places[None, :count] - 1, ("chunk", "chunk_from"))
-    lives = Named(between.data >= 0, between.axes)
-    weights = exponential(choose(lives, _kept(totals, between, items.data.dtype), -torch.inf))
+    future = torch.full_like(between.data, -torch.inf, dtype=items.data.dtype).triu()
+    weights = exp2(add(Named(future, between.axes), *_kept(totals, between)))
     move = basis.move(Named(between.data.clamp(min=0) * steps, between.axes))
     if move is not None:
         weights = multiply(weights, move)
@@ -83,30 +83,28 @@ def carried(initial: Named, totals: Named | None, basis: Basis, steps: int, rows
         kept = cut(pad(Named(sums, totals.axes), "chunk", 1, 0), "chunk", 0, rows)
     else:
         kept = _times(totals, count)
-    return multiply(exponential(kept), initial)
+    return multiply(exp2(kept), initial)
 
 
-def _kept(totals: Named | None, between: Named, dtype: torch.dtype) -> Named:
-    """Log of what a state keeps through the chunks strictly between `chunk_from` and `chunk`."""
+def _kept(totals: Named | None, between: Named) -> list[Named]:
+    """Binary log of what a state keeps through the chunks strictly between `chunk_from` and `chunk`."""
     if totals is None:
-        return Named(torch.zeros_like(between.data, dtype=dtype), between.axes)
+        return []
     if "chunk" not in totals.axes:
-        return _times(totals, between)
+        return [_times(totals, between)]
     rows = between.size("chunk")
     passed = Named(between.data[1:] >= 1, between.axes)
     entries = choose(passed, cut(totals, "chunk", 0, rows - 1), 0)
     sums = Named(entries.data.cumsum(entries.axes.index("chunk")), entries.axes)
-    return pad(sums, "chunk", 1, 0)
+    return [pad(sums, "chunk", 1, 0)]
 
 
 def _times(x: Named, count: Named) -> Named:
-    """count * x; 0 where the count is 0, even if x is -inf."""
-    some = Named(count.data > 0, count.axes)
-    return choose(some, apply(torch.mul, x, Named(count.data.clamp(min=1).to(x.data.dtype), count.axes)), 0)
+    return apply(torch.mul, x, Named(count.data.clamp(min=0).to(x.data.dtype), count.axes))
 
 
 def _sums(totals: Named | None, width: int) -> Named | None:
-    """Log of what a state keeps through each group."""
+    """Binary log of what a state keeps through each group."""
     if totals is None:
         return None
     if "chunk" in totals.axes:
