@@ -185,13 +185,13 @@ class Sums:
             return _from_zero(gate.to(torch.int64)), None
         cuts = is_infinite(gate.data)
         finite = torch.where(cuts, 0, gate.data).to(torch.float64)
-        return _from_zero(Named(finite, gate.axes)), _from_zero(Named(cuts.to(torch.int64), gate.axes))
+        return _from_zero(Named(finite, gate.axes)), _from_zero(Named(cuts.to(torch.int32), gate.axes))
 
 
 def _from_zero(x: Named) -> Named:
     at = x.axes.index("time")
     widths = [0, 0] * (len(x.axes) - 1 - at) + [1, 0]
-    return Named(functional.pad(x.data.cumsum(at), widths), x.axes)
+    return Named(functional.pad(x.data.cumsum(at, dtype=x.data.dtype), widths), x.axes)
 
 
 class Pairs(Scope):
@@ -255,8 +255,8 @@ class Pairs(Scope):
         first, last = int(not node.start_closed), int(node.end_closed)
         total = self._difference(end.take(gate, last), start.take(gate, first)).to(dtype)
         if cuts is not None:
-            passed = self._difference(end.take(cuts, last), start.take(cuts, first))
-            total = select(Named(passed.data == 0, passed.axes), total, -torch.inf)
+            axes, (until, since) = aligned(end.take(cuts, last), start.take(cuts, first))
+            total = select(Named(until == since, axes), total, -torch.inf)
         return select(nonempty, total, 0)
 
     def _difference(self, left: Named, right: Named) -> Named:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sma_compiler.ir.check import check_file
 from sma_compiler.ir.nodes import Attend, Kind, MaskTimes, Op, Param, Solve, postorder
+from sma_compiler.plan.choose import Plans
+from sma_compiler.plan.choose import plan as make_plans
 from sma_compiler.source import Source
 from sma_compiler.torch_plans.elementary import Elementary, elementary
 from sma_compiler.torch_plans.evaluate import Evaluator, bind_params
 from sma_compiler.torch_plans.frame import Frame
+from sma_compiler.torch_plans.run import Result, run_op
 from sma_compiler.torch_plans.traits import wide_nodes
 
 SIZES = {"batch": 2, "time": 23, "head": 4, "key": 4, "value": 5, "mode": 2, "lag": 6, "level": 4}
@@ -77,7 +83,35 @@ def bind_elementary(op: Op, evaluator: Evaluator, frame: Frame) -> None:
     for node in postorder((op.result,)):
         what = elementary(node)
         if what is not None and isinstance(node, MaskTimes):
-            evaluator.bind(node, Elementary(node, what, node in wide).run(evaluator, frame, None)[0])
+            evaluator.bind(node, Elementary(node, what.kind, what, node in wide).run(evaluator, frame, None)[0])
+
+
+def run(op: Op, arguments: Arguments, plan: str = "quadratic", **options: Any) -> Result:  # noqa: ANN401
+    """The op with one plan wherever it is legal, else quadratic."""
+    plans = plans_of(op)
+    chosen = {one.site.node: plan if plan in one.legal else "quadratic" for one in plans.choices}
+    return run_op(op, plans, chosen, arguments, sizes_of(op, arguments), **options)
+
+
+@cache
+def plans_of(op: Op) -> Plans:
+    """What is decided about an op, once."""
+    return make_plans(op)
+
+
+def between(op: Op, arguments: Arguments, start: int, stop: int) -> Arguments:
+    """The positions start .. stop - 1 of the arguments."""
+    found = dict(arguments)
+    for param in op.params:
+        value = found[param.name]
+        if isinstance(value, Tensor) and "time" in param.dims:
+            found[param.name] = value.narrow(param.dims.index("time"), start, stop - start)
+    return found
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The relative rms error."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def contractions(op: Op) -> list[Attend | MaskTimes | Solve]:
