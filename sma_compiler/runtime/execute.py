@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sma_compiler.call_errors import NoLogSumExp, UnavailableBackend, UnknownBackend, UnknownPrecision
 from sma_compiler.runtime.args import Arguments, bind, check_pack, check_values
@@ -30,8 +30,7 @@ PRECISIONS = ("ieee", "tf32")
 Tensors = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The options of a call: see `CompiledOp.__call__`.
 
     step: the tensors lack their time axis. inplace: the new state has as many slots in its caches as the old one.
@@ -44,9 +43,6 @@ class Call:
     want_lse: bool = False
     step: bool = False
     inplace: bool = False
-
-
-pytree.register_constant(Call)
 
 
 def execute(
@@ -171,7 +167,7 @@ def _run_nothing(program: Program, call: Call, arguments: Arguments, rows: int, 
     one = replace(arguments, tensors={**arguments.tensors, **tensors}, sizes={**arguments.sizes, "time": 1})
     lengths = torch.zeros(arguments.sizes["batch"], dtype=torch.int64, device=arguments.device)
     with torch.no_grad():
-        shaped = _run(program, replace(call, want_state=False), one, None, lengths)
+        shaped = _run(program, call._replace(want_state=False), one, None, lengths)
     result = shaped.result.narrow(program.op.result.axes.index("time"), 0, 0)
     for tensor in arguments.tensors.values():
         if tensor.requires_grad:

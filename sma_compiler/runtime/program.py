@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -17,12 +16,18 @@ from sma_compiler.plan.choose import PLANS, Plans
 from sma_compiler.plan.cost import pick
 
 
-@dataclass(frozen=True, eq=False)
 class Program:
-    """A compiled op. Two programs are equal when they compute the same thing under the same name."""
+    """A compiled op. Two programs are equal when they compute the same thing under the same name.
 
-    op: Op
-    plans: Plans
+    Args:
+        op: the checked op.
+        plans: the streams and facts of its masks, and the plans that are legal.
+    """
+
+    # no dataclass: torch.compile rebuilds frozen dataclasses field by field, and this one is a constant to it
+    def __init__(self, op: Op, plans: Plans) -> None:
+        self.op = op
+        self.plans = plans
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and (self.op.name, self.spec_hash) == (other.op.name, other.spec_hash)
