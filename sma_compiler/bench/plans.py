@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,14 +41,16 @@ def time_plans(
     real = [x for x in arguments.values() if isinstance(x, Tensor) and x.is_floating_point()]
     leaves = [x.requires_grad_() for x in real]
 
+    call: Callable[..., Tensor] = op
+
     def forward(plan: str) -> None:
         with torch.no_grad():
-            op(**arguments, plan=plan)
+            call(**arguments, plan=plan)
 
     def both(plan: str) -> None:
-        y = op(**arguments, plan=plan)
+        y = call(**arguments, plan=plan)
         torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
 
-    once = median_times({plan: (lambda plan=plan: forward(plan)) for plan in plans}, repeats, tick)
-    twice = median_times({plan: (lambda plan=plan: both(plan)) for plan in plans}, repeats, tick)
+    once = median_times({plan: partial(forward, plan) for plan in plans}, repeats, tick)
+    twice = median_times({plan: partial(both, plan) for plan in plans}, repeats, tick)
     return tuple(PlanTime(plan, once[plan], twice[plan]) for plan in plans)

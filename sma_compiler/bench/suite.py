@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -104,8 +105,8 @@ def measure_speed(repeats: int, tick: Tick) -> tuple[Speed, ...]:
 
     found = []
     for what, run in (("forward", forward), ("forward + backward", both)):
-        runs = {case: (lambda case=case, run=run: run(case)) for case in CASES}
-        times = median_times(runs, repeats, lambda what=what: tick(what))
+        runs = {case: partial(run, case) for case in CASES}
+        times = median_times(runs, repeats, partial(tick, what))
         found.append(Speed(what, times["chunked"], times["einsum"], times["einsum"] / times["chunked"]))
     return tuple(found)
 

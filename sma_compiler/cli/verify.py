@@ -88,7 +88,7 @@ def verify_op(
 
 def table(checks: Sequence[Check]) -> Table:
     """The worst check of each output and gradient, its error relative to the exact values' root mean square."""
-    worst: dict[tuple[str, ...], Check] = {}
+    worst: dict[tuple[str, str, str, str, str], Check] = {}
     for check in checks:
         key = (check.op, check.dtype, check.plan, check.backend, check.what)
         if key not in worst or check.ratio > worst[key].ratio:
@@ -99,11 +99,11 @@ def table(checks: Sequence[Check]) -> Table:
     for name in ("error", "bound", "error / bound"):
         found.add_column(name, justify="right")
     found.add_column("worst at")
-    for key, check in worst.items():
+    for title, check in worst.items():
         scale = check.scale or 1.0
         style = "" if check.ok else "bold red"
         figures = (f"{check.measured / scale:.2e}", f"{check.bound / scale:.2e}", f"{check.ratio:.2f}")
-        found.add_row(*key, *figures, check.where + ("" if check.ok else "  FAIL"), style=style)
+        found.add_row(*title, *figures, check.where + ("" if check.ok else "  FAIL"), style=style)
     return found
 
 
