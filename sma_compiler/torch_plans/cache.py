@@ -57,12 +57,13 @@ class Cache:
         exists = [Named(past.data >= 0, past.axes), spread(new, "time", frame.length)]
         return Line(sum(sizes), sizes[0], join([past, line.places], "time", sizes), join(exists, "time", sizes))
 
-    def hold(self, line: Line, evaluator: Evaluator, state: State | None, names: Iterable[str]) -> Line:
+    def hold(self, line: Line, evaluator: Evaluator, frame: Frame, state: State | None, names: Iterable[str]) -> Line:
         """The line with some of what the cache holds: its slots and the values at the new positions."""
-        found = dict(line.held)
+        found, valid = dict(line.held), frame.valid()
         for name in names:
             expr = self.held[name]
             new = evaluator.tensor(expr, expr in self.wide)
+            new = new if valid is None else select(valid, new, 0)
             if state is not None:
                 past = Named(state[name], stored_axes(expr))
                 new = join([past, new.to(past.data.dtype)], "time", [line.new, line.length - line.new])

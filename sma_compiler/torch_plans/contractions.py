@@ -15,7 +15,7 @@ from sma_compiler.torch_plans.dense import Mask, Partial
 from sma_compiler.torch_plans.evaluate import Evaluator
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.named_ops import add, contract, cut, join, multiply, negative, picked, spread
+from sma_compiler.torch_plans.named_ops import add, contract, cut, join, multiply, negative, picked, select, spread
 from sma_compiler.torch_plans.pairs import Line, Sums, fresh_line
 from sma_compiler.torch_plans.sites import Site
 from sma_compiler.torch_plans.solve_dense import solve
@@ -198,7 +198,9 @@ class Contracting:
         if cache is None or not (self.want_state or self.state is not None):
             return self._fresh
         line = cache.line(self.frame, self._past)
-        return cache.hold(line, self.evaluator, self._past, [name for name in cache.held if not self._solves(name)])
+        return cache.hold(
+            line, self.evaluator, self.frame, self._past, [name for name in cache.held if not self._solves(name)]
+        )
 
     def _solves(self, name: str) -> bool:
         return isinstance(self.site.node, Solve) and name == "x"
@@ -208,7 +210,7 @@ class Contracting:
         cache = self.site.cache
         if cache is not None and self.want_state:
             results = [name for name in cache.held if self._solves(name)]
-            line = cache.hold(self._line, self.evaluator, self._past, results)
+            line = cache.hold(self._line, self.evaluator, self.frame, self._past, results)
             self._keep(cache.renewed(line, self.evaluator, self.frame, self.slots), "cache.")
 
     def _keep(self, after: Mapping[str, Tensor], prefix: str) -> None:
@@ -224,13 +226,18 @@ class Contracting:
         return convolve(mask.expr, x, mask.line, self.evaluator, causal)
 
     def _tensor(self, expr: Expr) -> Named:
-        return self.evaluator.tensor(expr).to(self.frame.compute)
+        return self._existing(self.evaluator.tensor(expr)).to(self.frame.compute)
+
+    def _existing(self, x: Named) -> Named:
+        """x, 0 past the end of a row: a weight of 0 does not remove what is not finite."""
+        valid = self.frame.valid()
+        return x if valid is None or "time" not in x.axes else select(valid, x, 0)
 
     def _over(self, line: Line, expr: Expr) -> Named:
         """A tensor over a line, or a static one."""
         found = line.held.get(expr)
         if found is None:
-            found = self.evaluator.tensor(expr)
+            found = self._existing(self.evaluator.tensor(expr))
         return found.to(self.frame.compute) if isinstance(self.site.node, Attend | Solve) else found
 
     def _scale(self, node: Attend) -> Named:

@@ -58,7 +58,7 @@ def run_op(
         arguments: tensors with the declared dimensions, and numbers, by name.
         sizes: of every axis in this call; `batch` is the number of rows, `head` the largest head size.
         compute: float32 or float64; None: float64 where an argument is.
-        lengths: [batch] int64, how many positions of each row are there; the others may hold any finite values.
+        lengths: [batch] int64, how many positions of each row are there; what the others hold changes no result.
         state: what an earlier call returned; None is the empty state.
         want_state: whether to return the state behind each row's last position.
         fixed: whether caches keep as many slots as they have (the oldest are dropped).
