@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sma_compiler.ir.expand import Expander
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.names import check_callable, check_fresh, define_all
-from sma_compiler.ir.nodes import Expr, Kind, Op, Param, ParamDecl, postorder
+from sma_compiler.ir.nodes import Expr, Kind, Op
 from sma_compiler.ir.params import declare
 from sma_compiler.ir.report import Budget, Definition, Enough, Report, Scope, quote
 from sma_compiler.ir.rules import Rules
@@ -19,7 +19,6 @@ from sma_compiler.mistakes import (
     ResultAxis,
     ResultNotTensor,
     TooManyNodes,
-    UnusedParameter,
 )
 from sma_compiler.source import Source, Span
 from sma_compiler.syntax import tree
@@ -67,7 +66,7 @@ def _check_op(op: tree.Op, defs: Mapping[str, Definition], budget: Budget, repor
     expander = Expander(Rules(graph, report, budget), declared)
     result = _run(op, expander, values, taken, defs, report)
     if result is not None and len(report.errors) == before and not op.lost:
-        _check_result(op, result, params, report)
+        _check_result(op, result, report)
     if result is None or len(report.errors) > before or op.lost:
         return []
     source = op.span.source
@@ -105,7 +104,7 @@ def _run(
     return result
 
 
-def _check_result(op: tree.Op, result: Expr, params: tuple[ParamDecl, ...], report: Report) -> None:
+def _check_result(op: tree.Op, result: Expr, report: Report) -> None:
     returned = next(statement for statement in op.body if isinstance(statement, tree.Return))
     value, what, hint = returned.value, "", ""
     if result.positions:
@@ -120,7 +119,3 @@ def _check_result(op: tree.Op, result: Expr, params: tuple[ParamDecl, ...], repo
     for axis in ("mode", "lag", "level"):
         if axis in result.axes:
             report.add(ResultAxis(value.span, axis=axis))
-    used = {node.name for node in postorder((result,)) if isinstance(node, Param)}
-    for param in params:
-        if param.name not in used:
-            report.add(UnusedParameter(param.span, name=param.name))

@@ -182,8 +182,6 @@ OPS = [
     ("UnknownKind", "op f(q, $x: bool):\n    return q * x\n", "no kind `bool`", "`int` or `real`"),
     ("UnknownKind", "op f($x: fp16[time]):\n    return x\n", "no kind `fp16`", "`int[axes]`"),
     ("UnknownKind", "op f(q, $x: head):\n    return q * x\n", "no kind `head`", "`x: [head]`"),
-    ("UnusedParameter", "op f(q, $k):\n    return q\n", "does not depend on parameter `k`", "remove it"),
-    ("UnusedParameter", "op f(q, $w: int):\n    x = q * w\n    return q\n", "parameter `w`", "remove it"),
     ("NoSuchSize", "op f(v):\n    return v / $key\n", "no parameter has the axis `key`", "write the number"),
     ("DefinedLater", "def x = $x\nop f(q):\n    return q\n", "which is itself", "no recursion"),
     ("DefinedLater", "def x(a) = $x(a)\nop f(q):\n    return x(q)\n", "which is itself", "no recursion"),
