@@ -72,8 +72,8 @@ class Tiles:
         return replace(self, lane=replace(self.lane, columns=columns), count=1, flow=flow)
 
 
-def run_chunked(lane: Lane, frame: Frame, initial: Named | None) -> tuple[Named, Named]:
-    """The lane's result over `time` (but for `outer`), and its state behind the end of each row.
+def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: bool = True) -> tuple[Named, Named | None]:
+    """The lane's result over `time` (but for `outer`), and, if wanted, its state behind the end of each row.
 
     initial: the state before the first position; None: empty. The turns of both states are about the boundary.
     """
@@ -92,14 +92,14 @@ def run_chunked(lane: Lane, frame: Frame, initial: Named | None) -> tuple[Named,
     before = carry(added, total, lane.basis, tiles.size, initial, group)
     found = add(inside, read(tiles, before, frame))
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
-    return result, _final(tiles, before, frame)
+    return result, _final(tiles, before, frame) if want_state else None
 
 
 def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """What the rows of each chunk see of the state before it."""
     lane = tiles.lane
     distance = Named(places(tiles.like).data + 1, ("pos",))
-    weights = [*(path.read() for path in tiles.paths()), *_some(lane.basis.rows(distance))]
+    weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *_some(lane.basis.rows(distance))]
     rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes}, before)
     row = multiply(*rows) if rows else number(1, frame.compute, frame.device)
     found = contract(_rounded(row, frame), _rounded(before, frame), *lane.inner, *lane.basis.axes)
@@ -110,7 +110,7 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
     """What the positions up to `last` of each chunk add to the state behind it."""
     lane = tiles.lane
     distance = apply(lambda e, p: (e - p).clamp(min=0), _places(last, frame), places(tiles.like))
-    weights = [*(path.write(last) for path in tiles.paths()), *_some(lane.basis.columns(distance))]
+    weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *_some(lane.basis.columns(distance))]
     terms = []
     for column in lane.columns:
         keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes}, column.value)
@@ -121,22 +121,28 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
 
 
 def _final(tiles: Tiles, before: Named, frame: Frame) -> Named:
-    """The state behind the last position of each row: of its last chunk, moved on by the positions there."""
+    """The state behind the last position of each row, from the states before every chunk."""
     if frame.lengths is None:
         chunk: int | Tensor = tiles.count - 1
         last: int | Tensor = frame.length - 1 - (tiles.count - 1) * tiles.size
     else:
         chunk = torch.div(frame.lengths - 1, tiles.size, rounding_mode="floor").clamp(min=0)
         last = frame.lengths - 1 - chunk * tiles.size
-    tile = tiles.alone(chunk)
-    state = pick(before, "chunk", chunk, 0)
+    return behind(tiles.alone(chunk), pick(before, "chunk", chunk, 0), last, frame)
+
+
+def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -> Named:
+    """The state behind the position `last` (-1: none) of a single chunk, from the one before it."""
+    added = written(tile, last, frame)
+    if state is None:
+        return added
     steps = _places(last, frame)
-    move = tiles.lane.basis.move(Named(steps.data + 1, steps.axes))
+    move = tile.lane.basis.move(Named(steps.data + 1, steps.axes))
     if move is not None:
-        names = {axis: f"{axis}_from" for axis in tiles.lane.basis.axes}
+        names = {axis: f"{axis}_from" for axis in tile.lane.basis.axes}
         state = contract(move, rename(state, names), *names.values())
-    kept = [exp2(path.total(last)) for path in tile.paths()]
-    return add(multiply(state, *kept), written(tile, last, frame))
+    kept = [exp2(path.total(last)).to(frame.compute) for path in tile.paths()]
+    return add(multiply(state, *kept), added)
 
 
 def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> list[Named]:
@@ -200,11 +206,23 @@ def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
         return split(x, "time", "chunk", "pos", size)
 
     tiled = lane.each(lambda x: reorder(tile(x)) if dense else tile(x))
-    zero = number(0, frame.compute, frame.device)
-    still = cumulate([gate for gate in tiled.gates if not moves(gate.log)], None, size, zero)
-    flow = cumulate([gate for gate in tiled.gates if moves(gate.log)], tiled.resets, size, zero)
+    return _tiled(tiled, size, count, frame.compute, frame)
+
+
+def one_chunk(lane: Lane, frame: Frame) -> Tiles:
+    """All positions as one chunk, without the axis `chunk`; sums of gates are in fp64, as they are long."""
+    tile = lane.each(lambda x: rename(x, {"time": "pos"}))
+    gates = tuple(replace(gate, log=gate.log.to(torch.float64)) for gate in tile.gates)
+    return _tiled(replace(tile, gates=gates), frame.length, 1, torch.float64, frame)
+
+
+def _tiled(lane: Lane, size: int, count: int, dtype: torch.dtype, frame: Frame) -> Tiles:
+    """dtype: of the sums of gates."""
+    zero = number(0, dtype, frame.device)
+    still = cumulate([gate for gate in lane.gates if not moves(gate.log)], None, size, zero)
+    flow = cumulate([gate for gate in lane.gates if moves(gate.log)], lane.resets, size, zero)
     like = Named(torch.zeros(size, dtype=frame.compute, device=frame.device), ("pos",))
-    return Tiles(tiled, size, count, still, flow, like)
+    return Tiles(lane, size, count, still, flow, like)
 
 
 def _sides(

@@ -48,10 +48,12 @@ State = Mapping[str, Tensor]
 class Column:
     """What a stream feeds a state with: `keys`, the factors with contracted axes, and `value`, all others.
 
-    first: the smallest distance at which rows see it. One of `value` and the `keys` has `time`.
+    first: the smallest distance at which rows see it. delay: how many positions earlier it was.
+    One of `value` and the `keys` has `time`.
     """
 
     first: int
+    delay: int
     keys: tuple[Named, ...]
     value: Named
 
@@ -147,7 +149,7 @@ class Preparation:
         for (_, one), (keys, values) in zip(members, written, strict=True):
             repeats = self._repeats(set(contracted) - read - carried - _axes(keys))
             keys, values = _sum_alone(keys, [*values, *repeats], contracted, inner)
-            columns.append(Column(one.first, tuple(keys), self._over_time(keys, values)))
+            columns.append(Column(one.first, one.delay, tuple(keys), self._over_time(keys, values)))
         lane = Lane(
             number=place,
             side=stream.side,

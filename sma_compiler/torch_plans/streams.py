@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sma_compiler.ir.graph import sort_axes
 from sma_compiler.mask.nodes import Stream
-from sma_compiler.torch_plans.chunked import run_chunked, turned
+from sma_compiler.torch_plans.chunked import behind, one_chunk, read, run_chunked, turned
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.lanes import Lane, Preparation, State
-from sma_compiler.torch_plans.layout import add, contract, flip, multiply, number, rename
+from sma_compiler.torch_plans.layout import add, choose, contract, flip, multiply, number, rename
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.walk import Walk
 
@@ -26,12 +27,14 @@ def run_streams(
     frame: Frame,
     state: State | None,
     key: int | None,
+    want_state: bool = True,
 ) -> tuple[Named, dict[str, Tensor]]:
     """Sum over streams, columns and contracted axes of row * path * kernel * column * value; and the state behind.
 
     plan: `"chunked"`, `"recurrent"` (lower streams alone have one) or `"global"`. q (with the scale), k, v: tensors
     over time or static; `L @ x` has q = k = 1 and v = x. state: None at the start of the sequences.
     key: the size of the axis `key`, which is contracted; 1 where nothing has it; None: `key` is like any other axis.
+    want_state: whether the state behind will be used; without, it is empty.
     """
     preparation = Preparation(frame, state, key)
     results = []
@@ -41,12 +44,51 @@ def run_streams(
         elif plan == "recurrent":
             found, preparation.after[lane.name] = _recurrent(lane, frame, state)
         else:
-            found, after = run_chunked(lane, frame, _about_boundary(lane, frame, state))
-            preparation.after[lane.name] = _stored(lane, frame, after)
-            if lane.side == "upper":
-                found = flip(found, "time")
-        results.append(multiply(found, lane.outer))
-    return _canonical(add(*results)), preparation.after
+            found, after = run_chunked(lane, frame, _about_boundary(lane, frame, state), want_state)
+            if after is not None and lane.side == "lower":
+                preparation.after[lane.name] = _stored(lane, frame, after)
+        results.append(multiply(flip(found, "time") if lane.side == "upper" else found, lane.outer))
+    return _over_time(add(*results), frame), preparation.after if want_state else {}
+
+
+def advance_streams(
+    streams: Sequence[Stream],
+    q: Named,
+    k: Named,
+    v: Named,
+    frame: Frame,
+    state: State | None,
+    key: int | None,
+    want_state: bool = True,
+) -> tuple[Named | None, dict[str, Tensor]]:
+    """What every row sees of the state alone (None: there is none), and the state behind; lower streams only.
+
+    The plans that write a mask out need no more of streams. Arguments as for `run_streams`.
+    """
+    preparation = Preparation(frame, state, key)
+    results = []
+    for lane in preparation.lanes(streams, q, k, v):
+        tile = one_chunk(lane, frame)
+        before = _about_boundary(lane, frame, state)
+        if want_state:
+            last = frame.length - 1 if frame.lengths is None else frame.lengths - 1
+            preparation.after[lane.name] = _stored(lane, frame, behind(tile, before, last, frame))
+        if before is not None and any(column.delay for column in lane.columns):
+            results.append(multiply(run_chunked(_tails(lane, frame), frame, before, False)[0], lane.outer))
+        elif before is not None:
+            results.append(multiply(rename(read(tile, before, frame), {"pos": "time"}), lane.outer))
+    found = _over_time(add(*results), frame) if results else None
+    return found, preparation.after if want_state else {}
+
+
+def _tails(lane: Lane, frame: Frame) -> Lane:
+    """The lane with those columns alone that hold what lies before the frame."""
+    steps = torch.arange(frame.length, device=frame.device)
+    columns = []
+    for column in lane.columns:
+        earlier = Named(steps < column.delay, ("time",))
+        columns.append(replace(column, value=choose(earlier, column.value, 0)))
+    return replace(lane, columns=tuple(columns))
 
 
 def _whole(lane: Lane, frame: Frame) -> Named:
@@ -91,9 +133,11 @@ def _stored(lane: Lane, frame: Frame, after: Named) -> Tensor:
     return turned(after, lane.basis, Named(end, ("batch",) * end.dim())).view(axes).expand(lane.state_shape(frame))
 
 
-def _canonical(x: Named) -> Named:
-    axes = sort_axes(x.axes)
-    return Named(x.view(axes), axes)
+def _over_time(x: Named, frame: Frame) -> Named:
+    """In the order of `AXES`, with `time`."""
+    axes = sort_axes((*x.axes, "time"))
+    shape = [frame.length if axis == "time" else x.size(axis) for axis in axes]
+    return Named(x.view(axes).expand(shape), axes)
 
 
 def _rounded(x: Named, frame: Frame) -> Named:

@@ -15,7 +15,7 @@ from sma_compiler.mask.nodes import Gate, Stream, Turn
 from sma_compiler.torch_plans.evaluate import Evaluator
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.streams import run_streams
+from sma_compiler.torch_plans.streams import advance_streams, run_streams
 
 SIZES = {"batch": 2, "time": 13, "head": 2, "key": 3, "value": 2, "mode": 2}
 
@@ -135,6 +135,9 @@ def run(
     frame = frame_of(case, data, dtype, length, starts, lengths)
     one = Named(torch.ones((), dtype=dtype), ())
     q, k, v = (data.get(name, one) for name in "qkv")
+    if plan == "advance":
+        found, after = advance_streams(case.streams, q, k, v, frame, state, case.key_size())
+        return one if found is None else found, after
     return run_streams(plan, case.streams, q, k, v, frame, state, case.key_size())
 
 
@@ -191,7 +194,6 @@ def _stream(case: Case, stream: Stream, frame: Frame) -> Named:
         angle = _times(torch.mul, rate, Named(distance.double(), ("i", "j")))
         weight = _times(torch.mul, weight, Named(getattr(torch, turn.fn)(angle.data), angle.axes))
     for gate in stream.gates:
-        key, query = (low, high) if stream.side == "lower" else (high, low)
         inside = ((t > low) & (t < high)) | ((t == j) & gate.key_closed) | ((t == i) & gate.query_closed)
         inside &= (distance[..., None] > 0) | (torch.tensor(gate.key_closed and gate.query_closed) & (t == i))
         log = _times(torch.add, frame.along(gate.log), Named(torch.zeros(length, dtype=torch.float64), ("time",)))
@@ -311,3 +313,9 @@ def spoil(x: Named, valid: Tensor) -> Named:
         return x
     mask = Named(valid, ("batch", "time")).view(x.axes)
     return Named(torch.where(mask, x.data, torch.nan if x.data.is_floating_point() else 99), x.axes)
+
+
+def blank(x: Named, valid: Tensor) -> Named:
+    """0 wherever a position is not valid."""
+    mask = Named(valid, ("batch", "time")).view(x.axes)
+    return Named(torch.where(mask, x.data, 0), x.axes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_plans.stream_cases import alone, cut, expanded, meaning, random_case, run, same, spoil
+from torch_plans.stream_cases import alone, blank, cut, expanded, meaning, random_case, run, same, spoil
 
 from sma_compiler.torch_plans import chunked
 from sma_compiler.torch_plans.named import Named
@@ -49,7 +49,9 @@ def test_full_streams(plan: str, seed: int) -> None:
     same(run(case, plan)[0], meaning(case), 1e-11)
 
 
-@given(seed=SEEDS, cuts=st.lists(st.integers(0, 40), min_size=1, max_size=3), plans=st.lists(PLANS, min_size=4, max_size=4))
+@given(
+    seed=SEEDS, cuts=st.lists(st.integers(0, 40), min_size=1, max_size=3), plans=st.lists(PLANS, min_size=4, max_size=4)
+)
 @settings(max_examples=200)
 def test_cut_sequences_join_by_their_states(seed: int, cuts: list[int], plans: list[str]) -> None:
     case = random_case(seed)
@@ -96,3 +98,25 @@ def test_padded_rows_end_where_they_end(plan: str, seed: int, pick: int) -> None
             torch.testing.assert_close(state[name][row], x[0], rtol=1e-9, atol=1e-9)
         if not end:
             assert all(not x[row].any() for name, x in state.items() if not name.startswith("segment"))
+
+
+@given(seed=SEEDS, where=st.integers(0, 40), pick=st.integers(0, 10**6))
+@settings(max_examples=200)
+def test_advance_reads_the_state_alone_and_moves_it_on(seed: int, where: int, pick: int) -> None:
+    case = random_case(seed)
+    length, batch = case.sizes["time"], case.sizes["batch"]
+    middle = where % length
+    lengths = None if pick % 2 else torch.tensor([pick % (length - middle + 1), length - middle])
+    state = run(case, "chunked", data=cut(case.data, 0, middle), length=middle)[1] if middle else None
+    rest = cut(case.data, middle, length)
+    seen, after = run(case, "advance", data=rest, start=middle, state=state, length=length - middle, lengths=lengths)
+    whole, wanted = run(
+        case, "recurrent", data=rest, start=middle, state=state, length=length - middle, lengths=lengths
+    )
+    for name, x in wanted.items():
+        torch.testing.assert_close(after[name], x, rtol=1e-9, atol=1e-9)
+    if middle:
+        fresh = run(case, "chunked", data=rest, start=middle, length=count, lengths=lengths)[0]
+        valid = torch.arange(count) < (torch.full((batch,), count) if lengths is None else lengths)[:, None]
+        results = [blank(expanded(x, count, batch), valid) for x in (seen, whole, fresh)]
+        same(results[0], Named(results[1].data - results[2].data, results[1].axes), 1e-10)
