@@ -17,7 +17,7 @@ from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.named_ops import add, contract, cut, join, multiply, negative, picked, select, spread
 from sma_compiler.torch_plans.pairs import Line, Sums, fresh_line
-from sma_compiler.torch_plans.sites import Site
+from sma_compiler.torch_plans.sites import Site, band_of
 from sma_compiler.torch_plans.solve_dense import solve
 from sma_compiler.torch_plans.solve_streams import solve_recurrent
 from sma_compiler.torch_plans.stabilised import run_stabilised
@@ -42,6 +42,7 @@ class Contracting:
     def __init__(
         self,
         site: Site,
+        plan: str,
         evaluator: Evaluator,
         frame: Frame,
         state: Mapping[str, Tensor] | None,
@@ -49,6 +50,7 @@ class Contracting:
         slots: int | None,
     ) -> None:
         self.site = site
+        self.plan = plan
         self.evaluator = evaluator
         self.frame = frame
         self.state = state
@@ -56,6 +58,7 @@ class Contracting:
         self.slots = slots
         self.after: dict[str, Tensor] = {}
         self._past = None if state is None else within(state, "cache.")
+        self._cache = site.cache(evaluator)
         self._fresh = fresh_line(frame)
         self._line = self._remembered()
         self._sums = {id(line): Sums(evaluator, line) for line in (self._fresh, self._line)}
@@ -95,7 +98,7 @@ class Contracting:
 
     def _solve(self, node: Solve) -> Named:
         a, b, right = self._tensor(node.a), self._tensor(node.b), self._tensor(node.u)
-        if self.site.plan == "recurrent":
+        if self.plan == "recurrent":
             key = self._key_size(node.mask, node.a, node.b)
             streams, frame = self.site.streams, self.frame
             found, after = solve_recurrent(streams, a, b, right, frame, self.state, key, self.want_state)
@@ -104,7 +107,7 @@ class Contracting:
         if self.site.streams and self.state is not None:
             nothing = Named(torch.zeros([self._sizes(axis) for axis in node.axes], dtype=self.frame.compute), node.axes)
             right = self._less(right, self._streamed("advance", nothing.to(self.frame.compute), ""))
-        if self._past and self.site.cache is not None:
+        if self._past and self._cache is not None:
             solved = Named(self._past["x"].to(self.frame.compute), stored_axes(node))
             for mask in self._near(history=True):
                 earlier = self._over(mask.line, node.b)
@@ -117,8 +120,8 @@ class Contracting:
     def _parts(self, written_out: Callable[[Mask], P], carried: Callable[[str], P | None]) -> list[P]:
         """Contributions to the new positions: masks written out, streams by a plan, or what a state adds."""
         site = self.site
-        if site.plan in STREAMED and site.streams:
-            streamed = carried(site.plan)
+        if self.plan in STREAMED and site.streams:
+            streamed = carried(self.plan)
             return [*([] if streamed is None else [streamed]), *map(written_out, self._near(history=False))]
         if not site.streams:
             return [written_out(self._whole(self._line))]
@@ -180,8 +183,8 @@ class Contracting:
         return found
 
     def _whole(self, line: Line) -> Mask:
-        site = self.site
-        return Mask(site.node.mask, site.band, line, (0, line.length), self.evaluator, self._sums[id(line)])
+        band, sums = self.site.band(self.evaluator), self._sums[id(line)]
+        return Mask(self.site.node.mask, band, line, (0, line.length), self.evaluator, sums)
 
     def _near(self, history: bool) -> list[Mask]:
         """The near parts; `history`: what they see of earlier positions alone."""
@@ -190,11 +193,12 @@ class Contracting:
         if history and line.new == 0:
             return []
         sums = self._sums[id(line)]
-        return [Mask(part.mask, part.band, line, columns, self.evaluator, sums) for part in self.site.near]
+        near = [(part.mask, band_of(part.lo, part.hi, self.evaluator)) for part in self.site.near]
+        return [Mask(mask, band, line, columns, self.evaluator, sums) for mask, band in near]
 
     def _remembered(self) -> Line:
         """The line of the cache and the new positions."""
-        cache = self.site.cache
+        cache = self._cache
         if cache is None or not (self.want_state or self.state is not None):
             return self._fresh
         line = cache.line(self.frame, self._past)
@@ -207,7 +211,7 @@ class Contracting:
 
     def _renew(self) -> None:
         """The cache behind the new positions."""
-        cache = self.site.cache
+        cache = self._cache
         if cache is not None and self.want_state:
             results = [name for name in cache.held if self._solves(name)]
             line = cache.hold(self._line, self.evaluator, self.frame, self._past, results)
@@ -218,7 +222,7 @@ class Contracting:
 
     def _by_fft(self, mask: Mask) -> bool:
         whole = mask.columns == (0, mask.line.length)
-        return self.site.plan == "toeplitz" and whole and self.frame.length >= SHORT
+        return self.plan == "toeplitz" and whole and self.frame.length >= SHORT
 
     def _convolved(self, mask: Mask, x: Named) -> Named:
         causal = mask.band.lo is not None and mask.band.lo >= 0

@@ -67,12 +67,19 @@ class Evaluator(Scope):
     """Evaluates the tensors of one call.
 
     params: by name, heads already repeated (`bind_params`). sizes: of the axes in this call. dtype: of real numbers.
+    traits: what is known of the expressions from other calls.
     """
 
-    def __init__(self, params: Mapping[str, Named | Number], sizes: Mapping[str, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Named | Number],
+        sizes: Mapping[str, int],
+        dtype: torch.dtype,
+        traits: Traits | None = None,
+    ) -> None:
         tensors = [value for value in params.values() if isinstance(value, Named)]
         device = tensors[0].data.device if tensors else torch.device("cpu")
-        super().__init__(dtype, device, Traits())
+        super().__init__(dtype, device, traits or Traits())
         self.params = params
         self.sizes = sizes
         self._bound: dict[Expr, Named] = {}

@@ -17,7 +17,7 @@ from sma_compiler.torch_plans.evaluate import Evaluator, Number, bind_params
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.named_ops import arranged
-from sma_compiler.torch_plans.sites import sites_of
+from sma_compiler.torch_plans.sites import layout_of
 
 COARSEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -68,7 +68,8 @@ def run_op(
     tensors = [value for value in bound.values() if isinstance(value, Named)]
     if compute is None:
         compute = torch.float64 if any(x.data.dtype == torch.float64 for x in tensors) else torch.float32
-    evaluator = Evaluator(bound, sizes, compute)
+    layout = layout_of(op, plans)
+    evaluator = Evaluator(bound, sizes, compute, layout.traits)
     frame = Frame(
         batch=sizes["batch"],
         length=sizes["time"],
@@ -81,7 +82,7 @@ def run_op(
     )
     after: dict[str, Tensor] = {"position": _position(frame)}
     lse: Tensor | None = None
-    for site in sites_of(op, plans, chosen, evaluator):
+    for site in layout.sites:
         own = None if state is None else within(state, f"{site.name}.")
         if isinstance(site, Elementary):
             value, kept = site.run(evaluator, frame, own)
@@ -89,7 +90,8 @@ def run_op(
         else:
             rounded = replace(frame, operand=operand_dtype(site.node, bound, compute))
             slots = own["cache.pos"].shape[1] if fixed and own is not None and "cache.pos" in own else capacity
-            contracting = Contracting(site, evaluator, rounded, own, want_state, slots)
+            plan = chosen.get(site.node, "quadratic")
+            contracting = Contracting(site, plan, evaluator, rounded, own, want_state, slots)
             value, logs = contracting.run()
             kept = contracting.after
             lse = lse if logs is None else _full(logs, _row_axes(site.node), sizes)
