@@ -50,16 +50,16 @@ def test_describes_itself() -> None:
 
 
 def test_explains_itself() -> None:
-    text = str(GLA.explain(dict(B=1, T=4096, H=8, K=64, V=64)))
+    text = str(GLA.explain({"B": 1, "T": 4096, "H": 8, "K": 64, "V": 64}))
     for expected in ("op gla(q, k, v, g: [time, head, key])", "lower_rank", "Refused", "At batch 1, time 4096"):
         assert expected in text
     assert "position: int64 [batch]" in text
     assert ": float32 [batch, head, key, value]" in text
     assert "later positions matter" in str(sma.library("prefix_lm").explain())
     with pytest.raises(errors.UnknownSize, match=r"no size 'Z'"):
-        GLA.explain(dict(Z=3))
+        GLA.explain({"Z": 3})
     with pytest.raises(errors.WrongSize, match=r"'T' must be an integer of at least 1, not 0"):
-        GLA.explain(dict(T=0))
+        GLA.explain({"T": 0})
 
 
 def test_positional_and_named_arguments_agree() -> None:
@@ -266,8 +266,8 @@ def test_refuses_states_that_do_not_fit() -> None:
         RETENTION(**given, gamma=gamma, initial_state=state.to("meta"))
     with pytest.raises(errors.StateMismatch, match=r"list of names"):
         RETENTION(**given, gamma=gamma, initial_state=sma.State(RETENTION.spec_hash, {"position": state["position"]}))
+    packed = attention_inputs(1, 20)
     with pytest.raises(errors.StateMismatch, match=r"'position' is \[2\], but this call needs \[5\]"):
-        packed = attention_inputs(1, 20)
         RETENTION(**packed, gamma=gamma, cu_seqlens=PACK, initial_state=state)
 
 
@@ -308,10 +308,9 @@ def test_refuses_bad_input_before_any_work() -> None:
         GLA(**given, g=gate)
     with pytest.raises(errors.NaNInGate):
         GLA.reference(**given, g=gate)
+    one_row = {name: x[:1] for name, x in given.items()}
     with pytest.raises(errors.BadSequenceBounds, match=r"must end at 9"):
-        GLA(
-            **part(given, 0, 9) | {name: x[:1] for name, x in given.items()}, g=torch.zeros(1, 9, 4, 8), cu_seqlens=PACK
-        )
+        GLA(**one_row, g=torch.zeros(1, 9, 4, 8), cu_seqlens=PACK)
     with pytest.raises(sma.CallError, match=r"argument 'g' is missing"):
         GLA(**given)
 
