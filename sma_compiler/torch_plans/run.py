@@ -64,6 +64,8 @@ def run_op(
         fixed: whether caches keep as many slots as they have (the oldest are dropped).
         capacity: the slots of caches that hold every position, where not fixed; None: as many as there were positions.
     """
+    if sizes["time"] == 0:
+        return _nothing(op, plans, arguments, sizes, compute, state, want_state)
     bound = bind_params(op.params, arguments)
     tensors = [value for value in bound.values() if isinstance(value, Named)]
     if compute is None:
@@ -99,6 +101,41 @@ def run_op(
     found = evaluator.tensor(op.result)
     result = _full(found, op.result.axes, sizes).to(result_dtype(op, arguments, compute))
     return Result(result, after if want_state else None, lse)
+
+
+def _nothing(
+    op: Op,
+    plans: Plans,
+    arguments: Mapping[str, Tensor | Number],
+    sizes: Mapping[str, int],
+    compute: torch.dtype | None,
+    state: Mapping[str, Tensor] | None,
+    want_state: bool,
+) -> Result:
+    """A call without positions: one position that no row has, cut off again."""
+    padded = dict(arguments)
+    for param in op.params:
+        value = padded[param.name]
+        if isinstance(value, Tensor) and "time" in param.dims:
+            at = param.dims.index("time")
+            padded[param.name] = value.new_ones([*value.shape[:at], 1, *value.shape[at + 1 :]])
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    lengths = torch.zeros(sizes["batch"], dtype=torch.int64, device=device)
+    found = run_op(
+        op,
+        plans,
+        {},
+        padded,
+        {**sizes, "time": 1},
+        compute=compute,
+        lengths=lengths,
+        state=state,
+        want_state=want_state,
+        fixed=True,
+        capacity=0,
+    )
+    result = found.result.narrow(op.result.axes.index("time"), 0, 0)
+    return Result(result, found.state, None if found.lse is None else found.lse.narrow(1, 0, 0))
 
 
 def empty_state(
