@@ -49,13 +49,28 @@ class Column:
     """What a stream feeds a state with: `keys`, the factors with contracted axes, and `value`, all others.
 
     first: the smallest distance at which rows see it. delay: how many positions earlier it was.
-    One of `value` and the `keys` has `time`.
+    One of `value` and the `keys` has `time`. Where the value itself is still unknown (in solve), `value` are its
+    factors before the delay, `fed` those after it, and `tail` names what was held before the frame.
     """
 
     first: int
     delay: int
     keys: tuple[Named, ...]
     value: Named
+    fed: Named | None = None
+    tail: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A stream's column factors: `keys` and `fed` at the column's position, `held` before the delay, the value too."""
+
+    stream: Stream
+    keys: list[Named]
+    value: Named | None
+    held: list[Named]
+    fed: list[Named]
+    tail: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class Lane:
 
     def state_axes(self) -> tuple[str, ...]:
         """The axes of the state."""
-        return order(("batch", *self.basis.axes, *without(_axes(self._written()), "time", "pos")))
+        return order(("batch", *self.basis.axes, *without(_axes(self._parts()), "time", "pos")))
 
     def state_shape(self, frame: Frame) -> list[int]:
         """The sizes of `state_axes`."""
@@ -92,7 +107,7 @@ class Lane:
 
     def size(self, axis: str) -> int:
         """The size of an axis of the state."""
-        return common(x.size(axis) for x in self._written())
+        return common(x.size(axis) for x in self._parts())
 
     def each(self, fn: Callable[[Named], Named]) -> Lane:
         """The lane with a function of every tensor but `outer`."""
@@ -102,11 +117,17 @@ class Lane:
             gates=tuple(replace(gate, log=fn(gate.log)) for gate in self.gates),
             resets=fn(self.resets) if self.resets is not None else None,
             columns=tuple(
-                replace(column, keys=tuple(map(fn, column.keys)), value=fn(column.value)) for column in self.columns
+                replace(
+                    column,
+                    keys=tuple(map(fn, column.keys)),
+                    value=fn(column.value),
+                    fed=None if column.fed is None else fn(column.fed),
+                )
+                for column in self.columns
             ),
         )
 
-    def _written(self) -> list[Named]:
+    def _parts(self) -> list[Named]:
         logs = [gate.log for gate in self.gates] + [rate for _, rate in self.basis.turns]
         resets = [self.resets] if self.resets is not None else []
         return [*logs, *resets, *(x for column in self.columns for x in (*column.keys, column.value))]
@@ -124,44 +145,53 @@ class Preparation:
         self._changes: dict[Expr, Named] = {}
         self._graph = Graph()
 
-    def lanes(self, streams: Sequence[Stream], q: Named, k: Named, v: Named) -> list[Lane]:
-        """The lanes of some streams, in the order in which they appear."""
+    def lanes(self, streams: Sequence[Stream], q: Named, k: Named, v: Named | None) -> list[Lane]:
+        """The lanes of some streams, in the order in which they appear. v: None where it is still unknown."""
         groups: dict[tuple[object, ...], list[tuple[int, Stream]]] = {}
         for place, stream in enumerate(streams):
             alike = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns)
             groups.setdefault((*alike, stream.contracted), []).append((place, stream))
         return [self._lane(place, members, q, k, v) for place, members in enumerate(groups.values())]
 
-    def _lane(self, place: int, members: list[tuple[int, Stream]], q: Named, k: Named, v: Named) -> Lane:
+    def _lane(self, place: int, members: list[tuple[int, Stream]], q: Named, k: Named, v: Named | None) -> Lane:
         stream = members[0][1]
         contracted = (*stream.contracted, *(("key",) if self.key is not None else ()))
         rows = self._factors(stream.row, [q])
         gates = tuple(self._gate(gate.log, gate.key_closed, gate.query_closed) for gate in stream.gates)
         rates = tuple((turn.fn, self.frame.evaluate.tensor(turn.rate, wide=True)) for turn in stream.turns)
-        written = [self._column(which, one, contracted, k, v) for which, one in members]
-        keyed = _axes([x for keys, _ in written for x in keys])
+        written = [self._written(which, one, contracted, k, v) for which, one in members]
+        keyed = _axes([x for column in written for x in column.keys])
         carried = _axes([*(gate.log for gate in gates), *(rate for _, rate in rates)])
         read = _axes(rows)
         inner = tuple(axis for axis in contracted if axis in carried or (axis in read and axis in keyed))
         row, rest = _apart(rows, contracted)
         row, outer = _sum_alone(row, rest, contracted, inner)
-        columns = []
-        for (_, one), (keys, values) in zip(members, written, strict=True):
-            repeats = self._repeats(set(contracted) - read - carried - _axes(keys))
-            keys, values = _sum_alone(keys, [*values, *repeats], contracted, inner)
-            columns.append(Column(one.first, one.delay, tuple(keys), self._over_time(keys, values)))
         lane = Lane(
             number=place,
             side=stream.side,
             inner=inner,
             rows=tuple(row),
-            outer=multiply(number(1, self.frame.compute, self.frame.device), *outer),
+            outer=multiply(self._one(), *outer),
             gates=gates,
             resets=self._resets(stream.segments),
             basis=Basis(stream.degree, rates, self.frame.compute),
-            columns=tuple(columns),
+            columns=tuple(
+                self._column(column, contracted, inner, set(contracted) - read - carried) for column in written
+            ),
         )
         return _reversed(lane) if stream.side == "upper" else lane
+
+    def _column(self, written: Written, contracted: Sequence[str], inner: Sequence[str], unread: set[str]) -> Column:
+        repeats = self._repeats(unread - _axes(written.keys))
+        keys, rest = _sum_alone(written.keys, [*written.fed, *repeats], contracted, inner)
+        column = Column(written.stream.first, written.stream.delay, tuple(keys), self._one())
+        if written.value is not None:
+            return replace(column, value=self._over_time(keys, [written.value, *rest]))
+        value = self._over_time([], written.held)
+        return replace(column, value=value, fed=multiply(self._one(), *rest), tail=written.tail)
+
+    def _one(self) -> Named:
+        return number(1, self.frame.compute, self.frame.device)
 
     def _repeats(self, missing: set[str]) -> list[Named]:
         """The number of entries of contracted axes that nothing has."""
@@ -171,7 +201,7 @@ class Preparation:
 
     def _over_time(self, keys: list[Named], values: list[Named]) -> Named:
         """The product of the values, with `time` if no key has it."""
-        value = multiply(*values)
+        value = multiply(self._one(), *values)
         if any("time" in x.axes for x in (value, *keys)):
             return value
         if self._valid is not None:
@@ -196,20 +226,17 @@ class Preparation:
     def _gate(self, log: Expr, key_closed: bool, query_closed: bool) -> LogGate:
         return LogGate(self._masked(self.frame.along(log)), key_closed, query_closed)
 
-    def _column(
-        self, which: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named
-    ) -> tuple[list[Named], list[Named]]:
-        """The factors of a stream's columns: those with contracted axes, and the others, the value among them."""
-        keys, values = _apart(self._factors(stream.col, [k]), contracted)
-        values = [*values, self._masked(v)]
-        if stream.delay:
-            keys = [self._delayed(multiply(*keys), stream.delay, f"tail{which}.key")] if keys else []
-            value = self._over_time([], values)
-            values = [self._delayed(value, stream.delay, f"tail{which}.value")]
-        more, rest = _apart(self._factors(stream.feed, []), contracted)
-        return [*keys, *more], [*values, *rest]
+    def _written(self, which: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named | None) -> Written:
+        keys, held = _apart(self._factors(stream.col, [k]), contracted)
+        more, fed = _apart(self._factors(stream.feed, []), contracted)
+        if stream.delay and keys:
+            keys = [self.delayed(multiply(*keys), stream.delay, f"tail{which}.key")]
+        value = None if v is None else multiply(self._masked(v), *held)
+        if stream.delay and value is not None:
+            value = self.delayed(self._over_time([], [value]), stream.delay, f"tail{which}.value")
+        return Written(stream, [*keys, *more], value, held, fed, f"tail{which}.value")
 
-    def _delayed(self, x: Named, delay: int, name: str) -> Named:
+    def delayed(self, x: Named, delay: int, name: str) -> Named:
         """x of `delay` positions earlier, 0 before the sequence starts; keeps what the next call needs of it."""
         if "time" not in x.axes:
             return x
