@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sma_compiler.driver_errors import NoSuchOp, SeveralOps
@@ -76,6 +78,14 @@ def compile_all(source: Source) -> tuple[CompiledOp, ...]:
     if errors:
         raise errors[0] if len(errors) == 1 else SpecErrors(tuple(errors))
     return tuple(compiled)
+
+
+def _reduce(op: CompiledOp) -> tuple[Callable[[Source, str | None], CompiledOp], tuple[Source, str]]:
+    """An op is pickled as its spec, and compiled again where it is loaded."""
+    return compile_source, (op.ir.span.source, op.name)
+
+
+copyreg.pickle(CompiledOp, _reduce)
 
 
 def pick_op(ops: tuple[Op, ...], name: str | None) -> Op:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,16 @@ def test_all_ops_of_a_file() -> None:
     with pytest.raises(sma.SpecError) as caught:
         compile_all(Source(wrong.format("f") + wrong.format("g")))
     assert len(caught.value.errors) == 2
+
+
+def test_ops_are_pickled_as_their_spec() -> None:
+    op = sma.compile(TWO, name="two")
+    again = pickle.loads(pickle.dumps(op))
+    assert (again.name, again.spec_hash) == (op.name, op.spec_hash)
+    assert copy.deepcopy(op) is op
+    deep = "".join(f"    x{n + 1} = x{n} * {n + 2}\n" for n in range(1500))
+    op = sma.compile(f"op deep(q, k, v):\n    x0 = q\n{deep}    return attend(causal, x1500, k, v)\n")
+    assert pickle.loads(pickle.dumps(op)).spec_hash == op.spec_hash
 
 
 def test_the_package_says_what_it_offers() -> None:

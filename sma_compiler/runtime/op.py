@@ -84,6 +84,10 @@ class CompiledOp:
         """Whether no position depends on a later one: only then there are states and steps."""
         return self.program.plans.causal
 
+    def __deepcopy__(self, memo: dict[int, object]) -> CompiledOp:
+        """The op itself: it never changes."""
+        return self
+
     def __repr__(self) -> str:
         params = ", ".join(decl.name for decl in self.params)
         return f"<sma op {self.name}({params}), plans {', '.join(plan.name for plan in self.plans)}>"
