@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sma_compiler.call_errors import NotAvailable
 from sma_compiler.cli.common import (
     File,
     Json,
@@ -20,7 +21,7 @@ from sma_compiler.cli.common import (
     print_json,
 )
 from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
-from sma_compiler.driver import compile_source, lower
+from sma_compiler.driver import lower
 from sma_compiler.errors import SmaError
 from sma_compiler.runtime.op import CompiledOp
 
@@ -83,13 +84,12 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print one stage of the compiler for a spec."""
-    source = find_source(file)
     if stage in KERNEL_STAGES:
-        compile_source(source, op_name).source(target=target)
+        raise NotAvailable(f"--stage {stage} --target {target}", f"no kernels are emitted yet; see {', '.join(STAGES)}")
     if stage not in STAGES:
         raise UnknownStage(stage)
     shown = STAGES[stage]
-    lowered = lower(source, op_name, shown.stop_after)
+    lowered = lower(find_source(file), op_name, shown.stop_after)
     if as_json:
         print_json(shown.data(lowered))
     else:
