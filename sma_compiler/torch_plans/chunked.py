@@ -30,6 +30,7 @@ from sma_compiler.torch_plans.layout import (
     pick,
     rename,
     reorder,
+    some,
     split,
 )
 from sma_compiler.torch_plans.named import Named
@@ -99,7 +100,7 @@ def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """What the rows of each chunk see of the state before it."""
     lane = tiles.lane
     distance = Named(places(tiles.like).data + 1, ("pos",))
-    weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *_some(lane.basis.rows(distance))]
+    weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *some(lane.basis.rows(distance))]
     rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes}, before)
     row = multiply(*rows) if rows else number(1, frame.compute, frame.device)
     found = contract(_rounded(row, frame), _rounded(before, frame), *lane.inner, *lane.basis.axes)
@@ -110,7 +111,7 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
     """What the positions up to `last` of each chunk add to the state behind it."""
     lane = tiles.lane
     distance = apply(lambda e, p: (e - p).clamp(min=0), _places(last, frame), places(tiles.like))
-    weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *_some(lane.basis.columns(distance))]
+    weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *some(lane.basis.columns(distance))]
     terms = []
     for column in lane.columns:
         keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes}, column.value)
@@ -166,8 +167,8 @@ def _walked(tiles: Tiles, frame: Frame) -> tuple[Named, Named]:
     lane = tiles.lane
     zero = torch.zeros(lane.state_shape(frame), dtype=frame.compute, device=frame.device)
     places_behind = Named(places(tiles.like).data + 1, ("pos",))
-    walk = Walk(lane, places_behind, frame.compute)
-    found, state = walk.run(tiles.size, Named(zero, lane.state_axes()), None)
+    walk = Walk(lane, tiles.size, places_behind, frame.compute)
+    found, state = walk.run(Named(zero, lane.state_axes()), None)
     return found, turned(state, lane.basis, _places(tiles.size, frame))
 
 
@@ -258,7 +259,3 @@ def _places(last: int | Tensor, frame: Frame) -> Named:
 
 def _rounded(x: Named, frame: Frame) -> Named:
     return Named(frame.dot(x.data), x.axes)
-
-
-def _some(x: Named | None) -> list[Named]:
-    return [] if x is None else [x]

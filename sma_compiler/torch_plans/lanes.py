@@ -35,6 +35,7 @@ from sma_compiler.torch_plans.layout import (
     number,
     order,
     pick,
+    product,
     shifted,
     summed,
     without,
@@ -78,14 +79,14 @@ class Lane:
     """Streams of one side that share rows, path and kernel; upper ones with time reversed.
 
     inner: the contracted axes that state and row share. rows: the row factors that have some of them.
-    outer: the product of all others, times the result. resets: where segments change.
+    outer: the product of all others, for the result. resets: where segments change.
     """
 
     number: int
     side: str
     inner: tuple[str, ...]
     rows: tuple[Named, ...]
-    outer: Named
+    outer: Named | None
     gates: tuple[LogGate, ...]
     resets: Named | None
     basis: Basis
@@ -98,7 +99,7 @@ class Lane:
 
     def state_axes(self) -> tuple[str, ...]:
         """The axes of the state."""
-        return order(("batch", *self.basis.axes, *without(_axes(self._parts()), "time", "pos")))
+        return order(("batch", *self.basis.axes, *without(_axes(self.parts()), "time", "pos")))
 
     def state_shape(self, frame: Frame) -> list[int]:
         """The sizes of `state_axes`."""
@@ -107,7 +108,7 @@ class Lane:
 
     def size(self, axis: str) -> int:
         """The size of an axis of the state."""
-        return common(x.size(axis) for x in self._parts())
+        return common(x.size(axis) for x in self.parts())
 
     def each(self, fn: Callable[[Named], Named]) -> Lane:
         """The lane with a function of every tensor but `outer`."""
@@ -127,7 +128,8 @@ class Lane:
             ),
         )
 
-    def _parts(self) -> list[Named]:
+    def parts(self) -> list[Named]:
+        """All that the state's axes come from."""
         logs = [gate.log for gate in self.gates] + [rate for _, rate in self.basis.turns]
         resets = [self.resets] if self.resets is not None else []
         return [*logs, *resets, *(x for column in self.columns for x in (*column.keys, column.value))]
@@ -171,7 +173,7 @@ class Preparation:
             side=stream.side,
             inner=inner,
             rows=tuple(row),
-            outer=multiply(self._one(), *outer),
+            outer=product(*outer),
             gates=gates,
             resets=self._resets(stream.segments),
             basis=Basis(stream.degree, rates, self.frame.compute),
@@ -188,7 +190,7 @@ class Preparation:
         if written.value is not None:
             return replace(column, value=self._over_time(keys, [written.value, *rest]))
         value = self._over_time([], written.held)
-        return replace(column, value=value, fed=multiply(self._one(), *rest), tail=written.tail)
+        return replace(column, value=value, fed=product(*rest), tail=written.tail)
 
     def _one(self) -> Named:
         return number(1, self.frame.compute, self.frame.device)
@@ -201,7 +203,7 @@ class Preparation:
 
     def _over_time(self, keys: list[Named], values: list[Named]) -> Named:
         """The product of the values, with `time` if no key has it."""
-        value = multiply(self._one(), *values)
+        value = multiply(*values) if values else self._one()
         if any("time" in x.axes for x in (value, *keys)):
             return value
         if self._valid is not None:

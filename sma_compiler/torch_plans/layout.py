@@ -53,6 +53,16 @@ def multiply(*factors: Named) -> Named:
     return product
 
 
+def product(*factors: Named) -> Named | None:
+    """The product; None of nothing at all."""
+    return multiply(*factors) if factors else None
+
+
+def some(x: Named | None) -> tuple[Named, ...]:
+    """x, if there is one."""
+    return () if x is None else (x,)
+
+
 def add(*terms: Named) -> Named:
     """The sum."""
     total = terms[0]

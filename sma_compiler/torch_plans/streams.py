@@ -13,7 +13,7 @@ from sma_compiler.mask.nodes import Stream
 from sma_compiler.torch_plans.chunked import behind, one_chunk, read, run_chunked, turned
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.lanes import Lane, Preparation, State
-from sma_compiler.torch_plans.layout import add, choose, contract, flip, multiply, number, rename
+from sma_compiler.torch_plans.layout import add, choose, contract, flip, multiply, number, rename, some
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.walk import Walk
 
@@ -47,8 +47,8 @@ def run_streams(
             found, after = run_chunked(lane, frame, _about_boundary(lane, frame, state), want_state)
             if after is not None and lane.side == "lower":
                 preparation.after[lane.name] = _stored(lane, frame, after)
-        results.append(multiply(flip(found, "time") if lane.side == "upper" else found, lane.outer))
-    return _over_time(add(*results), frame), preparation.after if want_state else {}
+        results.append(multiply(flip(found, "time") if lane.side == "upper" else found, *some(lane.outer)))
+    return over_time(add(*results), frame), preparation.after if want_state else {}
 
 
 def advance_streams(
@@ -74,10 +74,10 @@ def advance_streams(
             last = frame.length - 1 if frame.lengths is None else frame.lengths - 1
             preparation.after[lane.name] = _stored(lane, frame, behind(tile, before, last, frame))
         if before is not None and any(column.delay for column in lane.columns):
-            results.append(multiply(run_chunked(_tails(lane, frame), frame, before, False)[0], lane.outer))
+            results.append(multiply(run_chunked(_tails(lane, frame), frame, before, False)[0], *some(lane.outer)))
         elif before is not None:
-            results.append(multiply(rename(read(tile, before, frame), {"pos": "time"}), lane.outer))
-    found = _over_time(add(*results), frame) if results else None
+            results.append(multiply(rename(read(tile, before, frame), {"pos": "time"}), *some(lane.outer)))
+    found = over_time(add(*results), frame) if results else None
     return found, preparation.after if want_state else {}
 
 
@@ -106,14 +106,11 @@ def _recurrent(lane: Lane, frame: Frame, state: State | None) -> tuple[Named, Te
     """Position by position."""
     names = {"time": "pos"}
     walked = lane.each(lambda x: rename(x, names))
-    steps = torch.arange(frame.length, device=frame.device)
-    start = torch.zeros((), dtype=torch.int64, device=frame.device) if frame.start is None else frame.start
-    origin = Named(start[..., None] + steps, (*("batch",) * start.dim(), "pos"))
     shape, axes = lane.state_shape(frame), lane.state_axes()
     data = torch.zeros(shape, dtype=frame.compute, device=frame.device) if state is None else state[lane.name]
     valid = frame.valid()
-    walk = Walk(walked, origin, frame.compute)
-    found, after = walk.run(frame.length, Named(data, axes), rename(valid, names) if valid is not None else None)
+    walk = Walk(walked, frame.length, origin_of(frame), frame.compute)
+    found, after = walk.run(Named(data, axes), rename(valid, names) if valid is not None else None)
     return rename(found, {"pos": "time"}), after.view(axes).expand(shape)
 
 
@@ -133,7 +130,14 @@ def _stored(lane: Lane, frame: Frame, after: Named) -> Tensor:
     return turned(after, lane.basis, Named(end, ("batch",) * end.dim())).view(axes).expand(lane.state_shape(frame))
 
 
-def _over_time(x: Named, frame: Frame) -> Named:
+def origin_of(frame: Frame) -> Named:
+    """The positions of a frame, from the start of the sequences, along `pos`."""
+    steps = torch.arange(frame.length, device=frame.device)
+    start = torch.zeros((), dtype=torch.int64, device=frame.device) if frame.start is None else frame.start
+    return Named(start[..., None] + steps, (*("batch",) * start.dim(), "pos"))
+
+
+def over_time(x: Named, frame: Frame) -> Named:
     """In the order of `AXES`, with `time`."""
     axes = sort_axes((*x.axes, "time"))
     shape = [frame.length if axis == "time" else x.size(axis) for axis in axes]
