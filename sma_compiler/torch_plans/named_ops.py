@@ -29,8 +29,10 @@ def common(sizes: Iterable[int]) -> int:
 
 
 def select(holds: Named, x: Named, other: float) -> Named:
-    """x where `holds`, else a number; the gradient there is 0."""
+    """x where `holds`, else a number; the gradient there is 0. A boolean x is false elsewhere."""
     axes, (condition, data) = aligned(holds, x)
+    if data.dtype == torch.bool:
+        return Named(condition & data, axes)
     return Named(torch.where(condition, data, other), axes)
 
 

@@ -94,7 +94,7 @@ def _sites(op: Op, plans: Plans) -> list[Site | Elementary]:
 def _site(node: Contraction, name: str, choice: Choice | None, plans: Plans, wide: frozenset[Expr]) -> Site:
     whole = decompose(plans.graph, node.mask) if choice is None else choice.site.decomposition
     streams, near = whole.streams, whole.near
-    if choice is None or not _carried(node, near, choice):
+    if choice is None or not streams or not _carried(node, near, choice):
         streams, near = (), (Near(node.mask, whole.lo, whole.hi),)
     remembers = plans.causal and any(_reaches_back(part) for part in near)
     held = held_by(node, [part.mask for part in near]) if remembers else None

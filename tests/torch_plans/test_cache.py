@@ -35,6 +35,10 @@ OPS = {
         "attend(window(w) + causal * (on[i] == on[j]), q, k, v, normalize=softmax)",
     ),
     "phases": ("q, k, v, x: [time, head]", "attend(causal * (2 + cos(99 * (x[i] - x[j]))), q, k, v, activation=relu)"),
+    "impossible_part": (
+        "q, k, v, g: [time, head]",
+        "attend(band(1, 4) * where(i < j, exp(sum(g[t], j < t <= i)), 0.5), q, k, v, activation=relu)",
+    ),
     "static_key": ("q, v, k: [head, key]", "attend(causal, q, k, v, activation=relu)"),
     "table": ("v, c: [lag, head]", "c[i - j] @ v"),
     "integers": ("v, doc: int[time]", "v + (causal * (i - j)) @ doc"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,6 +158,17 @@ def test_infinite_gates_cut(ends: str) -> None:
     found.data.sum().backward()
     assert gates.grad is not None
     assert gates.grad.isfinite().all()
+
+
+def test_boolean_masks_stay_boolean_past_the_end_of_a_row() -> None:
+    op = make_op("q, k, v, on: bool[time]", "return attend(causal * on[j], q, k, v)")
+    arguments = make_arguments(op)
+    (node,) = contractions(op)
+    evaluator, frame = make_frame(op, arguments)
+    line = fresh_line(replace(frame, lengths=torch.tensor([23, 4])))
+    found = pairs_of(evaluator, line, Run("i", 0, 23), Run("j", 0, 23)).mask(node.mask)
+    assert found.data.dtype == torch.bool
+    assert not found.view(("batch", "i", "j"))[1, :, 4:].any()
 
 
 def test_bit_length() -> None:
