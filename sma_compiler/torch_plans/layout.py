@@ -154,7 +154,7 @@ def pick(x: Named, axis: str, index: int | Tensor, before: float) -> Named:
     """The entry of an axis at an index, or at one for each batch row; `before` at the index -1. The axis goes."""
     if axis not in x.axes:
         return x
-    if isinstance(index, int):
+    if not isinstance(index, Tensor):  # a symbolic size, too, while torch exports
         return at(x, axis, index)
     axes = ("batch", *without(x.axes, "batch", axis), axis)
     data = x.view(axes).expand(index.shape[0], *(x.size(name) for name in axes[1:]))
