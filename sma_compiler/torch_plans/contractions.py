@@ -105,8 +105,9 @@ class Contracting:
             self._keep(after, "")
             return found
         if self.site.streams and self.state is not None:
-            nothing = Named(torch.zeros([self._sizes(axis) for axis in node.axes], dtype=self.frame.compute), node.axes)
-            right = self._less(right, self._streamed("advance", nothing.to(self.frame.compute), ""))
+            sizes = [self._size(axis) for axis in node.axes]
+            nothing = torch.zeros(sizes, dtype=self.frame.compute, device=self.frame.device)
+            right = self._less(right, self._streamed("advance", Named(nothing, node.axes), ""))
         if self._past and self._cache is not None:
             solved = Named(self._past["x"].to(self.frame.compute), stored_axes(node))
             for mask in self._near(history=True):
@@ -250,7 +251,7 @@ class Contracting:
     def _key_size(self, *exprs: Expr) -> int:
         return self.evaluator.axis_size("key") if any("key" in expr.axes for expr in exprs) else 1
 
-    def _sizes(self, axis: str) -> int:
+    def _size(self, axis: str) -> int:
         known = {"batch": self.frame.batch, "time": self.frame.length}
         return known[axis] if axis in known else self.evaluator.axis_size(axis)
 
