@@ -149,11 +149,7 @@ class Preparation:
 
     def lanes(self, streams: Sequence[Stream], q: Named, k: Named, v: Named | None) -> list[Lane]:
         """The lanes of some streams, in the order in which they appear. v: None where it is still unknown."""
-        groups: dict[tuple[object, ...], list[tuple[int, Stream]]] = {}
-        for place, stream in enumerate(streams):
-            alike = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns)
-            groups.setdefault((*alike, stream.contracted), []).append((place, stream))
-        return [self._lane(place, members, q, k, v) for place, members in enumerate(groups.values())]
+        return [self._lane(place, members, q, k, v) for place, members in enumerate(groups(streams))]
 
     def _lane(self, place: int, members: list[tuple[int, Stream]], q: Named, k: Named, v: Named | None) -> Lane:
         stream = members[0][1]
@@ -175,7 +171,7 @@ class Preparation:
             rows=tuple(row),
             outer=product(*outer),
             gates=gates,
-            resets=self._resets(stream.segments),
+            resets=self.resets(stream.segments),
             basis=Basis(stream.degree, rates, self.frame.compute),
             columns=tuple(
                 self._column(column, contracted, inner, set(contracted) - read - carried) for column in written
@@ -219,21 +215,22 @@ class Preparation:
         real = [expr for expr in exprs if expr.kind is not Kind.BOOL]
         if condition is not None:
             real = [self._graph.apply("mul", condition, expr) for expr in real] or [condition]
-        return [self._masked(x) for x in (*tensors, *map(self.frame.along, real))]
+        return [self.masked(x) for x in (*tensors, *map(self.frame.along, real))]
 
-    def _masked(self, x: Named) -> Named:
+    def masked(self, x: Named) -> Named:
+        """x in the dtype of the computation, 0 past the end of a row."""
         x = x.to(self.frame.compute)
         return choose(self._valid, x, 0) if self._valid is not None and "time" in x.axes else x
 
     def _gate(self, log: Expr, key_closed: bool, query_closed: bool) -> LogGate:
-        return LogGate(self._masked(self.frame.along(log)), key_closed, query_closed)
+        return LogGate(self.masked(self.frame.along(log)), key_closed, query_closed)
 
     def _written(self, which: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named | None) -> Written:
         keys, held = _apart(self._factors(stream.col, [k]), contracted)
         more, fed = _apart(self._factors(stream.feed, []), contracted)
         if stream.delay and keys:
             keys = [self.delayed(multiply(*keys), stream.delay, f"tail{which}.key")]
-        value = None if v is None else multiply(self._masked(v), *held)
+        value = None if v is None else multiply(self.masked(v), *held)
         if stream.delay and value is not None:
             value = self.delayed(self._over_time([], [value]), stream.delay, f"tail{which}.value")
         return Written(stream, [*keys, *more], value, held, fed, f"tail{which}.value")
@@ -254,9 +251,9 @@ class Preparation:
             index = self.frame.lengths[:, None] + torch.arange(delay, device=data.device)
             index = index.view(*index.shape, *(1,) * (data.dim() - 2)).expand(shape)
             self.after[name] = whole.gather(1, index)
-        return self._masked(Named(whole.narrow(1, 0, self.frame.length), axes))
+        return self.masked(Named(whole.narrow(1, 0, self.frame.length), axes))
 
-    def _resets(self, segments: Sequence[Expr]) -> Named | None:
+    def resets(self, segments: Sequence[Expr]) -> Named | None:
         """Where any of the segment tensors differs from the position before."""
         resets: Named | None = None
         for expr in segments:
@@ -280,6 +277,15 @@ class Preparation:
             some = self.frame.lengths.view(-1, *(1,) * (last.dim() - 1)) > 0
             self.after[name] = torch.where(some, last, before)
         return Named(ids != earlier, axes)
+
+
+def groups(streams: Sequence[Stream]) -> list[list[tuple[int, Stream]]]:
+    """Streams that share a state, each with its place, in the order in which they appear."""
+    found: dict[tuple[object, ...], list[tuple[int, Stream]]] = {}
+    for place, stream in enumerate(streams):
+        alike = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns)
+        found.setdefault((*alike, stream.contracted), []).append((place, stream))
+    return list(found.values())
 
 
 def _axes(tensors: Sequence[Named]) -> set[str]:
