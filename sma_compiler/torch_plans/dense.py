@@ -165,7 +165,7 @@ def _linear(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: N
     if node.activation == "none":
         weights = multiply(linear_weights(expr, pairs, q, k, frame), scale)
     else:
-        score = multiply(contract(*dots(frame, q, k), "key"), scale)
+        score = _scores(q, k, scale, frame)
         chosen = functions.apply(node.activation, [score.data], Kind.REAL, frame.compute)
         weights = full_pairs(_masked(pairs.mask(expr), Named(chosen, score.axes)), pairs)
     numerator = contract(*dots(frame, weights, v), "j")
@@ -174,11 +174,17 @@ def _linear(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: N
     return Partial(numerator, Named(weights.data.sum(weights.axes.index("j")), dropped(weights.axes, "j")))
 
 
+def _scores(q: Named, k: Named, scale: Named, frame: Frame) -> Named:
+    """scale * sum over key of q * k; the scale goes into q where nothing is rounded, for there are fewer rows."""
+    if frame.operand == frame.compute:
+        return contract(multiply(q, scale), k, "key")
+    return multiply(contract(*dots(frame, q, k), "key"), scale)
+
+
 def _softmax(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: Named, frame: Frame) -> Partial:
     """exp(score) * mask, relative to the largest of each row."""
     q, k, v = operands
-    score = multiply(contract(*dots(frame, q, k), "key"), scale)
-    logs = full_pairs(add(score, pairs.log_mask(expr)), pairs)
+    logs = full_pairs(add(_scores(q, k, scale, frame), pairs.log_mask(expr)), pairs)
     at, rest = logs.axes.index("j"), dropped(logs.axes, "j")
     if logs.size("j") == 0:
         nothing = logs.data.sum(at)
