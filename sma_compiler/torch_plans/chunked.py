@@ -26,7 +26,7 @@ from sma_compiler.torch_plans.layout import (
     merge,
     multiply,
     number,
-    pad,
+    padded,
     pick,
     rename,
     reorder,
@@ -37,11 +37,11 @@ from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.scan import carry
 from sma_compiler.torch_plans.walk import Walk, own_terms
 
-CHUNK = 64
+CHUNK = 32
+"""Positions in a chunk; twice as many where the state is so wide that fewer states are better than fewer scores."""
 _WALK = 16
 _NARROW = 128
-_GROUP = 64
-_VECTOR_GROUP = 16
+_WIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,15 @@ def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: boo
     initial: the state before the first position; None: empty. The turns of both states are about the boundary.
     """
     tabled = table_axes(lane)
-    walks = _walks(lane, tabled)
-    tiles = _cut_up(lane, frame, _chunk_size(frame.length, walks, tabled is not None), dense=not walks)
-    if walks:
-        inside, added = _walked(tiles, frame)
-    else:
-        inside = add(*_inside(tiles, tabled, frame))
-        added = written(tiles, tiles.size - 1, frame)
+    width = _state_width(lane)
+    walks = width <= _NARROW and (tabled is None or any(moves(gate.log) for gate in lane.gates))
+    size = _WALK if walks else CHUNK if width <= _WIDE else 2 * CHUNK
+    tiles = _cut_up(lane, frame, _at_most(size, frame.length, tabled is None), dense=not walks)
     totals = [path.total(tiles.size - 1) for path in tiles.paths()]
-    vector = any(set(total.axes) & set(lane.inner) for total in totals)
-    total = add(*totals) if totals else None
-    group = _VECTOR_GROUP if vector else _GROUP
-    before = carry(added, total, lane.basis, tiles.size, initial, group)
-    found = add(inside, read(tiles, before, frame))
+    inside, added = _walked(tiles, frame) if walks else (None, written(tiles, tiles.size - 1, frame))
+    before = carry(added, add(*totals) if totals else None, lane.basis, tiles.size, initial)
+    found = read(tiles, before, frame)
+    found = _inside(tiles, tabled, found, frame) if inside is None else add(inside, found)
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
     return result, _final(tiles, before, frame) if want_state else None
 
@@ -146,9 +142,10 @@ def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -
     return add(multiply(state, *kept), added)
 
 
-def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> list[Named]:
-    """What rows see of their own chunk, as terms of a sum."""
-    lane, terms = tiles.lane, []
+def _inside(tiles: Tiles, tabled: frozenset[str] | None, found: Named, frame: Frame) -> Named:
+    """Adds what rows see of their own chunk."""
+    lane = tiles.lane
+    found = rename(found, {"pos": "row"})
     for column in lane.columns:
         if tabled is not None:
             matrix = scores(lane, column, tiles.still, tiles.flow, tabled, tiles.like, frame)
@@ -156,10 +153,10 @@ def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> list[N
             path = cumulate(lane.gates, lane.resets, tiles.size, number(0, frame.compute, frame.device))
             matrix = blocks(lane, column, path, tiles.like, frame)
         value = rename(_rounded(column.value, frame), {"pos": "col"})
-        terms.append(rename(contract(_rounded(matrix, frame), value, "col"), {"row": "pos"}))
+        found = contract(_rounded(matrix, frame), value, "col", plus=found)
     skipped = tabled is not None and any(first_distance(lane, column) > column.first for column in lane.columns)
     own = own_terms(lane) if skipped else None
-    return terms if own is None else [*terms, own]
+    return add(rename(found, {"row": "pos"}), *some(own))
 
 
 def _walked(tiles: Tiles, frame: Frame) -> tuple[Named, Named]:
@@ -178,21 +175,19 @@ def turned(state: Named, basis: Basis, position: Named) -> Named:
     return state if mirror is None else contract(mirror, rename(state, {"turn": "turn_from"}), "turn_from")
 
 
-def _walks(lane: Lane, tabled: frozenset[str] | None) -> bool:
-    """Whether going position by position costs less than matrices over pairs of positions."""
+def _state_width(lane: Lane) -> int:
+    """How many entries of the state share their batch-like entries."""
     own = {axis for x in (*lane.rows, *(gate.log for gate in lane.gates)) for axis in x.axes}
     own |= {axis for column in lane.columns for key in column.keys for axis in key.axes}
     inside = {axis for column in lane.columns for axis in column.value.axes} - own - {"batch", "time"}
-    size = math.prod(lane.size(axis) for axis in (*lane.inner, *inside))
-    flows = any(moves(gate.log) for gate in lane.gates)
-    return size <= _NARROW and (flows or tabled is None)
+    return math.prod(lane.size(axis) for axis in (*lane.inner, *inside))
 
 
-def _chunk_size(length: int, walks: bool, tabled: bool) -> int:
-    most = _WALK if walks else CHUNK
-    if not isinstance(length, int) or length >= most:
-        return most
-    return length if walks or tabled else 1 << (length - 1).bit_length()
+def _at_most(size: int, length: int, power: bool) -> int:
+    """The size of a chunk, less where the frame is shorter; a power of two if asked for."""
+    if not isinstance(length, int) or length >= size:
+        return size
+    return 1 << (length - 1).bit_length() if power else length
 
 
 def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
@@ -202,9 +197,7 @@ def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
     def tile(x: Named) -> Named:
         if "time" not in x.axes:
             return x
-        if not isinstance(count, int) or count * size != frame.length:
-            x = pad(x, "time", 0, count * size - frame.length)
-        return split(x, "time", "chunk", "pos", size)
+        return split(padded(x, "time", count * size - frame.length), "time", "chunk", "pos", size)
 
     tiled = lane.each(lambda x: reorder(tile(x)) if dense else tile(x))
     return _tiled(tiled, size, count, frame.compute, frame)

@@ -43,10 +43,8 @@ class Sums:
 
     def since(self, earlier: Sums) -> Named:
         """The sum between an earlier place and this one."""
-        return add(
-            apply(torch.sub, self.finite, earlier.finite),
-            apply(torch.sub, self.cuts, earlier.cuts),
-        )
+        finite, cuts = (Named(-x.data, x.axes) for x in (earlier.finite, earlier.cuts))
+        return add(add(self.finite, finite), add(self.cuts, cuts))
 
     def whole(self) -> Named:
         """The sum from the chunk's start."""

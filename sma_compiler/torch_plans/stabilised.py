@@ -58,7 +58,6 @@ from sma_compiler.torch_plans.streams import over_time
 from sma_compiler.torch_plans.walk import stacked, steps
 
 CHUNK = 16
-_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -341,7 +340,7 @@ def _chunked(weights: Weights, sums: Named, frame: Frame) -> tuple[Named, Named]
     moving = tile(exists, False) if weights.basis.degree else None
     inside, added = _walk(tiles, zero, CHUNK, "pos", moving)
     totals = _through(summed(tiles.keep, ("pos",)), frame)
-    before = carry(added, totals, weights.basis, CHUNK, sums, _GROUP)
+    before = carry(added, totals, weights.basis, CHUNK, sums)
     found = add(inside, _seen(tiles, before, "pos"))
     behind = _moved(weights.basis, pick(before, "chunk", chunk, 0), Named(ends.data - chunk * CHUNK + 1, ends.axes))
     after = add(multiply(exp2(pick(totals, "chunk", chunk, 0)), behind), pick(added, "chunk", chunk, 0))
