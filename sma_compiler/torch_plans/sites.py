@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 from sma_compiler.facts.facts import linear
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Const, Contraction, Expr, Kind, MaskTimes, Op, Solve, postorder
+from sma_compiler.mask.elementary import elementary
 from sma_compiler.mask.nodes import Near, Stream
 from sma_compiler.mask.streams import decompose
 from sma_compiler.plan.choose import Choice, Plans
 from sma_compiler.torch_plans.cache import Cache, held_by
 from sma_compiler.torch_plans.dense import Band
-from sma_compiler.torch_plans.elementary import Elementary, elementary
+from sma_compiler.torch_plans.elementary import Elementary
 from sma_compiler.torch_plans.evaluate import Evaluator
 from sma_compiler.torch_plans.traits import Traits, wide_nodes
 
@@ -79,7 +80,7 @@ def _sites(op: Op, plans: Plans) -> list[Site | Elementary]:
     found: list[Site | Elementary] = []
     numbers = {"shift": 0, "cumsum": 0, "near": 0}
     for node in postorder((op.result,)):
-        what = elementary(node)
+        what = elementary(plans.graph, node)
         if what is not None and isinstance(node, MaskTimes):
             found.append(Elementary(node, f"{what.kind}{numbers[what.kind]}", what, node in wide))
             numbers[what.kind] += 1
