@@ -19,6 +19,7 @@ from sma_compiler.torch_plans.intra import blocks, first_distance, moves, scores
 from sma_compiler.torch_plans.lanes import Lane
 from sma_compiler.torch_plans.layout import (
     add,
+    add_product,
     apply,
     contract,
     cut,
@@ -28,13 +29,14 @@ from sma_compiler.torch_plans.layout import (
     number,
     padded,
     pick,
+    product,
     rename,
     reorder,
     some,
     split,
 )
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.scan import carry
+from sma_compiler.torch_plans.scan import carry, moved
 from sma_compiler.torch_plans.walk import Walk, own_terms
 
 CHUNK = 32
@@ -86,21 +88,27 @@ def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: boo
     totals = [path.total(tiles.size - 1) for path in tiles.paths()]
     inside, added = _walked(tiles, frame) if walks else (None, written(tiles, tiles.size - 1, frame))
     before = carry(added, add(*totals) if totals else None, lane.basis, tiles.size, initial)
-    found = read(tiles, before, frame)
-    found = _inside(tiles, tabled, found, frame) if inside is None else add(inside, found)
+    inside = _inside(tiles, tabled, frame) if inside is None else inside
+    found = add_product(inside, *_read(tiles, before, frame))
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
     return result, _final(tiles, before, frame) if want_state else None
 
 
 def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """What the rows of each chunk see of the state before it."""
+    weight, found = _read(tiles, before, frame)
+    return multiply(*some(weight), found)
+
+
+def _read(tiles: Tiles, before: Named, frame: Frame) -> tuple[Named | None, Named]:
+    """The same as two factors, the first without contracted axes."""
     lane = tiles.lane
     distance = Named(places(tiles.like).data + 1, ("pos",))
     weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *some(lane.basis.rows(distance))]
-    rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes}, before)
+    rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes})
     row = multiply(*rows) if rows else number(1, frame.compute, frame.device)
     found = contract(_rounded(row, frame), _rounded(before, frame), *lane.inner, *lane.basis.axes)
-    return multiply(found, *outside) if outside else found
+    return product(*outside), found
 
 
 def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
@@ -110,7 +118,7 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
     weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *some(lane.basis.columns(distance))]
     terms = []
     for column in lane.columns:
-        keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes}, column.value)
+        keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes})
         value = _rounded(multiply(column.value, *outside), frame)
         key = _rounded(multiply(*keys), frame) if keys else number(1, frame.compute, frame.device)
         terms.append(contract(key, value, "pos"))
@@ -134,18 +142,14 @@ def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -
     if state is None:
         return added
     steps = _places(last, frame)
-    move = tile.lane.basis.move(Named(steps.data + 1, steps.axes))
-    if move is not None:
-        names = {axis: f"{axis}_from" for axis in tile.lane.basis.axes}
-        state = contract(move, rename(state, names), *names.values())
+    state = moved(state, tile.lane.basis, steps.data + 1, steps.axes)
     kept = [exp2(path.total(last)).to(frame.compute) for path in tile.paths()]
     return add(multiply(state, *kept), added)
 
 
-def _inside(tiles: Tiles, tabled: frozenset[str] | None, found: Named, frame: Frame) -> Named:
-    """Adds what rows see of their own chunk."""
-    lane = tiles.lane
-    found = rename(found, {"pos": "row"})
+def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> Named:
+    """What rows see of their own chunk."""
+    lane, terms = tiles.lane, []
     for column in lane.columns:
         if tabled is not None:
             matrix = scores(lane, column, tiles.still, tiles.flow, tabled, tiles.like, frame)
@@ -153,10 +157,9 @@ def _inside(tiles: Tiles, tabled: frozenset[str] | None, found: Named, frame: Fr
             path = cumulate(lane.gates, lane.resets, tiles.size, number(0, frame.compute, frame.device))
             matrix = blocks(lane, column, path, tiles.like, frame)
         value = rename(_rounded(column.value, frame), {"pos": "col"})
-        found = contract(_rounded(matrix, frame), value, "col", plus=found)
+        terms.append(rename(contract(_rounded(matrix, frame), value, "col"), {"row": "pos"}))
     skipped = tabled is not None and any(first_distance(lane, column) > column.first for column in lane.columns)
-    own = own_terms(lane) if skipped else None
-    return add(rename(found, {"row": "pos"}), *some(own))
+    return add(*terms, *some(own_terms(lane) if skipped else None))
 
 
 def _walked(tiles: Tiles, frame: Frame) -> tuple[Named, Named]:
@@ -219,29 +222,16 @@ def _tiled(lane: Lane, size: int, count: int, dtype: torch.dtype, frame: Frame) 
     return Tiles(lane, size, count, still, flow, like)
 
 
-def _sides(
-    factors: Sequence[Named], weights: Sequence[Named], inner: set[str], other: Named
-) -> tuple[list[Named], list[Named]]:
-    """Weights among the factors of one operand of a matrix product, and those that go to its other side.
+def _sides(factors: Sequence[Named], weights: Sequence[Named], inner: set[str]) -> tuple[list[Named], list[Named]]:
+    """The factors of one operand of a matrix product, weights of contracted axes among them, and other weights.
 
-    Weights of contracted axes must be factors; static ones are where that keeps the operand static; others go where
-    there is less to multiply, as far as the factors have their axes.
+    A static operand takes static weights, too: it then has neither batch nor chunks.
     """
     chosen = [*factors, *(x for x in weights if inner & set(x.axes))]
-    static = not any("chunk" in x.axes for x in chosen)
-    axes = {axis for x in chosen for axis in x.axes}
-    sizes = {axis: x.size(axis) for x in (*chosen, other) for axis in x.axes}
-    here = math.prod(sizes[axis] for axis in axes if axis in inner)
-    there = math.prod(sizes[axis] for axis in other.axes if axis not in axes)
-    outside = []
-    for weight in weights:
-        if inner & set(weight.axes):
-            continue
-        if (static and "chunk" not in weight.axes) or (set(weight.axes) <= axes and here <= there):
-            chosen.append(weight)
-        else:
-            outside.append(weight)
-    return chosen, outside
+    others = [x for x in weights if not inner & set(x.axes)]
+    if any("chunk" in x.axes for x in chosen):
+        return chosen, others
+    return [*chosen, *(x for x in others if "chunk" not in x.axes)], [x for x in others if "chunk" in x.axes]
 
 
 def _places(last: int | Tensor, frame: Frame) -> Named:

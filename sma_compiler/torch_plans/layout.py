@@ -71,6 +71,20 @@ def add(*terms: Named) -> Named:
     return total
 
 
+def add_into(total: Named, x: Named) -> Named:
+    """The sum, in the memory of a tensor that nothing else uses, as far as it is large enough."""
+    if set(x.axes) <= set(total.axes):
+        term = x.view(total.axes)
+        if all(ours in (1, theirs) for ours, theirs in zip(term.shape, total.data.shape, strict=True)):
+            return Named(total.data.add_(term), total.axes)
+    return add(total, x)
+
+
+def add_product(x: Named, weight: Named | None, y: Named) -> Named:
+    """x + weight * y."""
+    return add(x, y) if weight is None else apply(torch.addcmul, x, weight, y)
+
+
 def choose(condition: Named, yes: Named, no: float) -> Named:
     """`yes` where the condition holds, else a number."""
     return apply(lambda c, x: torch.where(c, x, no), condition, yes)
@@ -81,8 +95,8 @@ def exp2(x: Named) -> Named:
     return Named(x.data.exp2(), x.axes)
 
 
-def contract(left: Named, right: Named, *over: str, plus: Named | None = None) -> Named:
-    """Sum over some axes of the product of two tensors, by one batched matrix product; plus another tensor.
+def contract(left: Named, right: Named, *over: str) -> Named:
+    """Sum over some axes of the product of two tensors, by one batched matrix product.
 
     Axes that both have, and that are not summed, are its batch. The result is dense in the order batch, left, right.
     """
@@ -97,14 +111,7 @@ def contract(left: Named, right: Named, *over: str, plus: Named | None = None) -
     shape = [max(left.size(axis), right.size(axis)) for axis in axes]
     a = _matrices(left, shared, rows, inside)
     b = _matrices(right, shared, inside, columns)
-    if plus is None:
-        return Named(torch.bmm(a, b).reshape(shape), axes)
-    if not set(plus.axes) <= set(axes) or any(
-        plus.size(axis) not in (1, n) for axis, n in zip(axes, shape, strict=True)
-    ):
-        return add(Named(torch.bmm(a, b).reshape(shape), axes), plus)
-    start = plus.view(axes).expand(shape).reshape(a.shape[0], a.shape[1], b.shape[2])
-    return Named(torch.baddbmm(start, a, b).reshape(shape), axes)
+    return Named(torch.bmm(a, b).reshape(shape), axes)
 
 
 def _squeezed(x: Named) -> Named:

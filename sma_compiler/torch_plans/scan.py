@@ -7,10 +7,12 @@ cumulative sums); between groups the same again. Cost and memory are linear in t
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sma_compiler.torch_plans.basis import Basis
 from sma_compiler.torch_plans.layout import (
     add,
+    add_product,
     apply,
     choose,
     contract,
@@ -61,10 +63,14 @@ def _within(items: Named, totals: Named | None, basis: Basis, steps: int, initia
     places = torch.arange(items.size("chunk"), device=items.data.device)
     between = Named(places[:, None] - places - 1, ("chunk", "chunk_from"))
     future = torch.full_like(between.data, -torch.inf, dtype=items.data.dtype).triu()
-    weights = exp2(add(Named(future, between.axes), *_kept(totals, between)))
+    weights = exp2(add(Named(future, between.axes), *_logs(totals, between)))
     move = basis.move(Named(between.data.clamp(min=0) * steps, between.axes))
-    start = None if initial is None else carried(initial, totals, basis, steps, items.size("chunk"))
-    return _moved(items, weights if move is None else multiply(weights, move), basis, start)
+    found = _moved(items, weights if move is None else multiply(weights, move), basis)
+    if initial is None:
+        return found
+    return add_product(
+        found, _kept(totals, Named(places, ("chunk",))), moved(initial, basis, places * steps, ("chunk",))
+    )
 
 
 def _added(items: Named, totals: Named | None, basis: Basis, steps: int) -> Named:
@@ -78,31 +84,31 @@ def _added(items: Named, totals: Named | None, basis: Basis, steps: int) -> Name
     elif totals is not None:
         weights.append(exp2(_times(totals, later)))
     one = Named(torch.ones(WIDTH, dtype=items.data.dtype, device=items.data.device), ("chunk_from",))
-    return _moved(items, multiply(*weights) if weights else one, basis, None)
+    return _moved(items, multiply(*weights) if weights else one, basis)
 
 
-def _moved(items: Named, weights: Named, basis: Basis, start: Named | None) -> Named:
+def moved(state: Named, basis: Basis, distance: Tensor, axes: tuple[str, ...]) -> Named:
+    """A state with its boundary moved on; the distance, in positions, may have axes."""
+    move = basis.move(Named(distance, axes))
+    if move is None:
+        return state
+    names = {axis: f"{axis}_from" for axis in basis.axes}
+    return contract(move, rename(state, names), *names.values())
+
+
+def _moved(items: Named, weights: Named, basis: Basis) -> Named:
     names = {axis: f"{axis}_from" for axis in ("chunk", *basis.axes)}
-    return contract(weights, rename(items, names), *names.values(), plus=start)
+    return contract(weights, rename(items, names), *names.values())
 
 
-def carried(initial: Named, totals: Named | None, basis: Basis, steps: int, rows: int) -> Named:
-    """What the state before a group's first chunk is before each of its first `rows` chunks.
-
-    It lacks `chunk` where it stays the same.
-    """
-    count = Named(torch.arange(rows, device=initial.data.device), ("chunk",))
-    move = basis.move(Named(count.data * steps, count.axes))
-    if move is not None:
-        names = {axis: f"{axis}_from" for axis in basis.axes}
-        initial = contract(move, rename(initial, names), *names.values())
+def _kept(totals: Named | None, places: Named) -> Named | None:
+    """What a state keeps through the chunks before each of a group; None: everything."""
     if totals is None:
-        return initial
-    kept = shifted(_cumulative(totals), "chunk") if "chunk" in totals.axes else _times(totals, count)
-    return multiply(exp2(kept), initial)
+        return None
+    return exp2(shifted(_cumulative(totals), "chunk") if "chunk" in totals.axes else _times(totals, places))
 
 
-def _kept(totals: Named | None, between: Named) -> list[Named]:
+def _logs(totals: Named | None, between: Named) -> list[Named]:
     """Binary log of what a state keeps through the chunks strictly between `chunk_from` and `chunk`."""
     if totals is None:
         return []
