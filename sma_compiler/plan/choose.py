@@ -153,6 +153,8 @@ def _unbounded(found: Site) -> str:
             return part.why_near
         if any(isinstance(leaf, Size) for bound in bounds_of if bound is not None for leaf in postorder((bound,))):
             return "it reaches as far back as a table is long: its rank grows with the table"
+    if found.behind:
+        return "a product of masks within a band reads positions before it"
     if isinstance(node, Attend) and node.normalize == "softmax":
         return _stabilised(found)
     return ""
