@@ -1,4 +1,4 @@
-"""Every causal op of the library decodes: step by step and in place as the call does, from `empty_state` or from none."""
+"""Every causal op of the library decodes, step by step and in place, from `empty_state` or from none."""
 
 from __future__ import annotations
 
