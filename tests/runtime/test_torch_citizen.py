@@ -28,6 +28,12 @@ COMPILED = [
 """One op for each plan, and for each kind of normaliser and gate."""
 
 
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> None:
+    """Else a function compiled for one op before is compiled for any size the second time, which takes long."""
+    torch._dynamo.reset()
+
+
 Given = dict[str, Tensor | int | float]
 
 
