@@ -72,9 +72,10 @@ def execute(
     if call.want_state:
         program.check_causal("return_state")
     state = states[0] if states else None
-    autocasting = torch.is_autocast_enabled(arguments.device.type)
+    kind = arguments.device.type
+    autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     arguments = autocast(program, arguments) if autocasting else arguments
-    with torch.autocast(arguments.device.type, enabled=False) if autocasting else nullcontext():
+    with torch.autocast(kind, enabled=False) if autocasting else nullcontext():
         if arguments.sizes["time"] == 0:
             found = _run_nothing(program, call, arguments, rows, state)
         elif bounds is None:
