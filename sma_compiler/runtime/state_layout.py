@@ -139,6 +139,12 @@ def fit_slots(op: str, after: Tensors, before: Tensors) -> dict[str, Tensor]:
     }
 
 
+def own_memory(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and copied out of anything larger that it is a part of, so as not to keep that alive."""
+    part = readable(tensor) and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
+
+
 def join_rows(parts: Sequence[Tensors], pack: Pack) -> dict[str, Tensor]:
     """The state of a pack from those of its buckets, whose caches may differ in slots."""
     found = {}
