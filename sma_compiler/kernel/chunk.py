@@ -1,0 +1,287 @@
+"""The chunked plan, fused: one kernel walks the chunks of a sequence with the state of one head in registers.
+
+Per chunk of C positions, with S [K, V] the state at its start:
+
+    A = (Q K^T) * decay            the pairs inside the chunk
+    Y = A V + decay (Q S)          and those before it
+    S = decay S + K^T (decay V)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import Expr
+from sma_compiler.kernel.arguments import Arguments
+from sma_compiler.kernel.build import (
+    Builder,
+    E,
+    arange,
+    call,
+    dot,
+    pointwise,
+    reduce_sum,
+    size,
+    trans,
+    where,
+    zeros,
+)
+from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, static_rates
+from sma_compiler.kernel.host import Host
+from sma_compiler.kernel.inputs import Inputs
+from sma_compiler.kernel.linear import Linear, Term, is_tensor, plain
+from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.mask.nodes import Gate
+
+CONSTANTS = ("C", "BK", "BV", "K", "V", "MASKED", "DOT", "PRECISION", "STAGES")
+"""Names that every chunked kernel is compiled for."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What one stream carries: the matrix [BK, BV], and where rows are normalised the sum of the keys [BK]."""
+
+    matrix: E
+    keys: E | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The tiles of one chunk: its rows, operands [C, BK], [C, BK], [C, BV], and the path of every stream."""
+
+    rows: Rows
+    lowering: Lowering
+    q: E
+    k: E
+    v: E
+    paths: tuple[Path, ...]
+
+
+class Chunked:
+    """What the chunked kernels of an op share: which expressions they read, and the tiles of a chunk."""
+
+    def __init__(self, linear: Linear, host: Host, reserved: frozenset[str]) -> None:
+        self.linear = linear
+        self.host = host
+        self.b = Builder(reserved | set(CONSTANTS))
+        self.arguments = Arguments(self.b)
+        self.several = len(linear.terms) > 1
+
+    def suffix(self, number: int) -> str:
+        """What tells the variables of several streams apart."""
+        return str(number) if self.several else ""
+
+    def gate_expressions(self) -> tuple[Expr, ...]:
+        """What decides the decays."""
+        found: list[Expr] = []
+        for term in self.linear.terms:
+            found += [*term.row, *term.col, *(gate.log for gate in term.gates)]
+        return tuple(found)
+
+    def operand(self, expr: Expr, name: str, lowering: Lowering, valid: E) -> E:
+        """q, k or v as a matrix product takes it; what is computed is 0 outside the tensor."""
+        if is_tensor(expr):
+            return lowering.raw(expr).to("dot")
+        value = self.b.helper("keep", self.b.let(f"b_{name}", lowering.value(expr)), valid, size("MASKED"))
+        return self.b.let(f"b_{name}", value.to("dot"))
+
+    def chunk(self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E, read: list[Expr]) -> Chunk:
+        """Load rows t0 .. t0 + C and make the paths; `read` are further expressions of the same rows."""
+        b, linear = self.b, self.linear
+        b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
+        m_t = b.let("m_t", t0 + o_c < end, show=False)
+        rows = Rows(o_c, m_t, pointwise("tl.minimum", end - t0, size("C"), dtype="int32"))
+        exprs = (linear.q, linear.k, linear.v, *self.gate_expressions(), *read)
+        operands = {plain(x) for x in (linear.q, linear.k, linear.v) if is_tensor(x)}
+        inputs.enter(m_t)
+        lowering = inputs.chunk(exprs, static, t0, o_c, m_t, operands)
+        m_k, m_v = inputs.inside["key"], inputs.inside["value"]
+        q = self.operand(linear.q, "q", lowering, m_k)
+        k = self.operand(linear.k, "k", lowering, m_k)
+        v = self.operand(linear.v, "v", lowering, m_v)
+        if any(term.gates or term.row or term.col for term in linear.terms):
+            b.section("Decay from the start of the chunk, as powers of 2")
+        paths = tuple(
+            path_of(term, rates, lowering, rows, self.suffix(number)) for number, term in enumerate(linear.terms)
+        )
+        return Chunk(rows, lowering, q, k, v, paths)
+
+
+class Forward(Chunked):
+    """Builds the fused forward kernel."""
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, linear = self.b, self.linear
+        b.section("Which value channels, head and sequence")
+        n_v = b.let("n_v", call("tl.cdiv", size("V"), size("BV"), tile=Tile("int32")))
+        i_v = b.let("i_v", program(0) % n_v)
+        i_h = b.let("i_h", (program(0) // n_v).to("int64"))
+        i_b = b.let("i_b", program(1).to("int64"))
+        inputs = Inputs(b, self.arguments, linear.op, self.host, i_b, i_h)
+        o_c = b.let("o_c", arange("C"), show=False)
+        o_k = b.let("o_k", arange("BK"), show=False)
+        o_v = b.let("o_v", i_v * size("BV") + arange("BV"), show=False)
+        inputs.use_channels("key", o_k, b.let("m_k", o_k < size("K"), show=False))
+        inputs.use_channels("value", o_v, b.let("m_v", o_v < size("V"), show=False))
+        b.section("Where the rows of this head begin")
+        around = [linear.op.result]
+        static = inputs.static((linear.q, linear.k, linear.v, *self.gate_expressions(), *around))
+        rates = static_rates(linear.terms, static)
+        b.section("")
+        p_y, y_stride = inputs.result("y")
+        states = self._initial_states(inputs)
+        end = self.arguments.integer("T", self.host.sizes["time"])
+        steps = call("tl.range", 0, end, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
+        b.space()
+        with b.loop("t0", steps, Tile("int32")) as t0:
+            chunk = self.chunk(inputs, static, rates, t0, o_c, end, around)
+            y = self._rows_of(chunk, states)
+            self._advance(chunk, states)
+            b.section("Output")
+            chunk.lowering.bind(linear.attend, y)
+            address, mask = inputs.addresses(p_y, y_stride, "value", t0, o_c, chunk.rows.valid)
+            b.helpers.add("store")
+            result = chunk.lowering.value(linear.op.result)
+            b.do(call("store", address, result, mask, size("MASKED"), tile=Tile("ptr")))
+        self._final_states(inputs, states)
+        doc = ("One program carries the state of one head and BV value channels along a sequence.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _initial_states(self, inputs: Inputs) -> tuple[State, ...]:
+        b = self.b
+        b.section("State: what the keys and values before a position sum to")
+        found: list[State] = []
+        for number in range(len(self.linear.terms)):
+            suffix = self.suffix(number)
+            matrix = b.let(f"b_s{suffix}", zeros("BK", "BV"))
+            keys = b.let(f"b_z{suffix}", zeros("BK")) if self.linear.normalize != "none" else None
+            found.append(State(matrix, keys))
+            pointer = self.arguments.pointer(f"initial{suffix}", self.host.state("initial", "matrix", number))
+            with b.branch(pointer.given()):
+                address, mask = inputs.state(pointer, "matrix")
+                b.set(matrix, call("tl.load", address, mask=mask, other=0.0, tile=matrix.tile))
+            if keys is not None:
+                pointer = self.arguments.pointer(f"initial_keys{suffix}", self.host.state("initial", "keys", number))
+                with b.branch(pointer.given()):
+                    address, mask = inputs.state(pointer, "keys")
+                    b.set(keys, call("tl.load", address, mask=mask, other=0.0, tile=keys.tile))
+        return tuple(found)
+
+    def _final_states(self, inputs: Inputs, states: tuple[State, ...]) -> None:
+        b = self.b
+        b.space()
+        for number, state in enumerate(states):
+            suffix = self.suffix(number)
+            pointer = self.arguments.pointer(f"final{suffix}", self.host.state("final", "matrix", number))
+            with b.branch(pointer.given()):
+                address, mask = inputs.state(pointer, "matrix")
+                b.do(call("tl.store", address, state.matrix, mask=mask, tile=Tile("ptr")))
+                if state.keys is not None:
+                    pointer = self.arguments.pointer(f"final_keys{suffix}", self.host.state("final", "keys", number))
+                    address, mask = inputs.state(pointer, "keys")
+                    b.do(call("tl.store", address, state.keys, mask=mask, tile=Tile("ptr")))
+
+    def _rows_of(self, chunk: Chunk, states: tuple[State, ...]) -> E:
+        """The contraction's rows, [C, BV]."""
+        b = self.b
+        b.section("Pairs inside the chunk")
+        scores = b.let("b_scores", dot(chunk.q, trans(chunk.k)))
+        b.set(scores, self.weighted(scores, chunk))
+        b.section("Pairs with the keys before it, through the state")
+        y, norm = self._through_states(chunk, states)
+        b.set(y, dot(scores.to("dot"), chunk.v, y))
+        if norm is not None:
+            b.set(norm, norm + reduce_sum(scores, 1))
+        outer = [] if self.several else chunk.paths[0].row_factors
+        if outer:
+            b.set(y, scaled(y, outer, column=True))
+        if norm is None:
+            return y
+        if outer:
+            b.set(norm, scaled(norm, outer, column=False))
+        return self._divide(y, norm)
+
+    def weighted(self, scores: E, chunk: Chunk) -> E:
+        """Scores times the weights of the pairs, 0 where a query does not see a key."""
+        first = chunk.paths[0]
+        if not self.several and first.row is None and not first.col_factors:
+            return where(first.support(chunk.rows), scores, 0.0)
+        total: E | None = None
+        for number, path in enumerate(chunk.paths):
+            decay = path.between(chunk.rows)
+            ones = where(path.support(chunk.rows), 1.0, 0.0)
+            weight = self.b.let(f"b_w{self.suffix(number)}", ones if decay is None else decay)
+            factors = scaled(weight, path.col_factors, column=False)
+            if self.several:
+                factors = scaled(factors, path.row_factors, column=True)
+            if path.col_factors or (self.several and path.row_factors):
+                self.b.set(weight, factors)
+            total = weight if total is None else total + weight
+        assert total is not None
+        return scores * total
+
+    def _through_states(self, chunk: Chunk, states: tuple[State, ...]) -> tuple[E, E | None]:
+        b = self.b
+        y: E | None = None
+        norm: E | None = None
+        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
+            suffix = self.suffix(number)
+            decay = path.from_start()
+            factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
+            if self.several:
+                factors += path.row_factors
+            rows = scaled(dot(chunk.q, state.matrix.to("dot")), factors, column=True)
+            if y is None:
+                y = b.let("b_y", rows)
+            else:
+                b.set(y, y + rows)
+            if state.keys is not None:
+                sums = reduce_sum(chunk.q.to("fp32") * state.keys.row, 1)
+                sums = scaled(sums, factors, column=False)
+                if norm is None:
+                    norm = b.let("b_n", sums)
+                else:
+                    b.set(norm, norm + sums)
+        assert y is not None
+        return y, norm
+
+    def _divide(self, y: E, norm: E) -> E:
+        """Rows over the sum of their weights: 0 where it is 0 (`sum`); over at least 1 in size (`max1`)."""
+        b = self.b
+        if self.linear.normalize == "max1":
+            floor = pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0)
+            b.set(y, y / floor.col)
+        else:
+            b.set(norm, where(norm.eq(0.0), 0.0, 1.0 / norm))
+            b.set(y, y * norm.col)
+        return y
+
+    def _advance(self, chunk: Chunk, states: tuple[State, ...]) -> None:
+        b = self.b
+        b.section("State at the end of the chunk")
+        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
+            suffix = self.suffix(number)
+            decay = path.to_end()
+            factors = path.col_factors
+            if decay is not None:
+                factors = [b.let(f"b_out{suffix}", decay), *factors]
+            values = chunk.v
+            if factors:
+                scaled_values = scaled(chunk.v.to("fp32"), factors, column=True)
+                values = b.let(f"b_u{suffix}", scaled_values.to("dot"))
+            across = path.across()
+            matrix, keys = state.matrix, state.keys
+            if across is not None:
+                across = b.let(f"b_across{suffix}", across)
+                matrix = matrix * across
+            b.set(state.matrix, dot(trans(chunk.k), values, matrix))
+            if keys is not None:
+                grown = reduce_sum(scaled(chunk.k.to("fp32"), factors, column=True), 0)
+                b.set(state.keys or keys, (keys * across if across is not None else keys) + grown)
+
+
+def program(axis: int) -> E:
+    """The index of this program along one axis of the grid."""
+    return call("tl.program_id", axis, tile=Tile("int32"))

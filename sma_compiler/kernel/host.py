@@ -1,0 +1,77 @@
+"""Names and sizes in a launcher: the op's parameters, and B, T, H, K, V as it calls them."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import Apply, Const, Expr, Param, Size
+from sma_compiler.kernel.build import Builder, E, binary, lift, path
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.linear import Linear
+
+SIZES = {"batch": "B", "time": "T", "head": "H", "key": "K", "value": "V"}
+"""The letter of each axis."""
+
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A launcher under construction. parameters: by the spec's names. sizes: by axis."""
+
+    builder: Builder
+    parameters: dict[str, E]
+    sizes: dict[str, E]
+    result: E
+    states: dict[tuple[str, str, int], E]
+
+    @property
+    def heads(self) -> E:
+        """H."""
+        return self.sizes["head"]
+
+    def state(self, when: str, part: str, number: int) -> E:
+        """The `initial` or `final` state of a stream: its `matrix` [B, H, K, V] or its `keys` [B, H, K]."""
+        return self.states[when, part, number]
+
+    def number(self, expr: Expr) -> E:
+        """A number known at the launch, as Python computes it."""
+        match expr:
+            case Const(value=value):
+                return lift(value)
+            case Size(axis=axis):
+                return self.sizes[axis]
+            case Param(name=name):
+                return self.parameters[name]
+            case Apply(fn="neg", args=(x,)):
+                return -self.number(x)
+            case Apply(fn="sqrt", args=(x,)):
+                return self.number(x) ** 0.5
+            case Apply(fn=fn, args=(a, b)):
+                return binary(_OPERATORS[fn], self.number(a), self.number(b))
+        raise AssertionError(type(expr).__name__)
+
+
+def host(linear: Linear, reserved: frozenset[str]) -> Host:
+    """The names of a launcher for an op.
+
+    reserved: names of the file that its parameters must not hide.
+
+    Raises:
+        NoTritonKernel: the op has the name of something else in the file.
+    """
+    op = linear.op
+    if op.name in reserved or keyword.iskeyword(op.name):
+        raise NoTritonKernel(op.name, "chunked", f"`{op.name}` has a meaning of its own in the file: rename the op")
+    builder = Builder({*reserved, op.name})
+    parameters = {decl.name: path(builder.fresh(decl.name)) for decl in op.params}
+    sizes = {axis: path(builder.fresh(letter)) for axis, letter in SIZES.items()}
+    states: dict[tuple[str, str, int], E] = {}
+    for number in range(len(linear.terms)):
+        suffix = str(number) if len(linear.terms) > 1 else ""
+        for when, letter in (("initial", "s0"), ("final", "s1")):
+            states[when, "matrix", number] = path(builder.fresh(f"{letter}{suffix}"))
+            if linear.normalize != "none":
+                states[when, "keys", number] = path(builder.fresh(f"{letter}{suffix}_keys"))
+    return Host(builder, parameters, sizes, path(builder.fresh("y")), states)
