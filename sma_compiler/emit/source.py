@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from sma_compiler.emit.module import library, module, with_uses
 from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.check import prune, verify
-from sma_compiler.kernel.chunk import CONSTANTS, Forward
+from sma_compiler.kernel.chunk import CONSTANTS, Chunked, Forward
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.host import host
 from sma_compiler.kernel.launch import HELPERS, Launcher
 from sma_compiler.kernel.linear import linear
-from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.split import LocalStates
 from sma_compiler.plan.choose import Plans
 
 MODULES = frozenset({"torch", "triton", "tl"})
@@ -41,25 +42,38 @@ def source(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str
     member = linear(op, plans, plan)
     if sizes["key"] > 256:
         raise NoTritonKernel(op.name, plan, f"a state of {sizes['key']} key channels does not fit on chip, 256 do")
-    kernel_name = f"{op.name}_forward_kernel"
-    reserved = MODULES | set(library()) | {kernel_name}
-    names = host(member, frozenset(reserved))
+    names_of = {"forward": f"{op.name}_forward_kernel", "local": f"{op.name}_local_states_kernel"}
+    reserved = frozenset({*MODULES, *library(), *names_of.values()})
+    names = host(member, reserved)
     chosen = config.forward(sizes, dtype, target)
-    forward = Forward(member, names, frozenset(reserved))
-    kernel = prune(forward.build(kernel_name))
-    launcher = Launcher(member, names, chosen).build(kernel_name, forward.arguments)
-    kernel = Function(kernel.name, kernel.doc, forward.arguments.parameters, kernel.body, jit=True)
-    functions = (kernel, launcher)
-    helpers = with_uses((*forward.b.helpers, *HELPERS))
+    split = chosen.programs > 0
+    builders: dict[str, Forward | LocalStates] = {"forward": Forward(member, names, reserved, split)}
+    if split:
+        builders["local"] = LocalStates(member, names, reserved, split)
+    kernels = [prune(builder.build(names_of[role])) for role, builder in builders.items()]
+    launcher = Launcher(member, names, chosen).build(
+        {role: (names_of[role], builder.arguments) for role, builder in builders.items()}
+    )
+    kernels = [
+        replace(kernel, parameters=builder.arguments.parameters)
+        for kernel, builder in zip(kernels, builders.values(), strict=True)
+    ]
+    functions = (*reversed(kernels), launcher)
+    helpers = with_uses((*HELPERS, *(["scan_parts_kernel"] if split else []), *_helpers(builders.values())))
     for made in functions:
-        verify(made, (*helpers, *CONSTANTS, *(f.name for f in functions)))
-    return module(header(op, plans, plan), helpers, functions)
+        verify(made, (*helpers, *CONSTANTS, *names_of.values()))
+    return module(header(op, plans, plan, split), helpers, functions)
 
 
-def header(op: Op, plans: Plans, plan: str) -> list[str]:
+def _helpers(builders: Iterable[Chunked]) -> set[str]:
+    """The leaf helpers that some kernels call."""
+    return set().union(*(builder.b.helpers for builder in builders))
+
+
+def header(op: Op, plans: Plans, plan: str, split: bool) -> list[str]:
     """Comment lines that say what a file computes and why it may."""
     spec = op.text.splitlines()
     lines = [f"{op.name}, emitted by sma_compiler.", "", *spec, ""]
     for mask in plans.facts.masks:
         lines.append(f"{mask.contraction}: gate {mask.gate}, state of {mask.state_size} elements a head")
-    return [*lines, f"plan: {plan}, fused", f"spec: sha256 {spec_hash(op)}"]
+    return [*lines, f"plan: {plan}, {'split' if split else 'fused'}", f"spec: sha256 {spec_hash(op)}"]

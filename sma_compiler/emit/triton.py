@@ -105,7 +105,7 @@ def literal(value: int | float | bool | str | None) -> str:
     if isinstance(value, str):
         assert value.isprintable()
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return repr(value)
+    return repr(value).replace("e+", "e")
 
 
 def _within(expr: Expr, level: int) -> str:
@@ -170,7 +170,7 @@ def statements(body: Iterable[Statement], indent: str) -> list[str]:
     lines: list[str] = []
     for statement in body:
         if isinstance(statement, Section):
-            if lines:
+            if lines and lines[-1]:
                 lines.append("")
             if statement.title:
                 lines.append(f"{indent}# {statement.title}")

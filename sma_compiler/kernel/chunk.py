@@ -9,7 +9,9 @@ Per chunk of C positions, with S [K, V] the state at its start:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.arguments import Arguments
@@ -19,6 +21,7 @@ from sma_compiler.kernel.build import (
     arange,
     call,
     dot,
+    lift,
     pointwise,
     reduce_sum,
     size,
@@ -52,31 +55,63 @@ class Chunk:
 
     rows: Rows
     lowering: Lowering
-    q: E
+    q: E | None
     k: E
     v: E
     paths: tuple[Path, ...]
 
 
 class Chunked:
-    """What the chunked kernels of an op share: which expressions they read, and the tiles of a chunk."""
+    """What the chunked kernels of an op share: which expressions they read, and the tiles of a chunk.
 
-    def __init__(self, linear: Linear, host: Host, reserved: frozenset[str]) -> None:
+    parts: whether several programs share a sequence, each with a part of it.
+    """
+
+    def __init__(self, linear: Linear, host: Host, reserved: frozenset[str], parts: bool) -> None:
         self.linear = linear
+        self.parts = parts
+        self.before = "local" if parts else "initial"
         self.host = host
         self.b = Builder(reserved | set(CONSTANTS))
         self.arguments = Arguments(self.b)
         self.several = len(linear.terms) > 1
 
+    def place(self) -> tuple[Inputs, E, E, E]:
+        """Say which program this is: its inputs, the offsets of a chunk's rows, where its positions begin and end."""
+        b = self.b
+        b.section("Which value channels, head and sequence" + (", and which part of it" if self.parts else ""))
+        n_v = b.let("n_v", call("tl.cdiv", size("V"), size("BV"), tile=Tile("int32")))
+        i_v = b.let("i_v", program(0) % n_v)
+        i_h = b.let("i_h", (program(0) // n_v).to("int64"))
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        part = program(1) % self.arguments.integer("PARTS", self.host.parts) if self.parts else None
+        if part is None:
+            i_b = b.let("i_b", program(1).to("int64"))
+            begin, end = lift(0), length
+        else:
+            i_b = b.let("i_b", (program(1) // self.arguments.integer("PARTS", self.host.parts)).to("int64"))
+            span = self.arguments.integer("SPAN", self.host.span)
+            part = b.let("i_p", part)
+            begin = b.let("begin", part * span)
+            end = b.let("end", pointwise("tl.minimum", begin + span, length, dtype="int32"))
+        inputs = Inputs(b, self.arguments, self.linear.op, self.host, i_b, i_h, part)
+        o_c = b.let("o_c", arange("C"), show=False)
+        o_k = b.let("o_k", arange("BK"), show=False)
+        o_v = b.let("o_v", i_v * size("BV") + arange("BV"), show=False)
+        inputs.use_channels("key", o_k, b.let("m_k", o_k < size("K"), show=False))
+        inputs.use_channels("value", o_v, b.let("m_v", o_v < size("V"), show=False))
+        b.section("Where the rows of this head begin")
+        return inputs, o_c, begin, end
+
     def suffix(self, number: int) -> str:
         """What tells the variables of several streams apart."""
         return str(number) if self.several else ""
 
-    def gate_expressions(self) -> tuple[Expr, ...]:
-        """What decides the decays."""
+    def factors(self, queries: bool) -> tuple[Expr, ...]:
+        """What decides the weight of a pair besides the score; without `queries`, what keys and paths decide."""
         found: list[Expr] = []
         for term in self.linear.terms:
-            found += [*term.row, *term.col, *(gate.log for gate in term.gates)]
+            found += [*(term.row if queries else ()), *term.col, *(gate.log for gate in term.gates)]
         return tuple(found)
 
     def operand(self, expr: Expr, name: str, lowering: Lowering, valid: E) -> E:
@@ -86,26 +121,69 @@ class Chunked:
         value = self.b.helper("keep", self.b.let(f"b_{name}", lowering.value(expr)), valid, size("MASKED"))
         return self.b.let(f"b_{name}", value.to("dot"))
 
-    def chunk(self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E, read: list[Expr]) -> Chunk:
-        """Load rows t0 .. t0 + C and make the paths; `read` are further expressions of the same rows."""
+    def chunk(
+        self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E, around: Iterable[Expr]
+    ) -> Chunk:
+        """Load rows t0 .. t0 + C and make the paths; `around` are further expressions of the same rows."""
+        exprs = (self.linear.q, self.linear.k, self.linear.v, *self.factors(queries=True), *around)
+        lowering, rows = self._load(inputs, static, t0, o_c, end, exprs)
+        q = self.operand(self.linear.q, "q", lowering, inputs.inside["key"])
+        k, v = self._keys_and_values(inputs, lowering)
+        return Chunk(rows, lowering, q, k, v, self._paths(lowering, rows, rates, self.linear.terms))
+
+    def keys(self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E) -> Chunk:
+        """The same without queries, for what only keys and values decide."""
+        exprs = (self.linear.k, self.linear.v, *self.factors(queries=False))
+        lowering, rows = self._load(inputs, static, t0, o_c, end, exprs)
+        k, v = self._keys_and_values(inputs, lowering)
+        terms = tuple(replace(term, row=()) for term in self.linear.terms)
+        return Chunk(rows, lowering, None, k, v, self._paths(lowering, rows, rates, terms))
+
+    def _load(
+        self, inputs: Inputs, static: Lowering, t0: E, o_c: E, end: E, exprs: tuple[Expr, ...]
+    ) -> tuple[Lowering, Rows]:
         b, linear = self.b, self.linear
         b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
         m_t = b.let("m_t", t0 + o_c < end, show=False)
         rows = Rows(o_c, m_t, pointwise("tl.minimum", end - t0, size("C"), dtype="int32"))
-        exprs = (linear.q, linear.k, linear.v, *self.gate_expressions(), *read)
         operands = {plain(x) for x in (linear.q, linear.k, linear.v) if is_tensor(x)}
         inputs.enter(m_t)
-        lowering = inputs.chunk(exprs, static, t0, o_c, m_t, operands)
-        m_k, m_v = inputs.inside["key"], inputs.inside["value"]
-        q = self.operand(linear.q, "q", lowering, m_k)
-        k = self.operand(linear.k, "k", lowering, m_k)
-        v = self.operand(linear.v, "v", lowering, m_v)
-        if any(term.gates or term.row or term.col for term in linear.terms):
-            b.section("Decay from the start of the chunk, as powers of 2")
-        paths = tuple(
-            path_of(term, rates, lowering, rows, self.suffix(number)) for number, term in enumerate(linear.terms)
-        )
-        return Chunk(rows, lowering, q, k, v, paths)
+        return inputs.chunk(exprs, static, t0, o_c, m_t, operands), rows
+
+    def _keys_and_values(self, inputs: Inputs, lowering: Lowering) -> tuple[E, E]:
+        k = self.operand(self.linear.k, "k", lowering, inputs.inside["key"])
+        return k, self.operand(self.linear.v, "v", lowering, inputs.inside["value"])
+
+    def _paths(
+        self, lowering: Lowering, rows: Rows, rates: dict[Gate, E], terms: tuple[Term, ...]
+    ) -> tuple[Path, ...]:
+        if any(term.gates or term.row or term.col for term in terms):
+            self.b.section("Decay from the start of the chunk, as powers of 2")
+        return tuple(path_of(term, rates, lowering, rows, self.suffix(number)) for number, term in enumerate(terms))
+
+    def advance(self, chunk: Chunk, states: tuple[State, ...]) -> None:
+        """Carry the states over a chunk."""
+        b = self.b
+        b.section("State at the end of the chunk")
+        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
+            suffix = self.suffix(number)
+            decay = path.to_end()
+            factors = path.col_factors
+            if decay is not None:
+                factors = [b.let(f"b_out{suffix}", decay), *factors]
+            values = chunk.v
+            if factors:
+                scaled_values = scaled(chunk.v.to("fp32"), factors, column=True)
+                values = b.let(f"b_u{suffix}", scaled_values.to("dot"))
+            across = path.across()
+            matrix, keys = state.matrix, state.keys
+            if across is not None:
+                across = b.let(f"b_across{suffix}", across)
+                matrix = matrix * across
+            b.set(state.matrix, dot(trans(chunk.k), values, matrix))
+            if keys is not None:
+                grown = reduce_sum(scaled(chunk.k.to("fp32"), factors, column=True), 0)
+                b.set(state.keys or keys, (keys * across if across is not None else keys) + grown)
 
 
 class Forward(Chunked):
@@ -114,31 +192,18 @@ class Forward(Chunked):
     def build(self, name: str) -> Function:
         """The kernel."""
         b, linear = self.b, self.linear
-        b.section("Which value channels, head and sequence")
-        n_v = b.let("n_v", call("tl.cdiv", size("V"), size("BV"), tile=Tile("int32")))
-        i_v = b.let("i_v", program(0) % n_v)
-        i_h = b.let("i_h", (program(0) // n_v).to("int64"))
-        i_b = b.let("i_b", program(1).to("int64"))
-        inputs = Inputs(b, self.arguments, linear.op, self.host, i_b, i_h)
-        o_c = b.let("o_c", arange("C"), show=False)
-        o_k = b.let("o_k", arange("BK"), show=False)
-        o_v = b.let("o_v", i_v * size("BV") + arange("BV"), show=False)
-        inputs.use_channels("key", o_k, b.let("m_k", o_k < size("K"), show=False))
-        inputs.use_channels("value", o_v, b.let("m_v", o_v < size("V"), show=False))
-        b.section("Where the rows of this head begin")
+        inputs, o_c, begin, end = self.place()
         around = [linear.op.result]
-        static = inputs.static((linear.q, linear.k, linear.v, *self.gate_expressions(), *around))
-        rates = static_rates(linear.terms, static)
-        b.section("")
         p_y, y_stride = inputs.result("y")
+        static = inputs.static((linear.q, linear.k, linear.v, *self.factors(queries=True), *around))
+        rates = static_rates(linear.terms, static)
         states = self._initial_states(inputs)
-        end = self.arguments.integer("T", self.host.sizes["time"])
-        steps = call("tl.range", 0, end, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
+        steps = call("tl.range", begin, end, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
         b.space()
         with b.loop("t0", steps, Tile("int32")) as t0:
             chunk = self.chunk(inputs, static, rates, t0, o_c, end, around)
             y = self._rows_of(chunk, states)
-            self._advance(chunk, states)
+            self.advance(chunk, states)
             b.section("Output")
             chunk.lowering.bind(linear.attend, y)
             address, mask = inputs.addresses(p_y, y_stride, "value", t0, o_c, chunk.rows.valid)
@@ -158,14 +223,14 @@ class Forward(Chunked):
             matrix = b.let(f"b_s{suffix}", zeros("BK", "BV"))
             keys = b.let(f"b_z{suffix}", zeros("BK")) if self.linear.normalize != "none" else None
             found.append(State(matrix, keys))
-            pointer = self.arguments.pointer(f"initial{suffix}", self.host.state("initial", "matrix", number))
+            pointer = self.arguments.pointer(f"initial{suffix}", self.host.state(self.before, "matrix", number))
             with b.branch(pointer.given()):
-                address, mask = inputs.state(pointer, "matrix")
+                address, mask = inputs.state(pointer, "matrix", of_part=self.parts)
                 b.set(matrix, call("tl.load", address, mask=mask, other=0.0, tile=matrix.tile))
             if keys is not None:
-                pointer = self.arguments.pointer(f"initial_keys{suffix}", self.host.state("initial", "keys", number))
+                pointer = self.arguments.pointer(f"initial_keys{suffix}", self.host.state(self.before, "keys", number))
                 with b.branch(pointer.given()):
-                    address, mask = inputs.state(pointer, "keys")
+                    address, mask = inputs.state(pointer, "keys", of_part=self.parts)
                     b.set(keys, call("tl.load", address, mask=mask, other=0.0, tile=keys.tile))
         return tuple(found)
 
@@ -175,18 +240,22 @@ class Forward(Chunked):
         for number, state in enumerate(states):
             suffix = self.suffix(number)
             pointer = self.arguments.pointer(f"final{suffix}", self.host.state("final", "matrix", number))
-            with b.branch(pointer.given()):
-                address, mask = inputs.state(pointer, "matrix")
-                b.do(call("tl.store", address, state.matrix, mask=mask, tile=Tile("ptr")))
+            with b.branch(pointer.given()), self._in_last_part(inputs):
+                b.do(inputs.keep_state(pointer, "matrix", state.matrix))
                 if state.keys is not None:
-                    pointer = self.arguments.pointer(f"final_keys{suffix}", self.host.state("final", "keys", number))
-                    address, mask = inputs.state(pointer, "keys")
-                    b.do(call("tl.store", address, state.keys, mask=mask, tile=Tile("ptr")))
+                    keys = self.host.state("final", "keys", number)
+                    b.do(inputs.keep_state(self.arguments.pointer(f"final_keys{suffix}", keys), "keys", state.keys))
+
+    def _in_last_part(self, inputs: Inputs) -> AbstractContextManager[None]:
+        if inputs.part is None:
+            return nullcontext()
+        return self.b.branch(inputs.part.eq(self.arguments.integer("PARTS", self.host.parts) - 1))
 
     def _rows_of(self, chunk: Chunk, states: tuple[State, ...]) -> E:
         """The contraction's rows, [C, BV]."""
         b = self.b
         b.section("Pairs inside the chunk")
+        assert chunk.q is not None
         scores = b.let("b_scores", dot(chunk.q, trans(chunk.k)))
         b.set(scores, self.weighted(scores, chunk))
         b.section("Pairs with the keys before it, through the state")
@@ -224,6 +293,7 @@ class Forward(Chunked):
 
     def _through_states(self, chunk: Chunk, states: tuple[State, ...]) -> tuple[E, E | None]:
         b = self.b
+        assert chunk.q is not None
         y: E | None = None
         norm: E | None = None
         for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
@@ -257,29 +327,6 @@ class Forward(Chunked):
             b.set(norm, where(norm.eq(0.0), 0.0, 1.0 / norm))
             b.set(y, y * norm.col)
         return y
-
-    def _advance(self, chunk: Chunk, states: tuple[State, ...]) -> None:
-        b = self.b
-        b.section("State at the end of the chunk")
-        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
-            suffix = self.suffix(number)
-            decay = path.to_end()
-            factors = path.col_factors
-            if decay is not None:
-                factors = [b.let(f"b_out{suffix}", decay), *factors]
-            values = chunk.v
-            if factors:
-                scaled_values = scaled(chunk.v.to("fp32"), factors, column=True)
-                values = b.let(f"b_u{suffix}", scaled_values.to("dot"))
-            across = path.across()
-            matrix, keys = state.matrix, state.keys
-            if across is not None:
-                across = b.let(f"b_across{suffix}", across)
-                matrix = matrix * across
-            b.set(state.matrix, dot(trans(chunk.k), values, matrix))
-            if keys is not None:
-                grown = reduce_sum(scaled(chunk.k.to("fp32"), factors, column=True), 0)
-                b.set(state.keys or keys, (keys * across if across is not None else keys) + grown)
 
 
 def program(axis: int) -> E:

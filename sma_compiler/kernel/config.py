@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MULTIPROCESSORS = 132
 """Of an H100: how many programs run at once, times those that fit on one."""
@@ -11,13 +11,16 @@ MULTIPROCESSORS = 132
 
 @dataclass(frozen=True)
 class Config:
-    """chunk: positions of a chunk. value: value channels of a program. splits: parts of a sequence that run at once."""
+    """chunk: positions of a chunk. value: value channels of a program.
+
+    programs: how many should run at once, where sequences are cut into parts for it; 0: they are not.
+    """
 
     chunk: int
     value: int
     warps: int
     stages: int
-    splits: int
+    programs: int
 
 
 def power_of_two(n: int) -> int:
@@ -28,10 +31,15 @@ def power_of_two(n: int) -> int:
 def forward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
     """The configuration of the fused forward kernel."""
     key = max(16, power_of_two(sizes["key"]))
+    value = max(16, power_of_two(sizes["value"]))
     if dtype == "float32":
-        value = min(32, max(16, power_of_two(sizes["value"])))
-        return Config(chunk=32 if key <= 128 else 16, value=value, warps=4, stages=1, splits=1)
-    value = min(64 if key <= 128 else 32, max(16, power_of_two(sizes["value"])))
-    if not target.startswith("sm_9"):
-        return Config(chunk=64, value=min(value, 32), warps=4, stages=1, splits=1)
-    return Config(chunk=64, value=value, warps=4, stages=3 if key * value <= 128 * 64 else 2, splits=1)
+        found = Config(chunk=16, value=min(16, value), warps=4, stages=1, programs=0)
+    elif not target.startswith("sm_9"):
+        found = Config(chunk=64, value=min(32, value), warps=4, stages=1, programs=0)
+    else:
+        wide = min(64 if key <= 128 else 32, value)
+        found = Config(chunk=64, value=wide, warps=4, stages=3 if key * wide <= 128 * 64 else 2, programs=0)
+    rows = sizes["batch"] * sizes["head"] * -(-sizes["value"] // found.value)
+    if rows < MULTIPROCESSORS and sizes["time"] >= 32 * found.chunk:
+        found = replace(found, programs=3 * MULTIPROCESSORS)
+    return found

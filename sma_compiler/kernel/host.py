@@ -18,13 +18,18 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 @dataclass(frozen=True)
 class Host:
-    """A launcher under construction. parameters: by the spec's names. sizes: by axis."""
+    """A launcher under construction. parameters: by the spec's names. sizes: by axis.
+
+    parts: how many programs share a sequence; span: how many positions each has.
+    """
 
     builder: Builder
     parameters: dict[str, E]
     sizes: dict[str, E]
     result: E
     states: dict[tuple[str, str, int], E]
+    parts: E
+    span: E
 
     @property
     def heads(self) -> E:
@@ -32,7 +37,10 @@ class Host:
         return self.sizes["head"]
 
     def state(self, when: str, part: str, number: int) -> E:
-        """The `initial` or `final` state of a stream: its `matrix` [B, H, K, V] or its `keys` [B, H, K]."""
+        """The state of a stream, its `matrix` [B, H, K, V] or its `keys` [B, H, K]: `initial`, `final`, or `local`.
+
+        `local` are those of every part, [B, parts, H, ...], with the `decay` [B, parts, H] over each.
+        """
         return self.states[when, part, number]
 
     def number(self, expr: Expr) -> E:
@@ -70,8 +78,10 @@ def host(linear: Linear, reserved: frozenset[str]) -> Host:
     states: dict[tuple[str, str, int], E] = {}
     for number in range(len(linear.terms)):
         suffix = str(number) if len(linear.terms) > 1 else ""
-        for when, letter in (("initial", "s0"), ("final", "s1")):
+        for when, letter in (("initial", "s0"), ("final", "s1"), ("local", "local")):
             states[when, "matrix", number] = path(builder.fresh(f"{letter}{suffix}"))
             if linear.normalize != "none":
                 states[when, "keys", number] = path(builder.fresh(f"{letter}{suffix}_keys"))
-    return Host(builder, parameters, sizes, path(builder.fresh("y")), states)
+        if linear.terms[number].gates:
+            states["local", "decay", number] = path(builder.fresh(f"decay{suffix}"))
+    return Host(builder, parameters, sizes, path(builder.fresh("y")), states, path(builder.fresh("parts")), path(builder.fresh("span")))

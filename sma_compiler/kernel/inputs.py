@@ -20,16 +20,17 @@ EXTENT = {"key": "BK", "value": "BV"}
 class Inputs:
     """The parameters of an op inside one kernel.
 
-    batch, head: the program's sequence and head. channels: offsets along `key` and `value`, and where they are valid.
+    batch, head: the program's sequence and head; part: which part of the sequence. channels: offsets along `key` and `value`, and where they are valid.
     """
 
-    def __init__(self, builder: Builder, arguments: Arguments, op: Op, host: Host, batch: E, head: E) -> None:
+    def __init__(self, builder: Builder, arguments: Arguments, op: Op, host: Host, batch: E, head: E, part: E | None = None) -> None:
         self.builder = builder
         self.host = host
         self.arguments = arguments
         self.decls = {decl.name: decl for decl in op.params}
         self.batch = batch
         self.head = head
+        self.part = part
         self.channels: dict[str, tuple[E, E]] = {}
         self.inside: dict[str, E] = {}
         self._bases: dict[str, E] = {}
@@ -147,16 +148,31 @@ class Inputs:
             address = address + place * self.arguments.stride(name, axis, host, dimension)
         return self.builder.let(f"p_{name}", address), self.arguments.stride(name, "time", host, 1)
 
-    def state(self, pointer: E, part: str) -> tuple[E, E]:
-        """The addresses of this program's part of a state, contiguous [B, H, K, V] (`keys`: [B, H, K]), and a mask."""
-        heads = self.arguments.integer("H", self.host.heads)
-        place = self.batch * heads + self.head
+    def state(self, pointer: E, part: str, of_part: bool = False) -> tuple[E, E]:
+        """The addresses of this program's part of a state, contiguous [B, H, K, V] (`keys`: [B, H, K]), and a mask.
+
+        of_part: the tensor is [B, PARTS, H, ...], with a state for each part of a sequence.
+        """
         o_k, m_k = self.channels["key"]
+        place = self.place(of_part)
         if part == "keys":
             return pointer + place * size("K") + o_k, m_k
         o_v, m_v = self.channels["value"]
         address = pointer + place * (size("K") * size("V")) + (o_k.col * size("V") + o_v.row)
         return address, m_k.col & m_v.row
+
+    def place(self, of_part: bool) -> E:
+        """The index of this program's head in [B, H], or in [B, PARTS, H]."""
+        heads = self.arguments.integer("H", self.host.heads)
+        first = self.batch
+        if of_part and self.part is not None:
+            first = self.batch * self.arguments.integer("PARTS", self.host.parts) + self.part
+        return first * heads + self.head
+
+    def keep_state(self, pointer: E, part: str, value: E, of_part: bool = False) -> E:
+        """Store a state."""
+        address, mask = self.state(pointer, part, of_part)
+        return call("tl.store", address, value, mask=mask, tile=Tile("ptr"))
 
 
 def tensors_of(exprs: Iterable[Expr]) -> tuple[Param, ...]:

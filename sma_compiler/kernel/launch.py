@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.arguments import Arguments
-from sma_compiler.kernel.build import E, choose, lift, path, sequence
+from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import SIZES, Host
 from sma_compiler.kernel.inputs import tensors_of
@@ -25,8 +27,8 @@ class Launcher:
         self.b = host.builder
         self.tensors = [decl for decl in linear.op.params if not decl.number]
 
-    def build(self, kernel: str, arguments: Arguments) -> Function:
-        """The launcher."""
+    def build(self, kernels: Mapping[str, tuple[str, Arguments]]) -> Function:
+        """The launcher. kernels: the name and arguments of `forward` and, for the split plan, of `local`."""
         b, host, config = self.b, self.host, self.config
         parameters = [Parameter(_name(host.parameters[decl.name])) for decl in self.linear.op.params]
         none = lift(None).node
@@ -39,37 +41,77 @@ class Launcher:
         ]
         self._sizes()
         self._checks()
-        chunk = b.let("C", config.chunk)
-        wide_k = b.let("BK", path("max").call(16, path("triton.next_power_of_2").call(host.sizes["key"])))
-        wide_v = b.let("BV", config.value)
+        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
         first = host.parameters[self.tensors[0].name]
-        b.section("")
-        shape = [host.sizes[axis] for axis in ("batch", "time", "head", "value")]
-        y = path("torch.empty").call(sequence(shape), dtype=first.attr("dtype"), device=first.attr("device"))
-        b.set(host.result, y)
-        self._states(initial, final, first)
-        time, key, value = (host.sizes[axis] for axis in ("time", "key", "value"))
+        b.section("Positions of a chunk, and tiles of the channels")
+        chunk = b.let("C", config.chunk)
+        wide_k = b.let("BK", path("max").call(16, path("triton.next_power_of_2").call(key)))
+        wide_v = b.let("BV", config.value)
+        blocks = b.let("blocks", path("triton.cdiv").call(value, wide_v))
         masked = b.let("masked", _any((time % chunk).ne(0), key.ne(wide_k), (value % wide_v).ne(0)))
-        blocks = path("triton.cdiv").call(value, wide_v)
-        grid = b.let("grid", sequence([host.heads * blocks, host.sizes["batch"]]))
-        constants = {
+        operand = b.let("operand", path("coarsest").call(*self._operands()))
+        constants: dict[str, Operand] = {
             "C": chunk,
             "BK": wide_k,
             "BV": wide_v,
             "K": key,
             "V": value,
             "MASKED": masked,
-            "DOT": path("coarsest").call(*self._operands()),
+            "DOT": operand,
             "PRECISION": precision,
-            "STAGES": lift(config.stages),
+            "STAGES": config.stages,
         }
-        for name, given in constants.items():
-            arguments.constant(name, given)
-        b.do(arguments.launch(kernel, grid, num_warps=config.warps))
+        b.section("")
+        shape = sequence([batch, time, heads, value])
+        y = path("torch.empty").call(shape, dtype=first.attr("dtype"), device=first.attr("device"))
+        b.set(host.result, y)
+        self._states(initial, final, first)
+        rows = batch
+        if "local" in kernels:
+            self._parts(kernels["local"], constants, blocks, first)
+            rows = batch * host.parts
+        grid = sequence([heads * blocks, rows])
+        name, arguments = kernels["forward"]
+        b.do(_launch(name, arguments, grid, constants, config.warps))
         states = [state for (when, _, _), state in host.states.items() if when == "final"]
         carried = states[0] if len(states) == 1 else sequence(states)
         b.give(choose(final, sequence([host.result, carried]), host.result))
         return b.function(self.linear.op.name, self._doc(), parameters, jit=False)
+
+    def _parts(
+        self, kernel: tuple[str, Arguments], constants: Mapping[str, Operand], blocks: E, first: E
+    ) -> None:
+        """Cut sequences so that enough programs run at once, and make the state that each part begins with."""
+        b, host = self.b, self.host
+        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        chunk = lift(constants["C"])
+        b.section("As many parts of each sequence as the device runs at once, of at least 4 chunks")
+        wanted = b.let("wanted", path("max").call(1, lift(self.config.programs) // (batch * heads * blocks)))
+        per_part = path("triton.cdiv").call(path("triton.cdiv").call(time, chunk), wanted)
+        b.set(host.span, chunk * path("max").call(4, per_part))
+        b.set(host.parts, path("max").call(1, path("triton.cdiv").call(time, host.span)))
+        local = {key: state for key, state in host.states.items() if key[0] == "local"}
+        for (_, part, number), state in local.items():
+            given = lift(None) if part == "decay" else host.state("initial", part, number)
+            b.set(state, given)
+        with b.branch(host.parts > 1):
+            shapes = {"matrix": [heads, key, value], "keys": [heads, key], "decay": [heads]}
+            for (_, part, _), state in local.items():
+                shape = sequence([batch, host.parts, *shapes[part]])
+                empty = path("torch.empty").call(shape, dtype=path("torch.float32"), device=first.attr("device"))
+                b.set(state, empty)
+            name, arguments = kernel
+            grid = sequence([heads * blocks, batch * host.parts])
+            b.do(_launch(name, arguments, grid, constants, self.config.warps))
+            for (_, part, number), state in local.items():
+                if part == "decay":
+                    continue
+                count = key * value if part == "matrix" else key
+                decay = host.states.get(("local", "decay", number), lift(None))
+                grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
+                before = host.state("initial", part, number)
+                scan = path("scan_parts_kernel").at(grid)
+                b.do(scan.call(state, decay, before, heads, count, host.parts, BLOCK=1024))
 
     def _operands(self) -> list[E]:
         linear = self.linear
@@ -143,6 +185,14 @@ class Launcher:
             f"    y: [B, T, H, V], in the dtype of {self.tensors[0].name}.",
         ]
         return lines
+
+
+def _launch(
+    kernel: str, arguments: Arguments, grid: E, constants: Mapping[str, Operand], warps: int
+) -> E:
+    for name, given in constants.items():
+        arguments.constant(name, given)
+    return arguments.launch(kernel, grid, num_warps=warps)
 
 
 def _any(*conditions: E) -> E:

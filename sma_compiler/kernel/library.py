@@ -104,6 +104,35 @@ def gelu(x):
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
+@triton.jit
+def scan_parts_kernel(
+    local_ptr,
+    decay_ptr,
+    initial_ptr,
+    H,
+    N,
+    PARTS,
+    BLOCK: tl.constexpr,
+):
+    """Replace the state that each part adds by the one it begins with; it has N numbers."""
+    i_h = tl.program_id(1)
+    i_b = tl.program_id(2)
+    o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_n = o_n < N
+    b_s = tl.zeros([BLOCK], dtype=tl.float32)
+    if initial_ptr is not None:
+        place = (i_b * H + i_h).to(tl.int64)
+        b_s = tl.load(initial_ptr + place * N + o_n, mask=m_n, other=0.0)
+    for i_p in range(PARTS):
+        place = ((i_b * PARTS + i_p) * H + i_h).to(tl.int64)
+        p_local = local_ptr + place * N + o_n
+        b_local = tl.load(p_local, mask=m_n, other=0.0)
+        tl.store(p_local, b_s, mask=m_n)
+        if decay_ptr is not None:
+            b_s = b_s * tl.load(decay_ptr + place)
+        b_s = b_s + b_local
+
+
 def dense(x):
     """x with its last dimension contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
