@@ -9,11 +9,12 @@ from sma_compiler.emit.module import library, module, with_uses
 from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
-from sma_compiler.kernel.check import prune, verify
-from sma_compiler.kernel.chunk import CONSTANTS, Chunked, Forward
+from sma_compiler.kernel.check import mentioned, prune, verify
+from sma_compiler.kernel.chunk import Chunked, Forward
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host
-from sma_compiler.kernel.launch import HELPERS, Launcher
+from sma_compiler.kernel.launch import HELPERS, Kernel, Launcher
 from sma_compiler.kernel.linear import linear
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.plan.choose import Plans
@@ -42,27 +43,33 @@ def source(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str
     member = linear(op, plans, plan)
     if sizes["key"] > 256:
         raise NoTritonKernel(op.name, plan, f"a state of {sizes['key']} key channels does not fit on chip, 256 do")
-    names_of = {"forward": f"{op.name}_forward_kernel", "local": f"{op.name}_local_states_kernel"}
-    reserved = frozenset({*MODULES, *library(), *names_of.values()})
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("gates", "local_states", "forward")}
+    reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
     chosen = config.forward(sizes, dtype, target)
-    split = chosen.programs > 0
-    builders: dict[str, Forward | LocalStates] = {"forward": Forward(member, names, reserved, split)}
-    if split:
-        builders["local"] = LocalStates(member, names, reserved, split)
-    kernels = [prune(builder.build(names_of[role])) for role, builder in builders.items()]
-    launcher = Launcher(member, names, chosen).build(
-        {role: (names_of[role], builder.arguments) for role, builder in builders.items()}
-    )
-    kernels = [
-        replace(kernel, parameters=builder.arguments.parameters)
-        for kernel, builder in zip(kernels, builders.values(), strict=True)
-    ]
-    functions = (*reversed(kernels), launcher)
-    helpers = with_uses((*HELPERS, *(["scan_parts_kernel"] if split else []), *_helpers(builders.values())))
+    cut = chosen.programs > 0
+    builders: dict[str, Chunked] = {}
+    if names.gates:
+        builders["gates"] = Gates(member, names, reserved, parts=False)
+    if cut:
+        builders["local_states"] = LocalStates(member, names, reserved, parts=True)
+    builders["forward"] = Forward(member, names, reserved, parts=cut)
+    kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
+    launcher = Launcher(member, names, chosen).build(kernels)
+    functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]
+    functions.append(launcher)
+    helpers = with_uses((*HELPERS, *(["scan_parts_kernel"] if cut else []), *_helpers(builders.values())))
     for made in functions:
-        verify(made, (*helpers, *CONSTANTS, *names_of.values()))
-    return module(header(op, plans, plan, split), helpers, functions)
+        verify(made, (*helpers, *roles.values()))
+    return module(header(op, plans, plan, cut), helpers, functions)
+
+
+def _kernel(builder: Chunked, name: str) -> Kernel:
+    """A kernel without what it does not use."""
+    function = prune(builder.build(name))
+    uses = mentioned(function.body)
+    builder.arguments.restrict(uses)
+    return Kernel(function, builder.arguments, uses)
 
 
 def _helpers(builders: Iterable[Chunked]) -> set[str]:
@@ -70,10 +77,10 @@ def _helpers(builders: Iterable[Chunked]) -> set[str]:
     return set().union(*(builder.b.helpers for builder in builders))
 
 
-def header(op: Op, plans: Plans, plan: str, split: bool) -> list[str]:
+def header(op: Op, plans: Plans, plan: str, cut: bool) -> list[str]:
     """Comment lines that say what a file computes and why it may."""
     spec = op.text.splitlines()
     lines = [f"{op.name}, emitted by sma_compiler.", "", *spec, ""]
     for mask in plans.facts.masks:
         lines.append(f"{mask.contraction}: gate {mask.gate}, state of {mask.state_size} elements a head")
-    return [*lines, f"plan: {plan}, {'split' if split else 'fused'}", f"spec: sha256 {spec_hash(op)}"]
+    return [*lines, f"plan: {plan}, {'split' if cut else 'fused'}", f"spec: sha256 {spec_hash(op)}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.build import Builder, E, Operand, lift, path
 from sma_compiler.kernel.nodes import Name, Parameter, Tile
@@ -44,15 +46,25 @@ class Arguments:
         """A number that the kernel is compiled for; the name is one that the builder holds back."""
         return self._add(3, name, host, Tile("int32"))
 
+    def restrict(self, uses: Container[str]) -> None:
+        """Drop what the kernel does not mention."""
+        for group in self._groups:
+            for name in [name for name in group if self.named(name) not in uses]:
+                del group[name]
+
+    def named(self, name: str) -> str:
+        """What the kernel calls a parameter."""
+        node = self._made[name].node
+        assert isinstance(node, Name)
+        return node.name
+
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The kernel's parameters."""
         found: list[Parameter] = []
         for number, group in enumerate(self._groups):
             for name in group:
-                node = self._made[name].node
-                assert isinstance(node, Name)
-                found.append(Parameter(node.name, constant=number == 3))
+                found.append(Parameter(self.named(name), constant=number == 3))
         return tuple(found)
 
     def launch(self, kernel: str, grid: E, **options: int) -> E:
@@ -62,9 +74,7 @@ class Arguments:
         for number, group in enumerate(self._groups):
             for name, host in group.items():
                 if number == 3:
-                    node = self._made[name].node
-                    assert isinstance(node, Name)
-                    constants[node.name] = host
+                    constants[self.named(name)] = host
                 else:
                     given.append(host)
         return path(kernel).at(grid).call(*given, **constants, **options)

@@ -107,6 +107,20 @@ def _used(body: Iterable[Statement]) -> set[str]:
     return found
 
 
+def mentioned(body: Iterable[Statement]) -> frozenset[str]:
+    """Every name that a block reads or binds."""
+    found: set[str] = set()
+    for statement in body:
+        for expr in _expressions(statement):
+            found |= names(expr)
+        match statement:
+            case For(body=inner):
+                found |= mentioned(inner)
+            case If(body=inner, orelse=orelse):
+                found |= mentioned(inner) | mentioned(orelse)
+    return frozenset(found)
+
+
 def _clean(body: tuple[Statement, ...], used: set[str]) -> tuple[Statement, ...]:
     kept: list[Statement] = []
     for statement in body:

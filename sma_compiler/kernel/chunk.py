@@ -9,11 +9,11 @@ Per chunk of C positions, with S [K, V] the state at its start:
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sma_compiler.ir.nodes import Expr
+from sma_compiler.ir.nodes import Apply, Expr, postorder
+from sma_compiler.kernel.ahead import Split, address, path_from, split
 from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import (
     Builder,
@@ -29,7 +29,7 @@ from sma_compiler.kernel.build import (
     where,
     zeros,
 )
-from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, static_rates
+from sma_compiler.kernel.gates import Path, Rows, is_positive, path_of, scaled, static_rates, with_factors
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.linear import Linear, Term, is_tensor, plain
@@ -71,10 +71,15 @@ class Chunked:
         self.linear = linear
         self.parts = parts
         self.before = "local" if parts else "initial"
+        self.splits = tuple(split(term) for term in linear.terms)
         self.host = host
         self.b = Builder(reserved | set(CONSTANTS))
         self.arguments = Arguments(self.b)
         self.several = len(linear.terms) > 1
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        raise NotImplementedError
 
     def place(self) -> tuple[Inputs, E, E, E]:
         """Say which program this is: its inputs, the offsets of a chunk's rows, where its positions begin and end."""
@@ -108,10 +113,12 @@ class Chunked:
         return str(number) if self.several else ""
 
     def factors(self, queries: bool) -> tuple[Expr, ...]:
-        """What decides the weight of a pair besides the score; without `queries`, what keys and paths decide."""
+        """What a kernel reads to weigh pairs, besides the score; without `queries`, what keys and paths need."""
         found: list[Expr] = []
-        for term in self.linear.terms:
-            found += [*(term.row if queries else ()), *term.col, *(gate.log for gate in term.gates)]
+        for term, made in zip(self.linear.terms, self.splits, strict=True):
+            row, col = (term.row, term.col) if made is None else (made.row, made.col)
+            found += [*(row if queries else ()), *col]
+            found += [gate.log for gate in term.gates] if made is None else []
         return tuple(found)
 
     def operand(self, expr: Expr, name: str, lowering: Lowering, valid: E) -> E:
@@ -129,15 +136,14 @@ class Chunked:
         lowering, rows = self._load(inputs, static, t0, o_c, end, exprs)
         q = self.operand(self.linear.q, "q", lowering, inputs.inside["key"])
         k, v = self._keys_and_values(inputs, lowering)
-        return Chunk(rows, lowering, q, k, v, self._paths(lowering, rows, rates, self.linear.terms))
+        return Chunk(rows, lowering, q, k, v, self._paths(inputs, lowering, rows, rates, t0, queries=True))
 
     def keys(self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E) -> Chunk:
         """The same without queries, for what only keys and values decide."""
         exprs = (self.linear.k, self.linear.v, *self.factors(queries=False))
         lowering, rows = self._load(inputs, static, t0, o_c, end, exprs)
         k, v = self._keys_and_values(inputs, lowering)
-        terms = tuple(replace(term, row=()) for term in self.linear.terms)
-        return Chunk(rows, lowering, None, k, v, self._paths(lowering, rows, rates, terms))
+        return Chunk(rows, lowering, None, k, v, self._paths(inputs, lowering, rows, rates, t0, queries=False))
 
     def _load(
         self, inputs: Inputs, static: Lowering, t0: E, o_c: E, end: E, exprs: tuple[Expr, ...]
@@ -155,11 +161,39 @@ class Chunked:
         return k, self.operand(self.linear.v, "v", lowering, inputs.inside["value"])
 
     def _paths(
-        self, lowering: Lowering, rows: Rows, rates: dict[Gate, E], terms: tuple[Term, ...]
+        self, inputs: Inputs, lowering: Lowering, rows: Rows, rates: dict[Gate, E], t0: E, queries: bool
     ) -> tuple[Path, ...]:
-        if any(term.gates or term.row or term.col for term in terms):
+        """The path of every stream: loaded where it was made ahead."""
+        if any(term.gates or term.row or term.col for term in self.linear.terms):
             self.b.section("Decay from the start of the chunk, as powers of 2")
-        return tuple(path_of(term, rates, lowering, rows, self.suffix(number)) for number, term in enumerate(terms))
+        found: list[Path] = []
+        for number, (term, made) in enumerate(zip(self.linear.terms, self.splits, strict=True)):
+            suffix = self.suffix(number)
+            if made is None:
+                seen = term if queries else replace(term, row=())
+                found.append(path_of(seen, rates, lowering, rows, suffix))
+                continue
+            loaded = self._loaded(inputs, made, number, rows, t0, queries)
+            path = path_from(loaded, term.strict)
+            found.append(with_factors(path, made.row if queries else (), made.col, lowering, rows, suffix))
+        return tuple(found)
+
+    def _loaded(self, inputs: Inputs, made: Split, number: int, rows: Rows, t0: E, queries: bool) -> dict[str, E]:
+        b = self.b
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        found: dict[str, E] = {}
+        for part in made.arrays:
+            if not queries and made.two_ended and part.endswith("row"):
+                continue
+            pointer = self.arguments.pointer(f"{part}{self.suffix(number)}", self.host.gates[number, part])
+            at = address(pointer, part, inputs.place(of_part=False), t0, rows, length)
+            dtype = "int32" if part.startswith("cut") else "fp32"
+            if part.endswith("all"):
+                value = call("tl.load", at, tile=Tile(dtype))
+            else:
+                value = b.helper("load", at, rows.valid, size("MASKED"), dtype=dtype)
+            found[part] = b.let(f"b_{part}{self.suffix(number)}", value)
+        return found
 
     def advance(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Carry the states over a chunk."""
@@ -202,10 +236,11 @@ class Forward(Chunked):
         b.space()
         with b.loop("t0", steps, Tile("int32")) as t0:
             chunk = self.chunk(inputs, static, rates, t0, o_c, end, around)
-            y = self._rows_of(chunk, states)
+            beside = self._beside()
+            y = self._rows_of(chunk, states, beside)
             self.advance(chunk, states)
             b.section("Output")
-            chunk.lowering.bind(linear.attend, y)
+            chunk.lowering.bind(linear.op.result if beside is not None else linear.attend, y)
             address, mask = inputs.addresses(p_y, y_stride, "value", t0, o_c, chunk.rows.valid)
             b.helpers.add("store")
             result = chunk.lowering.value(linear.op.result)
@@ -237,29 +272,30 @@ class Forward(Chunked):
     def _final_states(self, inputs: Inputs, states: tuple[State, ...]) -> None:
         b = self.b
         b.space()
+        last = None
+        if inputs.part is not None:
+            last = inputs.part.eq(self.arguments.integer("PARTS", self.host.parts) - 1)
         for number, state in enumerate(states):
             suffix = self.suffix(number)
             pointer = self.arguments.pointer(f"final{suffix}", self.host.state("final", "matrix", number))
-            with b.branch(pointer.given()), self._in_last_part(inputs):
-                b.do(inputs.keep_state(pointer, "matrix", state.matrix))
+            with b.branch(pointer.given()):
+                b.do(inputs.keep_state(pointer, "matrix", state.matrix, only=last))
                 if state.keys is not None:
-                    keys = self.host.state("final", "keys", number)
-                    b.do(inputs.keep_state(self.arguments.pointer(f"final_keys{suffix}", keys), "keys", state.keys))
+                    pointer = self.host.state("final", "keys", number)
+                    pointer = self.arguments.pointer(f"final_keys{suffix}", pointer)
+                    b.do(inputs.keep_state(pointer, "keys", state.keys, only=last))
 
-    def _in_last_part(self, inputs: Inputs) -> AbstractContextManager[None]:
-        if inputs.part is None:
-            return nullcontext()
-        return self.b.branch(inputs.part.eq(self.arguments.integer("PARTS", self.host.parts) - 1))
-
-    def _rows_of(self, chunk: Chunk, states: tuple[State, ...]) -> E:
-        """The contraction's rows, [C, BV]."""
+    def _rows_of(self, chunk: Chunk, states: tuple[State, ...], beside: Expr | None) -> E:
+        """The contraction's rows, [C, BV]; where they are a sum with `beside`, the sum."""
         b = self.b
-        b.section("Pairs inside the chunk")
         assert chunk.q is not None
+        b.section("Pairs with the keys before the chunk, through the state")
+        y, norm = self._through_states(chunk, states)
+        if beside is not None:
+            b.set(y, y + chunk.lowering.value(beside))
+        b.section("Pairs inside the chunk")
         scores = b.let("b_scores", dot(chunk.q, trans(chunk.k)))
         b.set(scores, self.weighted(scores, chunk))
-        b.section("Pairs with the keys before it, through the state")
-        y, norm = self._through_states(chunk, states)
         b.set(y, dot(scores.to("dot"), chunk.v, y))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
@@ -271,6 +307,17 @@ class Forward(Chunked):
         if outer:
             b.set(norm, scaled(norm, outer, column=False))
         return self._divide(y, norm)
+
+    def _beside(self) -> Expr | None:
+        """x where the result is the contraction plus x, and x can be added before the last product: no divisor."""
+        result, linear = self.linear.op.result, self.linear
+        if not (isinstance(result, Apply) and result.fn == "add" and linear.attend in result.args):
+            return None
+        others = [arg for arg in result.args if arg is not linear.attend]
+        if linear.normalize != "none" or len(others) != 1 or not {"time", "value"} <= set(others[0].axes):
+            return None
+        gated = all(term.gates and all(is_positive(factor) for factor in term.row) for term in linear.terms)
+        return others[0] if (gated or self.several) and linear.attend not in postorder(others) else None
 
     def weighted(self, scores: E, chunk: Chunk) -> E:
         """Scores times the weights of the pairs, 0 where a query does not see a key."""

@@ -8,6 +8,7 @@ exactly 0 (-inf, say) is left out of the sums and counted: a path is live where 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sma_compiler.facts.bounds import bounds
@@ -131,16 +132,23 @@ def static_rates(terms: tuple[Term, ...], static: Lowering) -> dict[Gate, E]:
 
 def path_of(term: Term, rates: dict[Gate, E], lowering: Lowering, rows: Rows, suffix: str) -> Path:
     """Build the exponents of one stream in one chunk; `suffix` tells the variables of several streams apart."""
-    b = lowering.builder
     path = Path(term.strict)
     for gate in term.gates:
         if gate in rates:
             _constant(path, gate, rates[gate], rows, alone=len(term.gates) == 1)
         else:
             _varying(path, gate, lowering, rows, suffix)
-    for factor in term.row:
+    return with_factors(path, term.row, term.col, lowering, rows, suffix)
+
+
+def with_factors(
+    path: Path, row: Iterable[Expr], col: Iterable[Expr], lowering: Lowering, rows: Rows, suffix: str
+) -> Path:
+    """Fold factors at the query and at the key into a path."""
+    b = lowering.builder
+    for factor in row:
         _factor(path, factor, lowering, rows, query=True)
-    for factor in term.col:
+    for factor in col:
         _factor(path, factor, lowering, rows, query=False)
     if path.row is not None and path.fold_row is not None and path.rate is None:
         path.row, path.fold_row = b.let(f"b_row{suffix}", path.row + path.fold_row), None
@@ -151,6 +159,11 @@ def path_of(term: Term, rates: dict[Gate, E], lowering: Lowering, rows: Rows, su
         if value is not None:
             setattr(path, name, b.named(f"b_{name}{suffix}", value))
     return path
+
+
+def is_positive(factor: Expr) -> bool:
+    """Whether a factor is proven to be 0 or more, so that it has a logarithm."""
+    return bounds(factor)[0] >= 0 and not (isinstance(factor, Const) and factor.value == 0)
 
 
 def _log2(log: Expr, lowering: Lowering) -> E:
@@ -216,7 +229,7 @@ def _factor(path: Path, factor: Expr, lowering: Lowering, rows: Rows, query: boo
         value = where(value, 1.0, 0.0)
     if varies(factor) and not query:
         value = lowering.builder.helper("keep", value, rows.valid, size("MASKED"))
-    if path.row is None or not bounds(factor)[0] >= 0 or is_zero(factor):
+    if path.row is None or not is_positive(factor):
         factors = path.row_factors if query else path.col_factors
         factors.append(lowering.builder.named("b_factor", value))
         return
@@ -225,11 +238,6 @@ def _factor(path: Path, factor: Expr, lowering: Lowering, rows: Rows, query: boo
         path.fold_row = _plus(path.fold_row, folded)
     else:
         path.fold_col = _plus(path.fold_col, folded)
-
-
-def is_zero(factor: Expr) -> bool:
-    """Whether a factor is the constant 0."""
-    return isinstance(factor, Const) and factor.value == 0
 
 
 def scaled(value: E, factors: list[E], column: bool) -> E:

@@ -6,6 +6,7 @@ import keyword
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Const, Expr, Param, Size
+from sma_compiler.kernel.ahead import split
 from sma_compiler.kernel.build import Builder, E, binary, lift, path
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear
@@ -20,7 +21,7 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 class Host:
     """A launcher under construction. parameters: by the spec's names. sizes: by axis.
 
-    parts: how many programs share a sequence; span: how many positions each has.
+    gates: the arrays of paths that are made ahead, by stream and part. parts: how many programs share a sequence; span: how many positions each has.
     """
 
     builder: Builder
@@ -28,6 +29,7 @@ class Host:
     sizes: dict[str, E]
     result: E
     states: dict[tuple[str, str, int], E]
+    gates: dict[tuple[int, str], E]
     parts: E
     span: E
 
@@ -76,6 +78,7 @@ def host(linear: Linear, reserved: frozenset[str]) -> Host:
     parameters = {decl.name: path(builder.fresh(decl.name)) for decl in op.params}
     sizes = {axis: path(builder.fresh(letter)) for axis, letter in SIZES.items()}
     states: dict[tuple[str, str, int], E] = {}
+    gates: dict[tuple[int, str], E] = {}
     for number in range(len(linear.terms)):
         suffix = str(number) if len(linear.terms) > 1 else ""
         for when, letter in (("initial", "s0"), ("final", "s1"), ("local", "local")):
@@ -84,4 +87,7 @@ def host(linear: Linear, reserved: frozenset[str]) -> Host:
                 states[when, "keys", number] = path(builder.fresh(f"{letter}{suffix}_keys"))
         if linear.terms[number].gates:
             states["local", "decay", number] = path(builder.fresh(f"decay{suffix}"))
-    return Host(builder, parameters, sizes, path(builder.fresh("y")), states, path(builder.fresh("parts")), path(builder.fresh("span")))
+        made = split(linear.terms[number])
+        for part in made.arrays if made is not None else ():
+            gates[number, part] = path(builder.fresh(f"gate_{part}{suffix}"))
+    return Host(builder, parameters, sizes, path(builder.fresh("y")), states, gates, path(builder.fresh("parts")), path(builder.fresh("span")))

@@ -169,9 +169,11 @@ class Inputs:
             first = self.batch * self.arguments.integer("PARTS", self.host.parts) + self.part
         return first * heads + self.head
 
-    def keep_state(self, pointer: E, part: str, value: E, of_part: bool = False) -> E:
-        """Store a state."""
+    def keep_state(self, pointer: E, part: str, value: E, of_part: bool = False, only: E | None = None) -> E:
+        """Store a state, where `only` holds."""
         address, mask = self.state(pointer, part, of_part)
+        if only is not None:
+            mask = mask & only
         return call("tl.store", address, value, mask=mask, tile=Tile("ptr"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.arguments import Arguments
@@ -17,6 +18,15 @@ HELPERS = ("dense", "coarsest")
 """Functions of the host that every launcher uses."""
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that a launcher starts. uses: every name its body mentions."""
+
+    function: Function
+    arguments: Arguments
+    uses: frozenset[str]
+
+
 class Launcher:
     """Builds the launcher of the fused forward kernel."""
 
@@ -27,8 +37,8 @@ class Launcher:
         self.b = host.builder
         self.tensors = [decl for decl in linear.op.params if not decl.number]
 
-    def build(self, kernels: Mapping[str, tuple[str, Arguments]]) -> Function:
-        """The launcher. kernels: the name and arguments of `forward` and, for the split plan, of `local`."""
+    def build(self, kernels: Mapping[str, Kernel]) -> Function:
+        """The launcher. kernels: `forward`, and where there are any `gates` and (split plan) `local_states`."""
         b, host, config = self.b, self.host, self.config
         parameters = [Parameter(_name(host.parameters[decl.name])) for decl in self.linear.op.params]
         none = lift(None).node
@@ -66,20 +76,33 @@ class Launcher:
         y = path("torch.empty").call(shape, dtype=first.attr("dtype"), device=first.attr("device"))
         b.set(host.result, y)
         self._states(initial, final, first)
+        if "gates" in kernels:
+            self._gates(kernels["gates"], constants, first)
         rows = batch
-        if "local" in kernels:
-            self._parts(kernels["local"], constants, blocks, first)
+        if "local_states" in kernels:
+            self._parts(kernels["local_states"], constants, blocks, first)
             rows = batch * host.parts
         grid = sequence([heads * blocks, rows])
-        name, arguments = kernels["forward"]
-        b.do(_launch(name, arguments, grid, constants, config.warps))
+        b.do(_launch(kernels["forward"], grid, constants, config.warps))
         states = [state for (when, _, _), state in host.states.items() if when == "final"]
         carried = states[0] if len(states) == 1 else sequence(states)
         b.give(choose(final, sequence([host.result, carried]), host.result))
         return b.function(self.linear.op.name, self._doc(), parameters, jit=False)
 
+    def _gates(self, kernel: Kernel, constants: Mapping[str, Operand], first: E) -> None:
+        b, host = self.b, self.host
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
+        b.section("Decays inside every chunk")
+        chunks = b.let("chunks", path("triton.cdiv").call(time, lift(constants["C"])))
+        for (_, part), array in host.gates.items():
+            shape = sequence([batch, heads, chunks if part.endswith("all") else time])
+            dtype = path("torch.int32" if part.startswith("cut") else "torch.float32")
+            b.set(array, path("torch.empty").call(shape, dtype=dtype, device=first.attr("device")))
+        b.do(_launch(kernel, sequence([chunks, heads, batch]), constants, 1))
+        b.section("")
+
     def _parts(
-        self, kernel: tuple[str, Arguments], constants: Mapping[str, Operand], blocks: E, first: E
+        self, kernel: Kernel, constants: Mapping[str, Operand], blocks: E, first: E
     ) -> None:
         """Cut sequences so that enough programs run at once, and make the state that each part begins with."""
         b, host = self.b, self.host
@@ -100,9 +123,8 @@ class Launcher:
                 shape = sequence([batch, host.parts, *shapes[part]])
                 empty = path("torch.empty").call(shape, dtype=path("torch.float32"), device=first.attr("device"))
                 b.set(state, empty)
-            name, arguments = kernel
             grid = sequence([heads * blocks, batch * host.parts])
-            b.do(_launch(name, arguments, grid, constants, self.config.warps))
+            b.do(_launch(kernel, grid, constants, self.config.warps))
             for (_, part, number), state in local.items():
                 if part == "decay":
                     continue
@@ -187,12 +209,11 @@ class Launcher:
         return lines
 
 
-def _launch(
-    kernel: str, arguments: Arguments, grid: E, constants: Mapping[str, Operand], warps: int
-) -> E:
+def _launch(kernel: Kernel, grid: E, constants: Mapping[str, Operand], warps: int) -> E:
     for name, given in constants.items():
-        arguments.constant(name, given)
-    return arguments.launch(kernel, grid, num_warps=warps)
+        if name in kernel.uses:
+            kernel.arguments.constant(name, given)
+    return kernel.arguments.launch(kernel.function.name, grid, num_warps=warps)
 
 
 def _any(*conditions: E) -> E:
