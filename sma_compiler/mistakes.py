@@ -127,13 +127,6 @@ class UnknownKind(Mistake):
     write = "{hint}"
 
 
-class UnusedParameter(Mistake):
-    """A parameter that the result does not depend on, so that its gradient would silently be zero."""
-
-    says = "the result does not depend on parameter `{name}`"
-    write = "use it or remove it"
-
-
 class UnknownName(Mistake):
     """A name without a meaning."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 _WIDTH = 160
@@ -18,8 +19,11 @@ class Source:
 
     def line(self, number: int) -> str:
         """The line with this 1-based number, without its newline; empty past the end."""
-        lines = self.text.split("\n")
-        return lines[number - 1].removesuffix("\r") if 1 <= number <= len(lines) else ""
+        return self._lines[number - 1] if 1 <= number <= len(self._lines) else ""
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return [line.removesuffix("\r") for line in self.text.split("\n")]
 
 
 @dataclass(frozen=True)

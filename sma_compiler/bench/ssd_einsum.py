@@ -27,8 +27,9 @@ def ssd(c: Tensor, b: Tensor, x: Tensor, g: Tensor) -> Tensor:
 
     c, b: [B, T, H, K]; x: [B, T, H, V]; g: [B, T, H] log gates. T is a multiple of CHUNK.
     """
-    c, b, x = (part.unflatten(1, (-1, CHUNK)) for part in (c, b, x))
-    g = g.unflatten(1, (-1, CHUNK)).permute(0, 3, 1, 2)  # [B, H, N, C]
+    batch, time, heads = g.shape
+    c, b, x = (part.reshape(batch, time // CHUNK, CHUNK, heads, -1) for part in (c, b, x))
+    g = g.reshape(batch, time // CHUNK, CHUNK, heads).permute(0, 3, 1, 2)  # [B, H, N, C]
     total = g.cumsum(-1)
     # 1. inside the chunks
     inside = torch.exp(segment_sums(g))

@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
 from sma_compiler.bench.cases import CASES, SSD_SIZES, leaves
 from sma_compiler.bench.timing import median_times
+from sma_compiler.driver import lower
+from sma_compiler.source import Source
+from sma_compiler.syntax.locate import library_names, library_source
 
 LENGTHS = (4096, 16384, 65536)
 """Positions at which the peak memory is measured."""
@@ -101,8 +105,8 @@ def measure_speed(repeats: int, tick: Tick) -> tuple[Speed, ...]:
 
     found = []
     for what, run in (("forward", forward), ("forward + backward", both)):
-        runs = {case: (lambda case=case, run=run: run(case)) for case in CASES}
-        times = median_times(runs, repeats, lambda what=what: tick(what))
+        runs = {case: partial(run, case) for case in CASES}
+        times = median_times(runs, repeats, partial(tick, what))
         found.append(Speed(what, times["chunked"], times["einsum"], times["einsum"] / times["chunked"]))
     return tuple(found)
 
@@ -130,6 +134,6 @@ def measure_facts(name: str, tick: Tick, repeats: int = 5) -> FactsTime:
     times = []
     for turn in range(repeats + 1):
         start = time.perf_counter()
-        facts_of(f"{text}\n# {turn}\n")
+        lower(Source(f"{text}\n# {turn}\n", name), stop_after="plans")
         times.append(time.perf_counter() - start)
     return FactsTime(name, statistics.median(times[1:]))

@@ -10,13 +10,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from sma_compiler.driver import compile_all, compile_source
 from sma_compiler.errors import SmaError
-from sma_compiler.ir.check import check_file
 from sma_compiler.ir.nodes import Kind, Op
+from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.source import Source
 from sma_compiler.syntax.locate import library_names, library_source
 
@@ -36,6 +38,17 @@ AXIS_OF_LETTER = {"B": "batch", "T": "time", "H": "head", "K": "key", "V": "valu
 """The axis each letter of `--shape` stands for; axes may also be written by name."""
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+"""The names that `--dtype` takes."""
+
+
+class UnknownDtype(SmaError):
+    """`--dtype` names none that ops take."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"--dtype {name}: choose from {', '.join(DTYPES)}")
+
+
 class NoSuchSpec(SmaError):
     """FILE is neither a file nor a library name."""
 
@@ -43,20 +56,6 @@ class NoSuchSpec(SmaError):
         close = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`sma list` names the specs of the library"
         super().__init__(f"{name}: no such file, and no such spec in the library\n  {hint}")
-
-
-class NoSuchOp(SmaError):
-    """`--op` names no op of the file."""
-
-    def __init__(self, file: str, name: str, ops: tuple[str, ...]) -> None:
-        super().__init__(f"{file} has no op {name}; it has {', '.join(ops)}")
-
-
-class SeveralOps(SmaError):
-    """A command that works on one op was given a file with several."""
-
-    def __init__(self, file: str, ops: tuple[str, ...]) -> None:
-        super().__init__(f"{file} holds several ops: choose one with --op: {', '.join(ops)}")
 
 
 class BadNumber(SmaError):
@@ -101,21 +100,10 @@ def find_source(file: str) -> Source:
     raise NoSuchSpec(file, library_names())
 
 
-def find_ops(file: str, name: str | None) -> tuple[Op, ...]:
-    """The checked ops of FILE, or the one called `name`. Raises SpecError, NoSuchOp, NoSuchSpec, OSError."""
-    ops = check_file(find_source(file))
-    chosen = tuple(op for op in ops if name in (None, op.name))
-    if not chosen:
-        raise NoSuchOp(file, str(name), tuple(op.name for op in ops))
-    return chosen
-
-
-def find_op(file: str, name: str | None) -> Op:
-    """The only op of FILE, or the one called `name`. Raises as `find_ops`, and SeveralOps."""
-    ops = find_ops(file, name)
-    if len(ops) > 1:
-        raise SeveralOps(file, tuple(op.name for op in ops))
-    return ops[0]
+def find_compiled(file: str, name: str | None) -> tuple[CompiledOp, ...]:
+    """Every op of FILE, or the one called `name`. Raises SpecError, NoSuchSpec, OSError."""
+    source = find_source(file)
+    return compile_all(source) if name is None else (compile_source(source, name),)
 
 
 def parse_shape(text: str | None) -> dict[str, int]:
@@ -143,6 +131,13 @@ def parse_numbers(op: Op, settings: list[str] | None) -> dict[str, int | float]:
         except (KeyError, ValueError) as error:
             raise BadNumber(op, setting) from error
     return found
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """The dtype that a command's `--dtype` names. Raises UnknownDtype."""
+    if name not in DTYPES:
+        raise UnknownDtype(name)
+    return DTYPES[name]
 
 
 def console() -> Console:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 import typer
@@ -29,7 +30,7 @@ def _doctor() -> None:
 @app.command("doctor")
 def doctor(as_json: Json = False) -> None:
     """Report versions, devices, compilers and the cache."""
-    report = {
+    report: dict[str, dict[str, Any]] = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "devices": _devices(),
         "compilers": {name: _compiler(name) for name in COMPILERS},

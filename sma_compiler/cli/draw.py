@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sma_compiler.cli.common import File, Numbers, OpName, Shape, find_op, parse_numbers, parse_shape, progress
+from sma_compiler.cli.common import File, Numbers, OpName, Shape, find_source, parse_numbers, parse_shape, progress
 from sma_compiler.draw.gather import LENGTH, gather
 from sma_compiler.draw.render import check_target, save
-from sma_compiler.plan.choose import plan
+from sma_compiler.driver import lower
 
 app = typer.Typer()
 
@@ -31,10 +31,13 @@ def draw(
 ) -> None:
     """Draw a spec's masks, their ranks and the tiles of its plans."""
     check_target(out)
-    op = find_op(file, op_name)
+    lowered = lower(find_source(file), op_name, "plans")
+    op, plans = lowered.op, lowered.plans
+    assert op is not None
+    assert plans is not None
     sizes = {"time": LENGTH, **parse_shape(shape)}
     with progress("drawing", 2) as (bar, task):
-        picture = gather(op, plan(op), sizes, parse_numbers(op, numbers), seed)
+        picture = gather(op, plans, sizes, parse_numbers(op, numbers), seed)
         bar.advance(task)
         save(picture, out)
         bar.advance(task)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sma_compiler.ir.expand import Budget, Expander
+from sma_compiler.ir.expand import Expander
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.names import check_callable, check_fresh, define_all
-from sma_compiler.ir.nodes import Expr, Kind, Op, Param, ParamDecl, postorder
+from sma_compiler.ir.nodes import Expr, Kind, Op
 from sma_compiler.ir.params import declare
-from sma_compiler.ir.report import Definition, Enough, Report, Scope, quote
+from sma_compiler.ir.report import Budget, Definition, Enough, Report, Scope, quote
 from sma_compiler.ir.rules import Rules
 from sma_compiler.mistakes import (
     AfterReturn,
@@ -19,7 +19,6 @@ from sma_compiler.mistakes import (
     ResultAxis,
     ResultNotTensor,
     TooManyNodes,
-    UnusedParameter,
 )
 from sma_compiler.source import Source, Span
 from sma_compiler.syntax import tree
@@ -64,11 +63,11 @@ def _check_op(op: tree.Op, defs: Mapping[str, Definition], budget: Budget, repor
     graph = Graph()
     params, values, taken = declare(op, graph, defs, report)
     declared = frozenset(axis for param in params if not param.number for axis in param.dims)
-    expander = Expander(Rules(graph, report), budget, declared)
+    expander = Expander(Rules(graph, report, budget), declared)
     result = _run(op, expander, values, taken, defs, report)
-    if result is not None and len(report.errors) == before:
-        _check_result(op, result, params, report)
-    if result is None or len(report.errors) > before:
+    if result is not None and len(report.errors) == before and not op.lost:
+        _check_result(op, result, report)
+    if result is None or len(report.errors) > before or op.lost:
         return []
     source = op.span.source
     lines = source.text.split("\n")[op.span.line - 1 : op.span.end_line]
@@ -87,6 +86,7 @@ def _run(
     """What the op returns; binds its statements' names as it goes."""
     result: Expr | None = None
     returned = False
+    names.update(dict.fromkeys(op.lost))
     for statement in op.body:
         if returned:
             report.add(AfterReturn(statement.span))
@@ -99,12 +99,12 @@ def _run(
         if check_fresh(statement.name, at, taken, defs, report):
             names[statement.name] = value
             taken[statement.name] = ("a value", statement.name_span.line)
-    if not returned:
+    if not returned and not op.lost:
         report.add(NoReturn(op.name_span, name=op.name))
     return result
 
 
-def _check_result(op: tree.Op, result: Expr, params: tuple[ParamDecl, ...], report: Report) -> None:
+def _check_result(op: tree.Op, result: Expr, report: Report) -> None:
     returned = next(statement for statement in op.body if isinstance(statement, tree.Return))
     value, what, hint = returned.value, "", ""
     if result.positions:
@@ -119,7 +119,3 @@ def _check_result(op: tree.Op, result: Expr, params: tuple[ParamDecl, ...], repo
     for axis in ("mode", "lag", "level"):
         if axis in result.axes:
             report.add(ResultAxis(value.span, axis=axis))
-    used = {node.name for node in postorder((result,)) if isinstance(node, Param)}
-    for param in params:
-        if param.name not in used:
-            report.add(UnusedParameter(param.span, name=param.name))

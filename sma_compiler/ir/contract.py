@@ -22,6 +22,8 @@ _KEY_AXES = frozenset({"batch", "time", "head", "key"})
 _VALUE_AXES = frozenset({"batch", "time", "head", "value"})
 _SCALE_AXES = frozenset({"batch", "head"})
 _HINTS = {
+    "lag": "index it: `c[i - j]`",
+    "level": "give it to `levels`: `levels(w)`",
     "time": "the scale is the same at every position: multiply `q` or `k` instead",
     "key": "`key` is contracted between the second and the third argument",
     "value": "`value` belongs to the last argument; multiply the result by it instead",

@@ -15,7 +15,7 @@ from sma_compiler.ir import contract
 from sma_compiler.ir.graph import FUNCTIONS
 from sma_compiler.ir.names import POSITIONS, REDUCTIONS, SIGNATURES, SIZES, check_call, check_name
 from sma_compiler.ir.nodes import AXES, Const, Expr
-from sma_compiler.ir.report import Scope, nearest, quote
+from sma_compiler.ir.report import Above, Scope, nearest, quote
 from sma_compiler.ir.rules import Rules, Term
 from sma_compiler.mistakes import (
     AxisAsNumber,
@@ -24,12 +24,9 @@ from sma_compiler.mistakes import (
     NoSuchSize,
     PathPosition,
     RepeatedOption,
-    TooManyNodes,
     UnknownOption,
 )
 from sma_compiler.syntax import tree
-
-MAX_NODES = 10_000
 
 Steps = Generator[tuple[tree.Expr, Scope], Expr | None, Expr | None]
 
@@ -49,26 +46,14 @@ _OPERATORS = {
 }
 
 
-class Budget:
-    """Counts the nodes of a file as defs are expanded."""
-
-    def __init__(self) -> None:
-        self.left = MAX_NODES
-
-    def take(self, count: int, scope: Scope, node: tree.Node) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise TooManyNodes(scope.place(node), limit=MAX_NODES)
-
-
 class Expander:
     """Expands the expressions of one op, whose tensors have the axes `declared`."""
 
-    def __init__(self, rules: Rules, budget: Budget, declared: frozenset[str]) -> None:
+    def __init__(self, rules: Rules, declared: frozenset[str]) -> None:
         self.rules = rules
         self.graph = rules.graph
         self.report = rules.report
-        self.budget = budget
+        self.budget = rules.budget
         self.declared = declared
 
     def value(self, node: tree.Expr, scope: Scope) -> Expr | None:
@@ -87,8 +72,9 @@ class Expander:
         return sent
 
     def _steps(self, node: tree.Expr, scope: Scope) -> Steps:
-        operators = len(node.rest) if isinstance(node, tree.Chain | tree.Compare) else 1
-        self.budget.take(operators, scope, node)
+        chained = len(node.rest) if isinstance(node, tree.Chain | tree.Compare) else 1
+        joined = len(node.args) - 1 if isinstance(node, tree.Logic) else 1
+        self.budget.take(max(chained, joined), scope, node)
         return _FORMS[type(node)](self, node, scope)
 
     def _name(self, node: tree.Name, scope: Scope) -> Steps:
@@ -241,7 +227,9 @@ class Expander:
     def _within(self, scope: Scope, node: tree.Expr, names: dict[str, Expr | None], text: str) -> Scope:
         """The scope of a def's body: its arguments, the defs above it, and the place where it is used."""
         name = node.fn if isinstance(node, tree.Call) else text
-        return Scope(names, scope.defs[name].visible, scope.path, scope.inside or text, scope.place(node))
+        return Scope(
+            names, Above(scope.defs, scope.defs[name].order), scope.path, scope.inside or text, scope.place(node)
+        )
 
     def _reduction(self, node: tree.Call, scope: Scope) -> Steps:
         body, over = node.args

@@ -22,6 +22,7 @@ from sma_compiler.mistakes import (
     UnknownName,
     WrongArity,
 )
+from sma_compiler.source import Span
 from sma_compiler.syntax import tree
 from sma_compiler.syntax.locate import prelude_source
 from sma_compiler.syntax.parse import parse
@@ -87,12 +88,14 @@ def prelude() -> Mapping[str, Definition]:
     return _define(parse(prelude_source()).items, {}, Report())
 
 
-def define_all(items: Iterable[tree.Op | tree.Define], lost: frozenset[str], report: Report) -> dict[str, Definition]:
+def define_all(
+    items: Iterable[tree.Op | tree.Define], lost: Mapping[str, Span], report: Report
+) -> dict[str, Definition]:
     """The defs of a file upon the prelude. A def with a mistake in its names, or a lost one, is there but broken."""
     defs = dict(prelude())
-    for name in lost - defs.keys():
-        gone = tree.Number(0)
-        defs[name] = Definition(name, None, gone, {}, gone.span, broken=True)
+    for name, span in lost.items():
+        if name not in defs:
+            defs[name] = Definition(name, None, tree.Number(0), len(defs), span, broken=True)
     return _define(items, defs, report)
 
 
@@ -104,19 +107,14 @@ def _define(
     later = {item.name for item in written}
     for item in written:
         before = len(report.errors)
-        if item.name in known or reserved(item.name):
-            what = reserved(item.name) or "a definition of the prelude"
-            report.add(ReservedName(item.name_span, name=item.name, what=what))
-            continue
-        if item.name in defs:
-            line = defs[item.name].span.line
-            report.add(BoundTwice(item.name_span, name=item.name, what="a definition", line=line))
+        if not check_fresh(item.name, tree.Name(item.name, span=item.name_span), {}, defs, report):
             continue
         _check_def_params(item, defs, report)
         _check_body(item, defs, later, report)
         params = None if item.params is None else tuple(param.id for param in item.params)
         broken = len(report.errors) > before
-        defs[item.name] = Definition(item.name, params, item.value, dict(defs), item.name_span, broken)
+        prelude = not known
+        defs[item.name] = Definition(item.name, params, item.value, len(defs), item.name_span, prelude, broken)
     return defs
 
 
@@ -133,7 +131,7 @@ def check_fresh(
     name: str, node: tree.Node, taken: Mapping[str, tuple[str, int]], defs: Mapping[str, Definition], report: Report
 ) -> bool:
     """Whether a parameter or local may have this name; `taken` says what a name is already and in which line."""
-    what = reserved(name) or ("a definition of the prelude" if name in prelude() else "")
+    what = reserved(name) or ("a definition of the prelude" if name in defs and defs[name].prelude else "")
     if what:
         report.add(ReservedName(node.span, name=name, what=what))
     elif name in taken:
@@ -156,12 +154,8 @@ def check_callable(name: str, node: tree.Node, what: str, report: Report) -> Non
 def _check_def_params(item: tree.Define, defs: Mapping[str, Definition], report: Report) -> None:
     taken: dict[str, tuple[str, int]] = {}
     for param in item.params or ():
-        what = reserved(param.id) or ("a definition of the prelude" if param.id in defs else "")
-        if what:
-            report.add(ReservedName(param.span, name=param.id, what=what))
-        elif param.id in taken:
-            report.add(BoundTwice(param.span, name=param.id, what="a parameter", line=taken[param.id][1]))
-        taken[param.id] = ("a parameter", param.span.line)
+        if check_fresh(param.id, param, taken, defs, report):
+            taken[param.id] = ("a parameter", param.span.line)
 
 
 def _check_body(item: tree.Define, defs: Mapping[str, Definition], later: set[str], report: Report) -> None:

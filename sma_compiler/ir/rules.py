@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sma_compiler.ir.constants import value_of
 from sma_compiler.ir.graph import COMPARISONS, LOGIC, Graph
-from sma_compiler.ir.nodes import Const, Expr, Kind, MaskProduct
-from sma_compiler.ir.report import Report, Scope, quote, quote_tight
+from sma_compiler.ir.nodes import Const, Expr, Kind, MaskProduct, postorder
+from sma_compiler.ir.report import Budget, Report, Scope, quote, quote_tight
 from sma_compiler.mistakes import (
     BadLagIndex,
     BadTimeIndex,
@@ -62,9 +62,10 @@ def has(expr: Expr) -> str:
 class Rules:
     """Makes nodes of one op from operands that fit."""
 
-    def __init__(self, graph: Graph, report: Report) -> None:
+    def __init__(self, graph: Graph, report: Report, budget: Budget) -> None:
         self.graph = graph
         self.report = report
+        self.budget = budget
         self._constants: dict[Expr, float] = {}
 
     def pointwise(self, fn: str, scope: Scope, node: tree.Expr, span: Span, *terms: Term) -> Expr | None:
@@ -205,8 +206,11 @@ class Rules:
         return self.graph.levels(weights.expr, span=scope.place(node))
 
     def transpose(self, scope: Scope, node: tree.Call, mask: Term) -> Expr | None:
-        """`transpose(L)` of a mask."""
-        return self.graph.transpose(mask.expr) if self.mask(scope, "the argument of `transpose`", mask) else None
+        """`transpose(L)` of a mask, which is written anew and counted so."""
+        if not self.mask(scope, "the argument of `transpose`", mask):
+            return None
+        self.budget.take(sum(1 for _ in postorder((mask.expr,))), scope, node)
+        return self.graph.transpose(mask.expr)
 
     def times(self, scope: Scope, span: Span, left: Term, right: Term) -> Expr | None:
         """`L @ M` or `L @ x`; `(L @ M) @ x` is `L @ (M @ x)`."""
@@ -225,6 +229,7 @@ class Rules:
             if isinstance(mask, MaskProduct):
                 factors.extend((mask.left, mask.right))
             else:
+                self.budget.take(1, scope, right.node)
                 made = self.graph.mask_times(mask, made, span)
         return made
 

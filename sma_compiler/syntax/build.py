@@ -92,7 +92,9 @@ class Build:
         name, params, *body = values
         lines = self.item.text.rstrip("\n").split("\n")
         span = self.item.span(1, 1, len(lines), len(lines[-1]) + 1)
-        return tree.Op(str(name), tuple(params or ()), tuple(body), self.item.doc, span=span, name_span=self.at(name))
+        return tree.Op(
+            str(name), tuple(params or ()), tuple(body), self.item.doc, (), span=span, name_span=self.at(name)
+        )
 
     def bind(self, span: Span, values: list[Any]) -> tree.Bind:
         name, value = values

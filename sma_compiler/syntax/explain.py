@@ -16,6 +16,7 @@ from sma_compiler.syntax.mistakes import (
     KeywordAsName,
     MissingBody,
     MissingColon,
+    MissingDefinition,
     MissingName,
     MissingOperand,
     MissingOperator,
@@ -35,6 +36,7 @@ _TOKEN = re.compile(r"[A-Za-z_0-9.]+|<=|>=|==|!=|\*\*|//|[^\s]")
 _COMMENT = re.compile(r"#[^\n]*")
 _KEYWORDS = frozenset({"op", "def", "return", "and", "or", "not"})
 _INSTEAD = {
+    "\ufeff": "save the file without a byte order mark",
     "^": "powers are written `**`",
     "&": "write `and`",
     "|": "write `or`",
@@ -109,12 +111,14 @@ def explain_token(item: Item, token: Token, accepts: frozenset[str]) -> SpecErro
         return MissingColon(here, name=name)
     if before == "return" and ends:
         return MissingReturnValue(start)
+    if head[0] == "def" and "ASSIGN" in accepts and ends:
+        return MissingDefinition(here)
     if "RETURN" in accepts or accepts == {"ASSIGN"}:
         if str(token) in ("op", "def", "and", "or", "not"):
             return KeywordAsName(here, word=token)
         return NotAStatement(_statement(item, text, last.end() if ends else stop))
     if {"LPAR", "NUMBER"} <= accepts:
-        if str(token) in _KEYWORDS - {"and", "or"}:
+        if str(token) in ("op", "def", "return"):
             return KeywordAsName(here, word=token)
         hint = "`*args` and `**options` do not exist" if before in ("(", ",") and str(token) in ("*", "**") else ""
         return MissingOperand(here, after=before, hint=hint or _operand_hint(before, str(token)))
@@ -144,6 +148,8 @@ def _missing_name(at: Span, word: str) -> SpecError:
 def _operand_hint(before: str, token: str) -> str:
     if token == "+":
         return "there is no `+` before an expression"
+    if token == "not":
+        return "put it in brackets: `(not x)`"
     if before == "[":
         return "a time axis is indexed by `i`, `j` or `t`"
     return "write the expression, or remove what asks for it"

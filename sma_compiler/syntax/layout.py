@@ -24,24 +24,31 @@ from sma_compiler.syntax.mistakes import (
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 64
+MAX_MISTAKES = 100
+"""As many mistakes are told of one file."""
 MAX_ERRORS = 8
 """As many mistakes of layout are told of one item."""
 
 _CLOSING = {"(": ")", "[": "]"}
 _BRACKET = re.compile(r"[()\[\]\t]")
 _ITEM = re.compile(r"(op|def)\b")
+_RETURN = re.compile(r" *return\b")
 _DEF_NAME = re.compile(r"def +([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True)
 class Item:
-    """The lines of one `op` or `def`: `line` is the 1-based number of the first, `doc` the comment above it."""
+    """The lines of one `op` or `def`: `line` is the 1-based number of the first, `doc` the comment above it.
+
+    `starts` are the lines where its statements start, counted from 1 within the item.
+    """
 
     source: Source
     line: int
     text: str
-    doc: str
-    errors: tuple[SpecError, ...]
+    doc: str = ""
+    starts: tuple[int, ...] = ()
+    errors: tuple[SpecError, ...] = ()
 
     @property
     def defines(self) -> str | None:
@@ -64,6 +71,7 @@ class _Open:
         self.first = number
         self.last = number
         self.indent: int | None = None
+        self.starts: list[int] = []
         self.joined = False
         self.brackets: list[tuple[str, Span]] = []
         self.errors: list[SpecError] = []
@@ -71,8 +79,11 @@ class _Open:
     def add(self, number: int, code: str) -> None:
         """Takes the code of the line with this number: its indentation first, then its brackets."""
         self.last = number
+        if self.brackets and _RETURN.match(code):
+            self._unclosed()
         if not self.brackets and number > self.first and not self.joined:
             self._check_indent(number, code)
+            self.starts.append(number - self.first + 1)
         self.joined = code.endswith("\\")
         if self.joined and len(self.errors) < MAX_ERRORS:
             at = Span(self.source, number, len(code), number, len(code) + 1)
@@ -112,12 +123,19 @@ class _Open:
                 self.errors.append(UnmatchedBracket(at, bracket=bracket, what=what, hint=hint))
 
     def close(self) -> Item:
-        """The finished item; a bracket still open is a mistake where it was opened."""
-        if self.brackets and not self.errors:
-            opening, at = self.brackets[-1]
-            self.errors.append(UnclosedBracket(at, bracket=opening, closing=_CLOSING[opening]))
+        """The finished item."""
+        if self.brackets:
+            self._unclosed()
         text = "\n".join(self.lines[self.first - 1 : self.last]) + "\n"
-        return Item(self.source, self.first, text, _doc(self.lines, self.first), tuple(self.errors))
+        doc = _doc(self.lines, self.first)
+        return Item(self.source, self.first, text, doc, tuple(self.starts), tuple(self.errors))
+
+    def _unclosed(self) -> None:
+        """A bracket still open where none can be is a mistake where it was opened."""
+        opening, at = self.brackets[-1]
+        if not any(error.span and error.span.line >= at.line for error in self.errors):
+            self.errors.append(UnclosedBracket(at, bracket=opening, closing=_CLOSING[opening]))
+        self.brackets.clear()
 
 
 def split(source: Source) -> tuple[list[Item], list[SpecError]]:
@@ -128,6 +146,7 @@ def split(source: Source) -> tuple[list[Item], list[SpecError]]:
     lines = [line.removesuffix("\r") for line in source.text.split("\n")]
     items: list[Item] = []
     errors: list[SpecError] = []
+    wrong = 0
     current: _Open | None = None
     for number, line in enumerate(lines, 1):
         code = line.partition("#")[0].rstrip(" ")
@@ -137,6 +156,9 @@ def split(source: Source) -> tuple[list[Item], list[SpecError]]:
         if starts:
             if current:
                 items.append(current.close())
+                wrong += bool(items[-1].errors)
+            if wrong >= MAX_MISTAKES:
+                return items, errors
             current = _Open(source, lines, number)
         if current:
             current.add(number, code)
@@ -152,8 +174,8 @@ def split(source: Source) -> tuple[list[Item], list[SpecError]]:
 def _doc(lines: list[str], first: int) -> str:
     """The comment that ends right above the line with this number."""
     found: list[str] = []
-    for line in reversed(lines[: first - 1]):
-        if not line.startswith("#"):
-            break
-        found.append(line[1:].removeprefix(" ").rstrip())
+    number = first - 2
+    while number >= 0 and lines[number].startswith("#"):
+        found.append(lines[number][1:].removeprefix(" ").rstrip())
+        number -= 1
     return "\n".join(reversed(found))

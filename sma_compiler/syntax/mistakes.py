@@ -130,6 +130,13 @@ class MissingReturnValue(Mistake):
     write = "write the result after it: `return attend(L, q, k, v)`"
 
 
+class MissingDefinition(Mistake):
+    """A `def` without a value."""
+
+    says = "this `def` gives no value"
+    write = "write `def name = expression` or `def name(x) = expression`"
+
+
 class MissingOperand(Mistake):
     """An operator, bracket or comma that an expression has to follow."""
 

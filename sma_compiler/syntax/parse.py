@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sma_compiler.errors import SpecError, SpecErrors
-from sma_compiler.source import Source
+from sma_compiler.source import Source, Span
 from sma_compiler.syntax import tree
 from sma_compiler.syntax.build import Build
 from sma_compiler.syntax.explain import explain_character, explain_token
-from sma_compiler.syntax.layout import Item, split
+from sma_compiler.syntax.layout import MAX_MISTAKES, Item, split
 from sma_compiler.syntax.locate import grammar_text
 
 if TYPE_CHECKING:
     from lark import Lark
 
-MAX_MISTAKES = 100
-"""As many mistakes are told of one file."""
+_BOUND = re.compile(r"\A *([A-Za-z_][A-Za-z0-9_]*)")
+"""What a statement binds; `return` for the result."""
 
 _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """The items that parse, the mistakes of those that do not, and the names that the latter would have defined."""
+    """The items that parse, in part perhaps (`Op.lost`), every mistake, and the defs that do not parse."""
 
     file: tree.File
     errors: tuple[SpecError, ...]
-    lost: frozenset[str]
+    lost: Mapping[str, Span]
 
 
 def parse(source: Source) -> tree.File:
@@ -45,7 +47,7 @@ def parse_items(source: Source) -> Parsed:
     found, stray = split(source)
     items: list[tree.Op | tree.Define] = []
     errors = list(stray)
-    lost: set[str] = set()
+    lost: dict[str, Span] = {}
     for item in found:
         if len(errors) >= MAX_MISTAKES:
             break
@@ -53,10 +55,50 @@ def parse_items(source: Source) -> Parsed:
             raise_all(item.errors)
             items.append(_parse_item(item))
         except SpecError as error:
-            errors.extend(error.errors)
+            if item.starts and item.text.startswith("op"):
+                partial, several = _parse_lines(item)
+                items.extend(partial)
+                errors.extend(several or error.errors)
+            else:
+                errors.extend(error.errors)
             if item.defines:
-                lost.add(item.defines)
-    return Parsed(tree.File(tuple(items)), tuple(errors), frozenset(lost))
+                lost[item.defines] = item.span(1, 1, 1, 1)
+    return Parsed(tree.File(tuple(items)), tuple(errors), lost)
+
+
+def _parse_lines(item: Item) -> tuple[list[tree.Op], list[SpecError]]:
+    """An op with mistakes, its header and each of its statements by itself: what parses of it, and every mistake."""
+    lines = item.text.rstrip("\n").split("\n")
+    errors = list(item.errors)
+    wrong = {error.span.line - item.line + 1 for error in errors if error.span}
+    stops = (*item.starts, len(lines) + 1)
+    header: tree.Op | None = None
+    body: list[tree.Bind | tree.Return] = []
+    lost: list[str] = []
+    for start, stop in zip((1, *item.starts), stops, strict=True):
+        text = "\n".join(lines[start - 1 : stop - 1]) + "\n"
+        if start == 1:
+            part = Item(item.source, item.line, f"{text}    return 0\n", item.doc)
+        else:
+            part = Item(item.source, item.line + start - 2, f"op f():\n{text}")
+        try:
+            if wrong.isdisjoint(range(start, stop)):
+                op = _parse_item(part)
+                assert isinstance(op, tree.Op)
+                if start == 1:
+                    header = op
+                else:
+                    body.extend(op.body)
+                continue
+        except SpecError as error:
+            errors.extend(error.errors)
+        lost.extend(_BOUND.findall(text)[:1])
+        if len(errors) >= MAX_MISTAKES:
+            break
+    if header is None:
+        return [], errors
+    span = item.span(1, 1, len(lines), len(lines[-1]) + 1)
+    return [replace(header, body=tuple(body), lost=tuple(lost), span=span)], errors
 
 
 def raise_all(errors: tuple[SpecError, ...]) -> None:

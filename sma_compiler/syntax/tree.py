@@ -145,12 +145,16 @@ class Return(Node):
 
 @dataclass(frozen=True)
 class Op(Node):
-    """`op name(params):` and its statements; `doc` is the comment above it."""
+    """`op name(params):` and its statements; `doc` is the comment above it.
+
+    `lost` are the names whose statements do not parse, `return` among them: empty in all that `parse` returns.
+    """
 
     name: str
     params: tuple[Param, ...]
     body: tuple[Bind | Return, ...]
     doc: str = ""
+    lost: tuple[str, ...] = ()
     name_span: Span = field(default=NOWHERE, compare=False, repr=False)
 
 

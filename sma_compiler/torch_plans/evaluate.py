@@ -67,12 +67,19 @@ class Evaluator(Scope):
     """Evaluates the tensors of one call.
 
     params: by name, heads already repeated (`bind_params`). sizes: of the axes in this call. dtype: of real numbers.
+    traits: what is known of the expressions from other calls.
     """
 
-    def __init__(self, params: Mapping[str, Named | Number], sizes: Mapping[str, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Named | Number],
+        sizes: Mapping[str, int],
+        dtype: torch.dtype,
+        traits: Traits | None = None,
+    ) -> None:
         tensors = [value for value in params.values() if isinstance(value, Named)]
         device = tensors[0].data.device if tensors else torch.device("cpu")
-        super().__init__(dtype, device, Traits())
+        super().__init__(dtype, device, traits or Traits())
         self.params = params
         self.sizes = sizes
         self._bound: dict[Expr, Named] = {}
@@ -82,17 +89,18 @@ class Evaluator(Scope):
         """An expression without positions, in fp64 where `wide`."""
         return self.value(expr, Mode.WIDE if wide else Mode.PLAIN)
 
-    def along(self, expr: Expr, frame: Frame) -> Named:
+    def along(self, expr: Expr, frame: Frame, log: bool = False) -> Named:
         """An expression that mentions at most one position letter, which becomes the `time` axis of the frame.
 
-        A static expression comes back without `time`.
+        A static expression comes back without `time`. `log`: its logarithm, -inf where it is 0.
         """
+        mode = Mode.LOG if log else Mode.PLAIN
         if not expr.positions:
-            return self.value(expr)
+            return self.value(expr, mode)
         (letter,) = expr.positions
         if letter not in self._along:
             self._along[letter] = Along(self, letter, frame)
-        return self._along[letter].value(expr)
+        return self._along[letter].value(expr, mode)
 
     def bind(self, expr: Expr, value: Named) -> None:
         """Says what the value of a contraction is, before anything that uses it is evaluated."""

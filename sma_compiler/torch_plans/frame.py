@@ -15,15 +15,19 @@ from sma_compiler.torch_plans.named import Named
 class Evaluates(Protocol):
     """What the plans need of the evaluator (`torch_plans.evaluate.Evaluator`)."""
 
-    def tensor(self, expr: Expr) -> Named:
-        """An expression without positions."""
+    def tensor(self, expr: Expr, wide: bool = False) -> Named:
+        """An expression without positions, in fp64 where `wide`."""
         ...
 
-    def along(self, expr: Expr, frame: Frame) -> Named:
+    def along(self, expr: Expr, frame: Frame, log: bool = False) -> Named:
         """An expression that mentions at most one position letter, which becomes the `time` axis of the frame.
 
-        A static expression comes back without `time`.
+        A static expression comes back without `time`. `log`: its logarithm, -inf where it is 0.
         """
+        ...
+
+    def axis_size(self, axis: str) -> int:
+        """The size of an axis in this call, also under a fresh name."""
         ...
 
 

@@ -144,8 +144,7 @@ def scaled_log(log: Tensor, exponent: Tensor) -> Tensor:
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:
     """log(exp(a) + exp(b)); where both are -inf it is -inf and has the gradient 0."""
-    top = torch.maximum(a.detach(), b.detach())
-    top = torch.where(is_infinite(top), 0, top)
+    top = finite(torch.maximum(a.detach(), b.detach()))
     return safe_log((a - top).exp() + (b - top).exp()) + top
 
 
@@ -153,13 +152,12 @@ def log_sum(x: Tensor, dim: int) -> Tensor:
     """torch.logsumexp, with the gradient 0 where every term is -inf; -inf over no terms at all."""
     if x.shape[dim] == 0:
         return x.sum(dim) - torch.inf
-    top = finite_top(x, dim)
-    return safe_log((x - top).exp().sum(dim)) + top.squeeze(dim)
+    top = finite(x.detach().amax(dim))
+    return safe_log((x - top.unsqueeze(dim)).exp().sum(dim)) + top
 
 
-def finite_top(x: Tensor, dim: int) -> Tensor:
-    """The largest entry along `dim` (kept, size 1), without gradient; 0 where all are -inf."""
-    top = x.detach().amax(dim, keepdim=True)
+def finite(top: Tensor) -> Tensor:
+    """The largest entries of rows as something to subtract: 0 for rows of -inf."""
     return torch.where(is_infinite(top), 0, top)
 
 

@@ -29,8 +29,10 @@ def common(sizes: Iterable[int]) -> int:
 
 
 def select(holds: Named, x: Named, other: float) -> Named:
-    """x where `holds`, else a number; the gradient there is 0."""
+    """x where `holds`, else a number; the gradient there is 0. A boolean x is false elsewhere."""
     axes, (condition, data) = aligned(holds, x)
+    if data.dtype == torch.bool:
+        return Named(condition & data, axes)
     return Named(torch.where(condition, data, other), axes)
 
 
@@ -96,6 +98,16 @@ def cut(x: Named, axis: str, start: int, stop: int) -> Named:
     if axis not in x.axes:
         return x
     return Named(x.data.narrow(x.axes.index(axis), start, stop - start), x.axes)
+
+
+def picked(x: Named, axis: str, entry: int) -> Named:
+    """One entry of an axis, which goes."""
+    return Named(x.data.select(x.axes.index(axis), entry), dropped(x.axes, axis))
+
+
+def negative(x: Named) -> Named:
+    """-x."""
+    return Named(-x.data, x.axes)
 
 
 def join(tensors: list[Named], axis: str, sizes: list[int]) -> Named:

@@ -247,8 +247,6 @@ class Scope(ABC):
                 return Rule((), lambda: self.number(value, torch.bool))
             case Expr(kind=Kind.BOOL):
                 return Rule([self._ask(node, Mode.PLAIN, None)], lambda holds: holds)
-            case At() if (found := self.leaf(node, Mode.SUPPORT)) is not None:
-                return Rule((), lambda: found)
             case Apply(fn="mul", args=args):
                 operands = [arg for arg in args if parts(arg)]
                 return Rule(self._asks(operands, Mode.SUPPORT), _all)

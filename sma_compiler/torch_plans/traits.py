@@ -96,7 +96,7 @@ def _parts(node: Expr, done: dict[Expr, frozenset[Expr]]) -> frozenset[Expr]:
             return frozenset((node,))
         case Apply(fn="where", args=(_, yes, no)) if done[yes] or done[no]:
             return frozenset((node,))
-        case Reduce(fn="sum" | "mean", x=x) | Rename(x=x) | At(x=x) if done[x]:
+        case Reduce(fn="sum" | "mean", x=x) | Rename(x=x) if done[x]:
             return frozenset((node,))
     return found if len(found) <= _MOST_PARTS else frozenset((node,))
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sma_compiler.ir.nodes import Op
+from sma_compiler.ir.nodes import Attend, Op, postorder
 from sma_compiler.ir.roles import roles
-from sma_compiler.reference import Argument, axis_sizes, evaluate
+from sma_compiler.oracle.contractions import weight_axes
+from sma_compiler.reference import Argument, axis_sizes, evaluate, evaluate_with_lse
 from sma_compiler.verify.contract import UNIT
 from sma_compiler.verify.errors import POSITIONS, Errors, measure
 from sma_compiler.verify.gate_sums import gate_sum
@@ -25,8 +26,8 @@ SAMPLED_ROWS = 256
 class Run(Protocol):
     """Runs an op with one plan on some arguments; differentiable by autograd."""
 
-    def __call__(self, plan: str, arguments: Mapping[str, Argument], /) -> Tensor:
-        """The op's result, in its own dtype."""
+    def __call__(self, plan: str, arguments: Mapping[str, Argument], /) -> Tensor | tuple[Tensor, Tensor]:
+        """The op's result, in its own dtype; with the log-sum-exp of its only softmax, if that is to be checked."""
         ...
 
 
@@ -34,7 +35,7 @@ class Run(Protocol):
 class Case:
     """One draw of an op's inputs with the fp64 output and gradients of <cotangent, output>.
 
-    exact, axes: by what they are, "output" or "d " and a parameter. rows: the positions of the output that were
+    exact, axes: by what they are, "output", "lse", or "d " and a parameter. rows: the positions of the output that were
     evaluated and that the cotangent weighs; None: all. unit: roundoff of the coarsest dtype that dots round to.
     """
 
@@ -55,26 +56,26 @@ class Case:
     def errors(self, run: Run, plan: str, *, by_row_maximum: bool = False) -> dict[str, Errors]:
         """The errors of a run's output and gradients."""
         arguments, leaves = _with_leaves(self.arguments, None)
-        result = run(plan, arguments)
+        returned = run(plan, arguments)
+        result, lse = returned if isinstance(returned, tuple) else (returned, None)
         if tuple(result.shape) != tuple(self.cotangent.shape) or result.dtype != self.cotangent.dtype:
             raise ValueError(f"{plan} gave {tuple(result.shape)} {result.dtype}, not {tuple(self.cotangent.shape)}")
-        found = {"output": result.detach()}
-        if leaves and result.requires_grad:
-            grads = torch.autograd.grad(result, list(leaves.values()), self.cotangent, allow_unused=True)
+        found = {"output": result.detach()} | ({} if lse is None else {"lse": lse.detach()})
+        if self.rows is not None:
+            for what, value in found.items():
+                found[what] = value.index_select(self.axes[what].index("time"), self.rows)
+        if leaves and self.cotangent.is_floating_point():
+            grads: Sequence[Tensor | None] = [None] * len(leaves)
+            if result.requires_grad:
+                grads = torch.autograd.grad(result, list(leaves.values()), self.cotangent, allow_unused=True)
             for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
                 found[f"d {name}"] = torch.zeros_like(leaf) if grad is None else grad
-        if self.rows is not None:
-            found["output"] = found["output"].index_select(self.op.result.axes.index("time"), self.rows)
-        return {
-            what: measure(
-                actual,
-                self.exact[what],
-                self.axes[what],
-                rows=self.rows if what == "output" else None,
-                by_row_maximum=by_row_maximum,
-            )
-            for what, actual in found.items()
-        }
+        errors: dict[str, Errors] = {}
+        for what, actual in found.items():
+            rows = self.rows if what in ("output", "lse") else None
+            relative = by_row_maximum and what != "lse"
+            errors[what] = measure(actual, self.exact[what], self.axes[what], rows=rows, by_row_maximum=relative)
+        return errors
 
 
 def make_case(
@@ -95,15 +96,21 @@ def make_case(
     length = axis_sizes(op, given)["time"]
     rows = sampled_rows(length, seed).to(tensors[0].device) if length > LONG else None
     exact_arguments, leaves = _with_leaves(given, torch.float64)
-    output = evaluate(op, exact_arguments, rows=rows)
+    softmaxes = [node for node in postorder((op.result,)) if isinstance(node, Attend) and node.normalize == "softmax"]
+    exact, axes = {}, {"output": op.result.axes} | {f"d {decl.name}": decl.dims for decl in op.params}
+    if len(softmaxes) == 1:
+        output, lse = evaluate_with_lse(op, exact_arguments, rows=rows)
+        exact["lse"], axes["lse"] = lse.detach(), weight_axes(softmaxes[0])
+    else:
+        output = evaluate(op, exact_arguments, rows=rows)
     generator = torch.Generator().manual_seed(seed + 1)
     shape = list(output.shape)
     at = op.result.axes.index("time")
     shape[at] = length
     result_dtype = tensors[0].dtype if tensors[0].is_floating_point() and output.is_floating_point() else output.dtype
     cotangent = torch.randn(shape, generator=generator).to(result_dtype).to(output.device)
-    exact = {"output": output.detach()}
-    if leaves and output.requires_grad:
+    exact["output"] = output.detach()
+    if leaves and output.is_floating_point():
         weights = cotangent if rows is None else cotangent.index_select(at, rows)
         found = torch.autograd.grad(output, list(leaves.values()), weights.to(torch.float64), allow_unused=True)
         for (name, leaf), grad in zip(leaves.items(), found, strict=True):
@@ -111,7 +118,6 @@ def make_case(
     if rows is not None:
         chosen = torch.zeros(length, dtype=torch.bool, device=output.device).index_fill(0, rows, True)
         cotangent = cotangent * chosen.view([-1 if axis == "time" else 1 for axis in op.result.axes])
-    axes = {"output": op.result.axes} | {f"d {decl.name}": decl.dims for decl in op.params}
     return Case(op, given, cotangent, rows, exact, axes, gate_sum(op, given), operand_unit(op, given))
 
 

@@ -58,6 +58,10 @@ def lines(cases: Sequence[Case], what: str) -> tuple[Line, Line]:
     unit = case.unit
     narrow = unit > UNIT[torch.float32]
     steep = FP32_FLOOR + max(one.gate_sum for one in cases) + math.sqrt(case.length)
+    if what == "lse":
+        error = min(unit, UNIT[torch.float32]) * steep
+        line = Line(0.0, error, error)
+        return line, line
     if what == "output" and not _measured(case):
         line = Line(2.0, unit) if narrow else Line(0.0, unit * steep)
         return line, line

@@ -19,13 +19,14 @@ FP32_FLOOR = 2e-6 / 2.0**-24
 
 @dataclass(frozen=True)
 class Line:
-    """A bound on a root mean square error: rounding * rms(round(f64) - f64) + relative * rms(f64)."""
+    """A bound on a root mean square error: rounding * rms(round(f64) - f64) + relative * rms(f64) + absolute."""
 
     rounding: float
     relative: float
+    absolute: float = 0.0
 
     def bound(self, errors: Errors) -> float:
-        return self.rounding * errors.rms(errors.rounding) + self.relative * errors.rms(errors.exact)
+        return self.rounding * errors.rms(errors.rounding) + self.relative * errors.rms(errors.exact) + self.absolute
 
 
 @dataclass(frozen=True)

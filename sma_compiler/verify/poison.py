@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from sma_compiler.ir.nodes import Attend, Contraction, Expr, MaskTimes, Op, Para
 from sma_compiler.ir.roles import operands, roles
 from sma_compiler.oracle.values import fold
 from sma_compiler.reference import Argument, axis_sizes, mask_support
-from sma_compiler.verify.cases import Run
 
+OutputOnly = Callable[[str, Mapping[str, Argument]], Tensor]
+"""Runs an op with a plan on some arguments."""
 POISON = 1e4
 """Put in place of what an output must not depend on."""
 
@@ -52,7 +53,7 @@ def _tensors(node: Expr) -> tuple[Expr, ...]:
     return operands(node) if isinstance(node, Contraction) else children(node)
 
 
-def leaks(op: Op, arguments: Mapping[str, Argument], run: Run, plan: str, position: int) -> list[int]:
+def leaks(op: Op, arguments: Mapping[str, Argument], run: OutputOnly, plan: str, position: int) -> list[int]:
     """Rows of a run's result that change when what they must not depend on is poisoned at a position; empty is right.
 
     The poison goes into every real parameter that feeds an operand and neither a mask nor a phase.

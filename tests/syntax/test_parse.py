@@ -7,7 +7,6 @@ import time
 
 import pytest
 from hypothesis import given
-from tests.syntax.specs import expressions, files
 
 from sma_compiler.errors import SpecError
 from sma_compiler.source import Source
@@ -16,6 +15,7 @@ from sma_compiler.syntax.locate import library_names, library_source, prelude_so
 from sma_compiler.syntax.parse import lark_parser, parse
 from sma_compiler.syntax.show import show, show_expr
 from sma_compiler.syntax.tree import Call, Chain, Compare, Index, Logic, Name, Negative, Not, Number, Power
+from tests.syntax.specs import expressions, files
 
 
 def expression(text: str) -> tree.Expr:
@@ -65,7 +65,8 @@ def test_literals_keep_their_type() -> None:
 
 
 def test_op() -> None:
-    text = "# not this\n\n# A mixer\n#\n#  twice\nop f(q, a, b: [time, head],\n     doc: int[time], w: int):\n  # inner\n\n  x = a\n  return x\n"
+    head = "op f(q, a, b: [time, head],\n     doc: int[time], w: int):\n"
+    text = f"# not this\n\n# A mixer\n#\n#  twice\n{head}  # inner\n\n  x = a\n  return x\n"
     (op,) = parse(Source(text, "f.sma")).items
     assert isinstance(op, tree.Op)
     assert op.doc == "A mixer\n\n twice"
@@ -164,8 +165,14 @@ def test_long_and_deep(text: str) -> None:
         "[" * 30000 + "]" * 30000,
         "not " * 16000 + "x",
         ")" * 60000,
-    ]
-    + ["1 " * 30000, "x[i]" * 16000, "\n" * 60000 + "(", "(\n" * 30000, "#" * 60000, "\\\n" * 30000],
+        "1 " * 30000,
+        "x[i]" * 16000,
+        "\n" * 60000 + "(",
+        "(\n" * 30000,
+        "#" * 60000,
+        "\\\n" * 30000,
+        "3\ndef (" * 8000,
+    ],
     ids=lambda text: repr(text[:6]),
 )
 def test_beyond_the_limits(text: str) -> None:

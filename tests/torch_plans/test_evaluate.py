@@ -142,10 +142,8 @@ def test_what_is_selected_away_has_no_gradient(name: str, nested: bool) -> None:
     on = g.param("on", Kind.BOOL, ("head",), False)
     x, y = real(g, "x", "head"), real(g, "y", "head")
     inner = RISKY[name](g, x, y)
-    if nested:  # a chain of products, of which only the first has the boolean factor
-        product = g.apply("mul", g.apply("mul", on, y), inner)
-    else:
-        product = g.apply("mul", on, inner)
+    chain = g.apply("mul", on, y) if nested else on
+    product = g.apply("mul", chain, inner)
     held = torch.tensor([True, False])
     x_data = torch.tensor([2.0, 0.0], requires_grad=True)
     y_data = torch.tensor([3.0, 4.0], requires_grad=True)
@@ -177,7 +175,17 @@ def test_factors_along_a_position() -> None:
     x = data(B, T)
     factor = g.apply("mul", g.at(real(g, "x", "batch", "time"), "j"), g.position("j"))
     found = evaluator(x=Named(x, ("batch", "time")))
-    frame = Frame(T, torch.tensor([0, 7]), None, torch.float32, torch.float32, found)
+    dtype, device = torch.float32, torch.device("cpu")
+    frame = Frame(
+        batch=B,
+        length=T,
+        start=torch.tensor([0, 7]),
+        lengths=None,
+        compute=dtype,
+        operand=dtype,
+        device=device,
+        evaluate=found,
+    )
     torch.testing.assert_close(frame.along(factor).data, x * (torch.arange(T) + torch.tensor([[0], [7]])))
 
 

@@ -43,20 +43,29 @@ class Dense:
     noise: float = 0.0
     not_a_number: bool = False
 
-    def __call__(self, plan: str, arguments: Mapping[str, Argument]) -> Tensor:
+    def __call__(self, plan: str, arguments: Mapping[str, Argument]) -> Tensor | tuple[Tensor, Tensor]:
+        y, lse = self.both(arguments)
+        return y if lse is None else (y, lse)
+
+    def output(self, plan: str, arguments: Mapping[str, Argument]) -> Tensor:
+        return self.both(arguments)[0]
+
+    def both(self, arguments: Mapping[str, Argument]) -> tuple[Tensor, Tensor | None]:
         q, k, v = (x for x in (arguments[name] for name in "qkv") if isinstance(x, Tensor))
         steps = torch.arange(q.shape[1])
         i, j = steps[:, None], steps[None, :]
         scores = torch.einsum("bihn,bjhn->bhij", q.float(), k.float())
         if not self.no_scale:
             scores = scores / math.sqrt(q.shape[-1])
+        lse = None
         if "g" in arguments:
             weights = self._path(arguments["g"]) * scores * (i > j if self.strict else i >= j)
         else:
             window = arguments["w"]
             assert isinstance(window, int)
             near = (i - j < window + self.wider) & (i >= j)
-            weights = torch.softmax(scores.masked_fill(~near, -torch.inf), -1)
+            logits = scores.masked_fill(~near, -torch.inf)
+            weights, lse = torch.softmax(logits, -1), torch.logsumexp(logits, -1).movedim(1, 2)
         y = torch.einsum("bhij,bjhv->bihv", weights.to(v.dtype).float(), v.float())
         if self.no_tail:
             y = torch.cat((y[:, :-3], 0 * y[:, -3:]), 1)
@@ -66,7 +75,7 @@ class Dense:
             y = y * (1 + self.noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(5)))
         if self.not_a_number:
             y = torch.where((i == 7)[:, 0].view(1, -1, 1, 1), torch.nan, y)
-        return y.to(q.dtype)
+        return y.to(q.dtype), None if lse is None else lse * (1 + self.noise)
 
     def _path(self, g: Argument) -> Tensor:
         assert isinstance(g, Tensor)
@@ -98,6 +107,8 @@ def test_an_honest_implementation_passes(dtype: torch.dtype) -> None:
 def test_an_honest_softmax_passes() -> None:
     report = check_plan(WINDOW, Dense(), "quadratic")
     assert report.ok, str(report)
+    assert {check.what for check in report.checks} == {"output", "lse", "d q", "d k", "d v"}
+    assert "lse" in {check.what for check in check_plan(WINDOW, Dense(noise=1e-4), "quadratic").failures}
 
 
 @DTYPES
@@ -131,7 +142,7 @@ def test_a_wrong_tail_is_not_averaged_away() -> None:
     found = GLA[torch.bfloat16]
 
     def run(plan: str, arguments: Mapping[str, Argument]) -> Tensor:
-        y = Dense()(plan, arguments)
+        y = Dense().output(plan, arguments)
         return torch.cat((y[:, :-2], y[:, -2:] * 1.03), 1)
 
     failures = [check for check in check_plan(found, run, "quadratic").failures if check.what == "output"]
@@ -151,7 +162,7 @@ def test_backends_are_compared() -> None:
 def test_a_result_of_another_shape_or_dtype_is_refused() -> None:
     case = GLA[torch.bfloat16][0]
     with pytest.raises(ValueError, match="gave"):
-        case.errors(lambda plan, arguments: Dense()(plan, arguments).float(), "quadratic")
+        case.errors(lambda plan, arguments: Dense().output(plan, arguments).float(), "quadratic")
 
 
 def test_reports_are_data() -> None:

@@ -1,0 +1,96 @@
+"""`sma explain` and `sma inspect`: what the compiler found out about a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from sma_compiler.call_errors import NotAvailable
+from sma_compiler.cli.common import (
+    File,
+    Json,
+    Numbers,
+    OpName,
+    Shape,
+    find_compiled,
+    find_source,
+    parse_numbers,
+    parse_shape,
+    print_json,
+)
+from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
+from sma_compiler.driver import lower
+from sma_compiler.errors import SmaError
+from sma_compiler.runtime.op import CompiledOp
+
+app = typer.Typer()
+
+
+class UnknownStage(SmaError):
+    """`--stage` names no stage of the compiler."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"--stage {stage}: the stages are {', '.join((*STAGES, *KERNEL_STAGES))}")
+
+
+@app.command()
+def explain(
+    file: File, op_name: OpName = None, shape: Shape = None, numbers: Numbers = None, as_json: Json = False
+) -> None:
+    """Say what a spec's masks are, why, and which plans are legal."""
+    sizes = parse_shape(shape)
+    reports = []
+    for number, op in enumerate(find_compiled(file, op_name)):
+        known = {**sizes, **{name: int(value) for name, value in parse_numbers(op.ir, numbers).items()}}
+        reports.append(_data(op, known))
+        if not as_json:
+            typer.echo(("\n" if number else "") + str(op.explain()))
+            if sizes:
+                typer.echo("\n" + _shape_text(reports[-1]["at_shape"], shape or ""))
+    if as_json:
+        print_json(reports)
+
+
+def _data(op: CompiledOp, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Everything `explain` says, for programs."""
+    return {
+        "op": op.name,
+        "doc": op.doc,
+        "causal": op.causal,
+        "facts": [facts_data(mask) for mask in op.facts.masks],
+        "plans": plans_data(op.program.plans),
+        "at_shape": at_shape(op.program.plans, sizes) if sizes else None,
+    }
+
+
+def _shape_text(found: list[dict[str, Any]], shape: str) -> str:
+    lines = [f"at {shape}"]
+    for entry in found:
+        estimates = ", ".join(f"{name} {value:.2g}" for name, value in entry["operations"].items())
+        lines.append(f"  {entry['contraction']}: auto takes {entry['auto']}; estimated operations: {estimates}")
+        ranks = f"rank {entry['lower_rank']} below the diagonal, {entry['upper_rank']} above"
+        lines.append(f"    {ranks}; state {entry['state_size']} elements a batch row and head")
+    return "\n".join(lines)
+
+
+@app.command()
+def inspect(
+    file: File,
+    stage: Annotated[str, typer.Option(help=f"One of {', '.join((*STAGES, *KERNEL_STAGES))}.")],
+    op_name: OpName = None,
+    target: Annotated[str, typer.Option(help="The GPU that kernel stages are for.")] = "sm_90",
+    as_json: Json = False,
+) -> None:
+    """Print one stage of the compiler for a spec."""
+    if stage in KERNEL_STAGES:
+        raise NotAvailable(f"--stage {stage} --target {target}", f"no kernels are emitted yet; see {', '.join(STAGES)}")
+    if stage not in STAGES:
+        raise UnknownStage(stage)
+    shown = STAGES[stage]
+    lowered = lower(find_source(file), op_name, shown.stop_after)
+    if as_json:
+        print_json(shown.data(lowered))
+    else:
+        typer.echo(shown.text(lowered))

@@ -1,0 +1,37 @@
+"""`sma emit` and `sma tune`: the Triton backend, which this version does not have; both say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sma_compiler.cli.common import File, OpName, Shape, find_source, parse_shape
+from sma_compiler.driver import compile_source
+
+app = typer.Typer()
+
+
+@app.command()
+def emit(
+    file: File,
+    op_name: OpName = None,
+    plan: Annotated[str, typer.Option(help="The plan to emit.")] = "auto",
+    shape: Shape = None,
+    dtype: Annotated[str, typer.Option(help="The dtype of q, k and v.")] = "bfloat16",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; stdout when left out.")] = None,
+) -> None:
+    """Write the kernel of a spec as a Triton file."""
+    op = compile_source(find_source(file), op_name)
+    text = op.source(plan=plan, shape=parse_shape(shape), dtype=dtype)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text)
+
+
+@app.command()
+def tune(file: File, op_name: OpName = None, shape: Shape = None) -> None:
+    """Measure the plans of a spec on this device and record the best."""
+    compile_source(find_source(file), op_name).tune([parse_shape(shape)])

@@ -1,0 +1,187 @@
+"""Carries out one call of a compiled op: checks everything, chooses plans, unpacks packs, runs a backend.
+
+`execute` is one function of tensors and constants, so that `torch.compile` can put it into a graph as one call and
+trace through it, however the checks and the plans are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sma_compiler.call_errors import NoLogSumExp, UnavailableBackend, UnknownBackend, UnknownPrecision
+from sma_compiler.runtime.args import Arguments, bind, check_pack, check_values
+from sma_compiler.runtime.pack import Bucket, Pack, make_pack
+from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.state import State
+from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows
+from sma_compiler.torch_plans.run import Result, run_op
+
+BACKENDS = {"torch": run_op}
+"""The function that runs an op, for every backend there is."""
+BACKEND_NAMES = ("torch", "triton")
+PRECISIONS = ("ieee", "tf32")
+
+Tensors = Mapping[str, Tensor]
+
+
+class Call(NamedTuple):
+    """The options of a call: see `CompiledOp.__call__`.
+
+    step: the tensors lack their time axis. inplace: the new state has as many slots in its caches as the old one.
+    """
+
+    plan: str = "auto"
+    backend: str = "auto"
+    precision: str = "ieee"
+    want_state: bool = False
+    want_lse: bool = False
+    step: bool = False
+    inplace: bool = False
+
+
+def execute(
+    program: Program,
+    call: Call,
+    positional: Sequence[object],
+    named: Mapping[str, object],
+    states: Sequence[State],
+    packs: Sequence[Tensor],
+) -> tuple[Tensor | State, ...]:
+    """The result of a call, then the new state where wanted, then the log-sum-exp where wanted.
+
+    `states` and `packs` hold the initial state and `cu_seqlens` where they are given.
+    """
+    op = program.op
+    check_options(program, call)
+    arguments = bind(op, positional, named, step=call.step)
+    check_values(op, program.roles, arguments)
+    bounds = packs[0] if packs else None
+    if bounds is not None:
+        check_pack(op, arguments, bounds)
+    rows = arguments.sizes["batch"] if bounds is None else bounds.shape[0] - 1
+    if states:
+        program.check_causal("a state")
+        check_state(program, arguments, rows, states[0])
+    if call.want_state:
+        program.check_causal("return_state")
+    state = states[0] if states else None
+    autocasting = torch.is_autocast_enabled(arguments.device.type)
+    arguments = autocast(program, arguments) if autocasting else arguments
+    with torch.autocast(arguments.device.type, enabled=False) if autocasting else nullcontext():
+        if arguments.sizes["time"] == 0:
+            found = _run_nothing(program, call, arguments, rows, state)
+        elif bounds is None:
+            found = _run(program, call, arguments, state)
+        else:
+            found = _run_pack(program, call, arguments, state, make_pack(bounds, arguments.sizes["time"]))
+    outputs: list[Tensor | State] = [found.result]
+    if call.want_state:
+        assert found.state is not None
+        after = fit_slots(op.name, found.state, state) if call.inplace and state is not None else found.state
+        outputs.append(State(program.spec_hash, after))
+    if call.want_lse:
+        assert found.lse is not None
+        outputs.append(found.lse)
+    return tuple(outputs)
+
+
+def check_options(program: Program, call: Call) -> None:
+    """Refuse options that no call can have, or that this op cannot."""
+    name = program.op.name
+    program.check_plan(call.plan)
+    if call.backend not in (*BACKEND_NAMES, "auto"):
+        raise UnknownBackend(name, call.backend, BACKEND_NAMES)
+    if call.backend not in (*BACKENDS, "auto"):
+        raise UnavailableBackend(name, call.backend, tuple(BACKENDS))
+    if call.precision not in PRECISIONS:
+        raise UnknownPrecision(name, call.precision, PRECISIONS)
+    if call.want_lse and program.softmaxes != 1:
+        raise NoLogSumExp(name, program.softmaxes)
+
+
+def autocast(program: Program, arguments: Arguments) -> Arguments:
+    """The arguments as autocast wants them where it is on: queries, keys and values cast, gates as they are."""
+    dtype = torch.get_autocast_dtype(arguments.device.type)
+    cast = {
+        name: tensor.to(dtype) if name in program.roles.cast and tensor.dtype != torch.float64 else tensor
+        for name, tensor in arguments.tensors.items()
+    }
+    return replace(arguments, tensors=cast)
+
+
+def _run(
+    program: Program, call: Call, arguments: Arguments, state: Tensors | None, lengths: Tensor | None = None
+) -> Result:
+    """One batch of sequences; `lengths` [B]: how many positions of each are there."""
+    return BACKENDS["torch" if call.backend == "auto" else call.backend](
+        program.op,
+        program.plans,
+        program.choose(call.plan, arguments.sizes, arguments.numbers),
+        arguments.values,
+        arguments.sizes,
+        compute=arguments.compute,
+        lengths=lengths,
+        state=state,
+        want_state=call.want_state,
+    )
+
+
+def _run_pack(program: Program, call: Call, arguments: Arguments, state: Tensors | None, pack: Pack) -> Result:
+    """A pack, one bucket of padded rows after the other."""
+    found = []
+    for bucket in pack.buckets:
+        own = None if state is None else {name: bucket.pick(tensor) for name, tensor in state.items()}
+        found.append(_run(program, call, _padded(program, arguments, bucket), own, bucket.lengths))
+    time = program.op.result.axes.index("time")
+    result = pack.unpad([part.result for part in found], time)
+    after = join_rows([part.state or {} for part in found], pack) if call.want_state else None
+    lses = [part.lse for part in found if part.lse is not None]
+    return Result(result, after, pack.unpad(lses, 1) if lses else None)
+
+
+def _padded(program: Program, arguments: Arguments, bucket: Bucket) -> Arguments:
+    tensors = {
+        decl.name: bucket.pad(arguments.tensors[decl.name], decl.dims.index("time"))
+        for decl in program.op.params
+        if "time" in decl.dims
+    }
+    rows, columns = bucket.places.shape
+    return Arguments(
+        {**arguments.tensors, **tensors}, arguments.numbers, {**arguments.sizes, "batch": rows, "time": columns}
+    )
+
+
+def _run_nothing(program: Program, call: Call, arguments: Arguments, rows: int, state: Tensors | None) -> Result:
+    """A call without positions: an empty result with zero gradients, and the state as it was."""
+    tensors = {
+        decl.name: _one_position(arguments.tensors[decl.name], decl.dims.index("time"))
+        for decl in program.op.params
+        if "time" in decl.dims
+    }
+    one = replace(arguments, tensors={**arguments.tensors, **tensors}, sizes={**arguments.sizes, "time": 1})
+    lengths = torch.zeros(arguments.sizes["batch"], dtype=torch.int64, device=arguments.device)
+    with torch.no_grad():
+        shaped = _run(program, call._replace(want_state=False), one, None, lengths)
+    result = shaped.result.narrow(program.op.result.axes.index("time"), 0, 0)
+    for tensor in arguments.tensors.values():
+        if tensor.requires_grad:
+            result = result + tensor.flatten()[:0].sum().to(result.dtype)
+    if not call.want_state:
+        after = None
+    elif state is not None:
+        after = dict(state)
+    else:
+        after = empty_state(program, arguments.sizes, arguments.numbers, rows, arguments.compute, arguments.device)
+    return Result(result, after, None if shaped.lse is None else shaped.lse.narrow(1, 0, 0))
+
+
+def _one_position(x: Tensor, time: int) -> Tensor:
+    shape = list(x.shape)
+    shape[time] = 1
+    return torch.ones(shape, dtype=x.dtype, device=x.device)

@@ -1,0 +1,65 @@
+"""`Explanation`: what an op computes, what is known of its masks, and which plans follow, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sma_compiler.plan.cost import pick
+from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.state_layout import in_cache, layout
+
+_PROBE = {"head": 13, "key": 47, "value": 19, "mode": 23, "lag": 29, "level": 31}
+"""Sizes that no two axes share, nor any dimension that is no axis: they tell which dimension of a state is which."""
+_AXIS_OF_SIZE = {size: axis for axis, size in _PROBE.items()}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Printing it shows the whole; `sizes` are by axis name, empty where no shape was asked about."""
+
+    program: Program
+    sizes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        parts = [self.equation(), self.facts(), self.plans(), self.state()]
+        if self.sizes:
+            parts.append(self.choice())
+        return "\n\n".join(parts)
+
+    def equation(self) -> str:
+        """The spec of the op, as written."""
+        return self.program.op.text.rstrip()
+
+    def facts(self) -> str:
+        """Every mask with its facts and their reasons."""
+        return f"Masks\n{self.program.plans.facts}"
+
+    def plans(self) -> str:
+        """The legal plans, and why the others are not."""
+        plans = self.program.plans
+        lines = ["Plans", *(f"  {plan}" for plan in plans.legal), "Refused"]
+        lines += [f"  {name:<12} {reason}" for name, reason in plans.refused.items()]
+        return "\n".join(lines)
+
+    def state(self) -> str:
+        """The layout of the state: one line a tensor."""
+        if not self.program.plans.causal:
+            return "State\n  none: later positions matter"
+        lines = ["State, a tensor a line", "  position: int64 [batch], the positions seen so far"]
+        for name, (shape, dtype) in layout(self.program, _PROBE, torch.float32).items():
+            if name != "position":
+                dims = ["batch", *(_AXIS_OF_SIZE.get(size, str(size)) for size in shape)]
+                if in_cache(name):
+                    dims[1] = "slots"
+                lines.append(f"  {name}: {str(dtype).removeprefix('torch.')} [{', '.join(dims)}]")
+        return "\n".join(lines)
+
+    def choice(self) -> str:
+        """The plan that "auto" takes for every contraction at the sizes asked about."""
+        sizes = {"batch": 1, "time": 1, "head": 1, "key": 1, "value": 1, **self.sizes}
+        asked = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
+        choices = self.program.plans.choices
+        return "\n".join([f"At {asked}", *(f"  {each.site.name:<12} {pick(each, sizes)}" for each in choices)])

@@ -1,0 +1,110 @@
+"""`Program`: a checked op with everything the compiler decided about it, and the choice of a plan for given sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch.utils import _pytree as pytree
+
+from sma_compiler.call_errors import NoStates, RefusedPlan, UnknownPlan
+from sma_compiler.ir.canonical import spec_hash
+from sma_compiler.ir.nodes import Attend, Expr, Op, postorder
+from sma_compiler.ir.roles import Roles, roles
+from sma_compiler.plan.choose import PLANS, Plans
+from sma_compiler.plan.cost import pick
+
+
+class Program:
+    """A compiled op. Two programs are equal when they compute the same thing under the same name.
+
+    Args:
+        op: the checked op.
+        plans: the streams and facts of its masks, and the plans that are legal.
+    """
+
+    # no dataclass: torch.compile rebuilds frozen dataclasses field by field, and this one is a constant to it
+    def __init__(self, op: Op, plans: Plans) -> None:
+        self.op = op
+        self.plans = plans
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and (self.op.name, self.spec_hash) == (other.op.name, other.spec_hash)
+
+    def __hash__(self) -> int:
+        return hash(self.spec_hash)
+
+    @cached_property
+    def spec_hash(self) -> str:
+        """SHA-256 of the canonical text of the op."""
+        return spec_hash(self.op)
+
+    @cached_property
+    def roles(self) -> Roles:
+        """What each parameter feeds."""
+        return roles(self.op)
+
+    @cached_property
+    def softmaxes(self) -> int:
+        """How many contractions are normalised by softmax."""
+        nodes = postorder((self.op.result,))
+        return sum(isinstance(node, Attend) and node.normalize == "softmax" for node in nodes)
+
+    @cached_property
+    def layouts(self) -> dict[tuple[object, ...], dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+        """The shapes and dtypes of a state, by the sizes and numbers of a call: filled by `state_layout`."""
+        return {}
+
+    @cached_property
+    def _picked(self) -> dict[tuple[object, ...], dict[Expr, str]]:
+        return {}
+
+    def choose(self, plan: str, sizes: Mapping[str, int], numbers: Mapping[str, int | float]) -> Mapping[Expr, str]:
+        """The plan of every contraction: the one asked for wherever it is legal, else the cheapest at these sizes.
+
+        Raises:
+            UnknownPlan: a name that no plan has.
+            RefusedPlan: a plan that is legal in none of the contractions.
+        """
+        self.check_plan(plan)
+        known = {name: _concrete(size) for name, size in {**sizes, **numbers}.items()}
+        key = (plan, *sorted(known.items()))
+        if key not in self._picked:
+            if len(self._picked) >= 1024:  # the lengths of a long-running server are many
+                self._picked.clear()
+            counts = {name: size for name, size in known.items() if isinstance(size, int)}
+            choices = self.plans.choices
+            self._picked[key] = {choice.site.node: pick(choice, counts, plan) for choice in choices}
+        return self._picked[key]
+
+    def check_plan(self, plan: str) -> None:
+        """Refuse a plan that does not exist, or that is legal in none of the contractions."""
+        legal = [found.name for found in self.plans.legal]
+        if plan == "auto" or plan in legal:
+            return
+        if plan in PLANS:
+            raise RefusedPlan(self.op.name, plan, self.plans.refused[plan], legal)
+        raise UnknownPlan(self.op.name, plan, legal)
+
+    def check_causal(self, asked: str) -> None:
+        """Refuse `asked` (what needs a state) of an op that is not causal."""
+        if not self.plans.causal:
+            raise NoStates(self.op.name, asked, self._why_not_causal())
+
+    def _why_not_causal(self) -> str:
+        for mask in self.plans.facts.masks:
+            if not mask.causal:
+                return f"in {mask.contraction}, {mask.reasons['causal']}"
+        return "a shift looks ahead"
+
+
+def _concrete(size: float) -> int | float:
+    """A size as a plain number; the one that torch traces with, where it is symbolic."""
+    if isinstance(size, torch.SymInt):
+        hint = size.node.hint
+        return int(hint) if hint is not None else 4096
+    return size
+
+
+pytree.register_constant(Program)

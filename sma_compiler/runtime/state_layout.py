@@ -1,0 +1,157 @@
+"""What the tensors of a state look like: the empty state, the check of a given one, caches of different sizes.
+
+Tensors of a cache, `<contraction>.cache.<name>` [B, slots, ...], hold earlier positions in order, the newest last;
+`pos` says which, -1 in an empty slot. A cache may have any number of slots: empty ones stand in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sma_compiler.call_errors import CapacityExceeded, ForeignState, NotAState, StateMismatch
+from sma_compiler.ir.nodes import Kind
+from sma_compiler.runtime.args import Arguments, Number, readable
+from sma_compiler.runtime.pack import Pack
+from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.state import State
+from sma_compiler.torch_plans import run
+
+Tensors = Mapping[str, Tensor]
+
+
+def in_cache(name: str) -> bool:
+    """Whether a tensor of a state has slots at dimension 1."""
+    return ".cache." in name
+
+
+def _is_positions(name: str) -> bool:
+    return name.endswith(".cache.pos")
+
+
+def empty_state(
+    program: Program,
+    sizes: Mapping[str, int],
+    numbers: Mapping[str, Number],
+    rows: int,
+    compute: torch.dtype,
+    device: torch.device,
+    capacity: int | None = None,
+) -> dict[str, Tensor]:
+    """The state before the first position.
+
+    sizes: of every axis but time. numbers: the number parameters; a window that is missing leaves its cache to
+    `capacity`. capacity: slots of caches that hold every position; None: none, they grow with each call.
+    """
+    known = dict(numbers)
+    open_ended = False
+    for decl in program.op.params:
+        if decl.number and decl.name not in known:
+            known[decl.name] = 1
+            open_ended = open_ended or decl.kind is Kind.INT
+    state = run.empty_state(
+        program.op,
+        program.plans,
+        {**sizes, "batch": rows},
+        known,
+        capacity=capacity,
+        compute=compute,
+        device=device,
+    )
+    if not open_ended:
+        return state
+    return {name: _with_slots(name, tensor, capacity or 0) for name, tensor in state.items()}
+
+
+def _with_slots(name: str, tensor: Tensor, slots: int) -> Tensor:
+    """A tensor of a cache with empty slots in front, or without its oldest, so that it has this many; others as is."""
+    if not in_cache(name):
+        return tensor
+    missing = slots - tensor.shape[1]
+    if missing <= 0:
+        return tensor[:, -missing:]
+    padding = (0, 0) * (tensor.dim() - 2) + (missing, 0)
+    return functional.pad(tensor, padding, value=-1 if _is_positions(name) else 0)
+
+
+def check_state(program: Program, arguments: Arguments, rows: int, state: object) -> None:
+    """Refuse a state that is not of this op, or not of these sizes, dtype and device.
+
+    Raises:
+        NotAState, ForeignState, StateMismatch: say what differs.
+    """
+    op = program.op.name
+    if not isinstance(state, State):
+        raise NotAState(op, state)
+    if state.spec_hash != program.spec_hash:
+        raise ForeignState(op, state.spec_hash, program.spec_hash)
+    expected = layout(program, arguments.sizes, arguments.compute)
+    if list(state) != list(expected):
+        raise StateMismatch(op, "position", "list of names beside", list(state), list(expected))
+    slots: dict[str, int] = {}
+    for name, (shape, dtype) in expected.items():
+        tensor = state[name]
+        found, wanted = list(tensor.shape), [rows, *shape]
+        if in_cache(name) and len(found) == len(wanted):
+            wanted[1] = slots.setdefault(name.rpartition(".")[0], found[1])
+        if found != wanted:
+            raise StateMismatch(op, name, "shape", found, wanted)
+        if tensor.dtype != dtype:
+            raise StateMismatch(op, name, "dtype", tensor.dtype, dtype)
+        if tensor.device != arguments.device:
+            raise StateMismatch(op, name, "device", tensor.device, arguments.device)
+
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def layout(program: Program, sizes: Mapping[str, int], compute: torch.dtype) -> Layout:
+    """The shape (without its first dimension, the rows) and dtype of every tensor of a state; 0 slots in caches."""
+    known = {axis: size for axis, size in sizes.items() if axis not in ("batch", "time")}
+    plain = all(type(size) is int for size in known.values())
+    key = (compute, *sorted(known.items()))
+    if plain and key in program.layouts:
+        return program.layouts[key]
+    empty = empty_state(program, known, {}, 1, compute, torch.device("cpu"))
+    found = {name: (tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in empty.items()}
+    if plain:
+        program.layouts[key] = found
+    return found
+
+
+def fit_slots(op: str, after: Tensors, before: Tensors) -> dict[str, Tensor]:
+    """The new state with as many slots in its caches as the old one has.
+
+    Raises:
+        CapacityExceeded: a slot that would have to go still holds a position.
+    """
+    for name, tensor in after.items():
+        if _is_positions(name):
+            gone = tensor[:, : max(0, tensor.shape[1] - before[name].shape[1])]
+            if _may_read(gone) and bool((gone >= 0).any()):
+                raise CapacityExceeded(op, name.removesuffix(".pos"), before[name].shape[1])
+    return {
+        name: _with_slots(name, tensor, before[name].shape[1]) if in_cache(name) else tensor
+        for name, tensor in after.items()
+    }
+
+
+def _may_read(tensor: Tensor) -> bool:
+    """Whether values may be looked at here: not in a graph that is being traced or captured."""
+    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return readable(tensor) and not capturing
+
+
+def join_rows(parts: Sequence[Tensors], pack: Pack) -> dict[str, Tensor]:
+    """The state of a pack from those of its buckets, whose caches may differ in slots."""
+    found = {}
+    for name in parts[0]:
+        tensors = [part[name] for part in parts]
+        if in_cache(name):
+            slots = max(tensor.shape[1] for tensor in tensors)
+            tensors = [_with_slots(name, tensor, slots) for tensor in tensors]
+        found[name] = pack.gather(tensors)
+    return found

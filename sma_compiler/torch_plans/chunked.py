@@ -1,0 +1,261 @@
+"""The plan `chunked`: matrix products inside chunks, a state between them (Dao & Gu 2024, state-space duality).
+
+Lanes whose state is narrow and whose gates move with time walk through the positions of all chunks at once instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sma_compiler.torch_plans.basis import Basis
+from sma_compiler.torch_plans.frame import Frame
+from sma_compiler.torch_plans.gates import Path, cumulate, places
+from sma_compiler.torch_plans.intra import blocks, first_distance, moves, scores, table_axes
+from sma_compiler.torch_plans.lanes import Lane
+from sma_compiler.torch_plans.layout import (
+    add,
+    apply,
+    contract,
+    cut,
+    exp2,
+    merge,
+    multiply,
+    number,
+    pad,
+    pick,
+    rename,
+    reorder,
+    some,
+    split,
+)
+from sma_compiler.torch_plans.named import Named
+from sma_compiler.torch_plans.scan import carry
+from sma_compiler.torch_plans.walk import Walk, own_terms
+
+CHUNK = 64
+_WALK = 16
+_NARROW = 128
+_GROUP = 64
+_VECTOR_GROUP = 16
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A lane cut into `count` chunks of `size`: `chunk` and `pos` in place of `time`.
+
+    still, flow: the paths of static gates, and of the others and resets.
+    """
+
+    lane: Lane
+    size: int
+    count: int
+    still: Path | None
+    flow: Path | None
+    like: Named
+
+    def paths(self) -> list[Path]:
+        """The paths that there are."""
+        return [path for path in (self.still, self.flow) if path is not None]
+
+    def alone(self, chunk: int | Tensor) -> Tiles:
+        """One chunk (of each batch row) alone, without the axis `chunk`."""
+
+        def one(x: Named) -> Named:
+            return pick(x, "chunk", chunk, 0)
+
+        columns = tuple(replace(c, keys=tuple(map(one, c.keys)), value=one(c.value)) for c in self.lane.columns)
+        flow = self.flow.each(one) if self.flow is not None else None
+        return replace(self, lane=replace(self.lane, columns=columns), count=1, flow=flow)
+
+
+def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: bool = True) -> tuple[Named, Named | None]:
+    """The lane's result over `time` (but for `outer`), and, if wanted, its state behind the end of each row.
+
+    initial: the state before the first position; None: empty. The turns of both states are about the boundary.
+    """
+    tabled = table_axes(lane)
+    walks = _walks(lane, tabled)
+    tiles = _cut_up(lane, frame, _chunk_size(frame.length, walks, tabled is not None), dense=not walks)
+    if walks:
+        inside, added = _walked(tiles, frame)
+    else:
+        inside = add(*_inside(tiles, tabled, frame))
+        added = written(tiles, tiles.size - 1, frame)
+    totals = [path.total(tiles.size - 1) for path in tiles.paths()]
+    vector = any(set(total.axes) & set(lane.inner) for total in totals)
+    total = add(*totals) if totals else None
+    group = _VECTOR_GROUP if vector else _GROUP
+    before = carry(added, total, lane.basis, tiles.size, initial, group)
+    found = add(inside, read(tiles, before, frame))
+    result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
+    return result, _final(tiles, before, frame) if want_state else None
+
+
+def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
+    """What the rows of each chunk see of the state before it."""
+    lane = tiles.lane
+    distance = Named(places(tiles.like).data + 1, ("pos",))
+    weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *some(lane.basis.rows(distance))]
+    rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes}, before)
+    row = multiply(*rows) if rows else number(1, frame.compute, frame.device)
+    found = contract(_rounded(row, frame), _rounded(before, frame), *lane.inner, *lane.basis.axes)
+    return multiply(found, *outside) if outside else found
+
+
+def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
+    """What the positions up to `last` of each chunk add to the state behind it."""
+    lane = tiles.lane
+    distance = apply(lambda e, p: (e - p).clamp(min=0), _places(last, frame), places(tiles.like))
+    weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *some(lane.basis.columns(distance))]
+    terms = []
+    for column in lane.columns:
+        keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes}, column.value)
+        value = _rounded(multiply(column.value, *outside), frame)
+        key = _rounded(multiply(*keys), frame) if keys else number(1, frame.compute, frame.device)
+        terms.append(contract(key, value, "pos"))
+    return add(*terms)
+
+
+def _final(tiles: Tiles, before: Named, frame: Frame) -> Named:
+    """The state behind the last position of each row, from the states before every chunk."""
+    if frame.lengths is None:
+        chunk: int | Tensor = tiles.count - 1
+        last: int | Tensor = frame.length - 1 - (tiles.count - 1) * tiles.size
+    else:
+        chunk = torch.div(frame.lengths - 1, tiles.size, rounding_mode="floor").clamp(min=0)
+        last = frame.lengths - 1 - chunk * tiles.size
+    return behind(tiles.alone(chunk), pick(before, "chunk", chunk, 0), last, frame)
+
+
+def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -> Named:
+    """The state behind the position `last` (-1: none) of a single chunk, from the one before it."""
+    added = written(tile, last, frame)
+    if state is None:
+        return added
+    steps = _places(last, frame)
+    move = tile.lane.basis.move(Named(steps.data + 1, steps.axes))
+    if move is not None:
+        names = {axis: f"{axis}_from" for axis in tile.lane.basis.axes}
+        state = contract(move, rename(state, names), *names.values())
+    kept = [exp2(path.total(last)).to(frame.compute) for path in tile.paths()]
+    return add(multiply(state, *kept), added)
+
+
+def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> list[Named]:
+    """What rows see of their own chunk, as terms of a sum."""
+    lane, terms = tiles.lane, []
+    for column in lane.columns:
+        if tabled is not None:
+            matrix = scores(lane, column, tiles.still, tiles.flow, tabled, tiles.like, frame)
+        else:
+            path = cumulate(lane.gates, lane.resets, tiles.size, number(0, frame.compute, frame.device))
+            matrix = blocks(lane, column, path, tiles.like, frame)
+        value = rename(_rounded(column.value, frame), {"pos": "col"})
+        terms.append(rename(contract(_rounded(matrix, frame), value, "col"), {"row": "pos"}))
+    skipped = tabled is not None and any(first_distance(lane, column) > column.first for column in lane.columns)
+    own = own_terms(lane) if skipped else None
+    return terms if own is None else [*terms, own]
+
+
+def _walked(tiles: Tiles, frame: Frame) -> tuple[Named, Named]:
+    """What rows see of their own chunk, and what each chunk adds to the state, position by position."""
+    lane = tiles.lane
+    zero = torch.zeros(lane.state_shape(frame), dtype=frame.compute, device=frame.device)
+    places_behind = Named(places(tiles.like).data + 1, ("pos",))
+    walk = Walk(lane, tiles.size, places_behind, frame.compute)
+    found, state = walk.run(Named(zero, lane.state_axes()), None)
+    return found, turned(state, lane.basis, _places(tiles.size, frame))
+
+
+def turned(state: Named, basis: Basis, position: Named) -> Named:
+    """A state whose turns are about the origin, about the boundary at a position; or the other way round."""
+    mirror = basis.mirror(position)
+    return state if mirror is None else contract(mirror, rename(state, {"turn": "turn_from"}), "turn_from")
+
+
+def _walks(lane: Lane, tabled: frozenset[str] | None) -> bool:
+    """Whether going position by position costs less than matrices over pairs of positions."""
+    own = {axis for x in (*lane.rows, *(gate.log for gate in lane.gates)) for axis in x.axes}
+    own |= {axis for column in lane.columns for key in column.keys for axis in key.axes}
+    inside = {axis for column in lane.columns for axis in column.value.axes} - own - {"batch", "time"}
+    size = math.prod(lane.size(axis) for axis in (*lane.inner, *inside))
+    flows = any(moves(gate.log) for gate in lane.gates)
+    return size <= _NARROW and (flows or tabled is None)
+
+
+def _chunk_size(length: int, walks: bool, tabled: bool) -> int:
+    most = _WALK if walks else CHUNK
+    if not isinstance(length, int) or length >= most:
+        return most
+    return length if walks or tabled else 1 << (length - 1).bit_length()
+
+
+def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
+    """The lane in chunks. dense: rows and columns are made contiguous for matrix products."""
+    count = -(-frame.length // size)
+
+    def tile(x: Named) -> Named:
+        if "time" not in x.axes:
+            return x
+        if not isinstance(count, int) or count * size != frame.length:
+            x = pad(x, "time", 0, count * size - frame.length)
+        return split(x, "time", "chunk", "pos", size)
+
+    tiled = lane.each(lambda x: reorder(tile(x)) if dense else tile(x))
+    return _tiled(tiled, size, count, frame.compute, frame)
+
+
+def one_chunk(lane: Lane, frame: Frame) -> Tiles:
+    """All positions as one chunk, without the axis `chunk`; sums of gates are in fp64, as they are long."""
+    tile = lane.each(lambda x: rename(x, {"time": "pos"}))
+    gates = tuple(replace(gate, log=gate.log.to(torch.float64)) for gate in tile.gates)
+    return _tiled(replace(tile, gates=gates), frame.length, 1, torch.float64, frame)
+
+
+def _tiled(lane: Lane, size: int, count: int, dtype: torch.dtype, frame: Frame) -> Tiles:
+    """dtype: of the sums of gates."""
+    zero = number(0, dtype, frame.device)
+    still = cumulate([gate for gate in lane.gates if not moves(gate.log)], None, size, zero)
+    flow = cumulate([gate for gate in lane.gates if moves(gate.log)], lane.resets, size, zero)
+    like = Named(torch.zeros(size, dtype=frame.compute, device=frame.device), ("pos",))
+    return Tiles(lane, size, count, still, flow, like)
+
+
+def _sides(
+    factors: Sequence[Named], weights: Sequence[Named], inner: set[str], other: Named
+) -> tuple[list[Named], list[Named]]:
+    """Weights among the factors of one operand of a matrix product, and those that go to its other side.
+
+    Weights of contracted axes must be factors; static ones are where that keeps the operand static; others go where
+    there is less to multiply, as far as the factors have their axes.
+    """
+    chosen = [*factors, *(x for x in weights if inner & set(x.axes))]
+    static = not any("chunk" in x.axes for x in chosen)
+    axes = {axis for x in chosen for axis in x.axes}
+    sizes = {axis: x.size(axis) for x in (*chosen, other) for axis in x.axes}
+    here = math.prod(sizes[axis] for axis in axes if axis in inner)
+    there = math.prod(sizes[axis] for axis in other.axes if axis not in axes)
+    outside = []
+    for weight in weights:
+        if inner & set(weight.axes):
+            continue
+        if (static and "chunk" not in weight.axes) or (set(weight.axes) <= axes and here <= there):
+            chosen.append(weight)
+        else:
+            outside.append(weight)
+    return chosen, outside
+
+
+def _places(last: int | Tensor, frame: Frame) -> Named:
+    if isinstance(last, Tensor):
+        return Named(last, ("batch",))
+    return number(last, torch.int64, frame.device)
+
+
+def _rounded(x: Named, frame: Frame) -> Named:
+    return Named(frame.dot(x.data), x.axes)

@@ -1,0 +1,119 @@
+"""`sma explain`, `inspect`, `emit` and `tune`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sma_compiler.cli.main import app
+from sma_compiler.cli.stages import KERNEL_STAGES, STAGES
+from sma_compiler.syntax.locate import library_names
+
+TWO = "op a(q, k, v):\n    return attend(causal, q, k, v)\n\nop b(v):\n    return decay(-0.5) @ v\n"
+
+sma = CliRunner()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    path = tmp_path / "two.sma"
+    path.write_text(TWO)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", library_names())
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_of_every_library_spec(name: str, stage: str) -> None:
+    done = sma.invoke(app, ["inspect", name, "--stage", stage])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.strip()
+    assert json.loads(sma.invoke(app, ["inspect", name, "--stage", stage, "--json"]).stdout)
+
+
+def test_inspect_tree_has_places() -> None:
+    lines = sma.invoke(app, ["inspect", "sliding_window", "--stage", "tree"]).stdout.splitlines()
+    assert any(line.startswith("2:") and "Op name='sliding_window'" in line for line in lines)
+    data = json.loads(sma.invoke(app, ["inspect", "sliding_window", "--stage", "tree", "--json"]).stdout)
+    assert data["items"][0]["name"] == "sliding_window"
+    assert data["items"][0]["line"] == 2
+
+
+def test_inspect_mask_shows_streams_and_bands() -> None:
+    (mask,) = json.loads(sma.invoke(app, ["inspect", "mamba2", "--stage", "mask", "--json"]).stdout)
+    (stream,) = mask["streams"]
+    assert stream["side"] == "lower"
+    assert len(stream["gates"]) == 1
+    assert mask["lo"] == "0"
+    (window,) = json.loads(sma.invoke(app, ["inspect", "sliding_window", "--stage", "mask", "--json"]).stdout)
+    assert window["hi"] == "w - 1"
+
+
+def test_inspect_facts_and_plan() -> None:
+    (facts,) = json.loads(sma.invoke(app, ["inspect", "mamba2", "--stage", "facts", "--json"]).stdout)
+    assert (facts["causal"], facts["gate"], facts["lower_rank"], facts["upper_rank"]) == (True, "scalar", 1, 0)
+    assert facts["reasons"]["causal"]
+    plans = json.loads(sma.invoke(app, ["inspect", "attention", "--stage", "plan", "--json"]).stdout)
+    assert [plan["name"] for plan in plans["legal"]] == ["quadratic"]
+    assert "softmax" in plans["refused"]["chunked"]
+
+
+@pytest.mark.parametrize("stage", KERNEL_STAGES)
+def test_stages_of_the_triton_backend_are_refused_clearly(stage: str) -> None:
+    done = sma.invoke(app, ["inspect", "mamba2", "--stage", stage])
+    assert done.exit_code == 2
+    assert f"--stage {stage}" in done.stderr
+    assert "not available in this version" in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("command", [["emit", "mamba2"], ["tune", "mamba2", "--shape", "T=64"]])
+def test_emit_and_tune_are_refused_clearly(command: list[str]) -> None:
+    done = sma.invoke(app, command)
+    assert done.exit_code == 2
+    assert "not available in this version" in done.stderr
+
+
+def test_an_unknown_stage_lists_the_stages() -> None:
+    done = sma.invoke(app, ["inspect", "mamba2", "--stage", "soup"])
+    assert done.exit_code == 2
+    assert all(stage in done.stderr for stage in (*STAGES, *KERNEL_STAGES))
+
+
+def test_one_op_of_several(two: str) -> None:
+    assert sma.invoke(app, ["inspect", two, "--stage", "facts", "--op", "b"]).exit_code == 0
+    for command in (["inspect", two, "--stage", "facts"], ["inspect", two, "--stage", "facts", "--op", "c"]):
+        done = sma.invoke(app, command)
+        assert done.exit_code == 2
+        assert "a, b" in done.stderr
+
+
+def test_explain_takes_every_op_of_a_file(two: str) -> None:
+    reports = json.loads(sma.invoke(app, ["explain", two, "--json"]).stdout)
+    assert [report["op"] for report in reports] == ["a", "b"]
+    assert reports[0]["at_shape"] is None
+    text = sma.invoke(app, ["explain", two]).stdout
+    assert text.index("a(") < text.index("b(")
+
+
+def test_explain_says_why() -> None:
+    text = sma.invoke(app, ["explain", "mamba2"]).stdout
+    for word in ("causal", "lower_rank", "state", "chunked", "toeplitz"):
+        assert word in text
+
+
+def test_explain_at_a_shape() -> None:
+    shape = ["--shape", "B=1,T=4096,H=8,K=64,V=64"]
+    (report,) = json.loads(sma.invoke(app, ["explain", "mamba2", *shape, "--json"]).stdout)
+    (at_shape,) = report["at_shape"]
+    assert at_shape["auto"] == "chunked"
+    assert at_shape["state_size"] == 64 * 64
+    assert set(at_shape["operations"]) == {"quadratic", "recurrent", "chunked"}
+    (window,) = json.loads(sma.invoke(app, ["explain", "sliding_window", *shape, "--json"]).stdout)
+    assert window["at_shape"][0]["lower_rank"] is None
+    with_width = ["explain", "sliding_window", *shape, "--set", "w=128", "--json"]
+    (window,) = json.loads(sma.invoke(app, with_width).stdout)
+    assert window["at_shape"][0]["lower_rank"] == 127
+    assert "auto takes chunked" in sma.invoke(app, ["explain", "mamba2", *shape]).stdout
