@@ -125,7 +125,8 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
     inner = indent + _INDENT
     match expr:
         case Call(fn=Attribute(x=Binary() as x, name=name)) if len(f"{inner}{show(x)}") <= WIDTH:
-            return [f"{indent}{prefix}(", f"{inner}{show(x)}", f"{indent}).{name}({', '.join(_arguments(expr))}){suffix}"]
+            tail = f").{name}({', '.join(_arguments(expr))}){suffix}"
+            return [f"{indent}{prefix}(", f"{inner}{show(x)}", f"{indent}{tail}"]
         case Call(fn=fn):
             items = _items(expr)
             head, close = f"{indent}{prefix}{_within(fn, _POSTFIX)}(", f"{indent}){suffix}"

@@ -262,9 +262,7 @@ def where(condition: E, yes: Operand, no: Operand) -> E:
     return pointwise("tl.where", condition, a, b, dtype=dtype)
 
 
-MINUS_INFINITY = E(
-    Unary(Tile("fp32"), "-", Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),)))
-)
+MINUS_INFINITY = E(Unary(Tile("fp32"), "-", Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),))))
 PLUS_INFINITY = E(Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),)))
 
 

@@ -9,13 +9,11 @@ from sma_compiler.kernel.build import TileError
 from sma_compiler.kernel.nodes import (
     Assign,
     Call,
-    Comment,
     Do,
     Expr,
     For,
     Function,
     If,
-    Name,
     Raise,
     Return,
     Section,
@@ -25,7 +23,7 @@ from sma_compiler.kernel.nodes import (
     operands,
 )
 
-GLOBALS = frozenset({"tl", "triton", "torch", "float", "int", "bool", "len", "range", "max", "min", "tuple", "ValueError"})
+GLOBALS = frozenset({"tl", "triton", "torch", "float", "max", "ValueError"})
 """What an emitted file can name without defining it."""
 
 
@@ -146,5 +144,3 @@ def _has_effect(value: Expr) -> bool:
     if isinstance(value, Call) and value.tile is None:
         return True
     return any(_has_effect(x) for x in operands(value))
-
-

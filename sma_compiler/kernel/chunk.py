@@ -32,7 +32,7 @@ from sma_compiler.kernel.build import (
 from sma_compiler.kernel.gates import Path, Rows, is_positive, path_of, scaled, static_rates, with_factors
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.inputs import Inputs
-from sma_compiler.kernel.linear import Linear, Term, is_tensor, plain
+from sma_compiler.kernel.linear import Linear, is_tensor, plain
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.mask.nodes import Gate

@@ -36,10 +36,11 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
         found = Config(chunk=16, value=min(16, value), warps=4, stages=1, programs=0)
     elif not target.startswith("sm_9"):
         found = Config(chunk=64, value=min(32, value), warps=4, stages=1, programs=0)
+    elif sizes["batch"] * sizes["head"] * -(-sizes["value"] // 64) < MULTIPROCESSORS and key <= 64:
+        found = Config(chunk=64, value=min(32, value), warps=4, stages=3, programs=0)
     else:
-        wide = min(64 if key <= 128 else 32, value)
-        found = Config(chunk=64, value=wide, warps=4, stages=3 if key * wide <= 128 * 64 else 2, programs=0)
+        found = Config(chunk=64, value=min(64, value), warps=4, stages=2, programs=0)
     rows = sizes["batch"] * sizes["head"] * -(-sizes["value"] // found.value)
-    if rows < MULTIPROCESSORS and sizes["time"] >= 32 * found.chunk:
+    if rows < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=3 * MULTIPROCESSORS)
     return found

@@ -13,3 +13,10 @@ class NoTritonKernel(SmaError):
         self.plan = plan
         self.reason = reason
         super().__init__(f"{op} has no Triton kernel for plan={plan!r}: {reason}")
+
+
+class UnknownOption(SmaError):
+    """A dtype or a target that kernels are not emitted for."""
+
+    def __init__(self, what: str, given: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no {what} {given!r}: kernels are emitted for {', '.join(known)}")

@@ -48,4 +48,6 @@ class Gates(Chunked):
                 else:
                     b.helpers.add("store")
                     b.do(call("store", at, value, m_t, size("MASKED"), tile=Tile("ptr")))
-        return b.function(name, ("The decays inside every chunk, from the gates.",), self.arguments.parameters, jit=True)
+        return b.function(
+            name, ("The decays inside every chunk, from the gates.",), self.arguments.parameters, jit=True
+        )

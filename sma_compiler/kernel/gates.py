@@ -1,8 +1,9 @@
 """The path of one stream inside a chunk: log2 decays from and to the chunk's ends, and the [C, C] tile of decays.
 
 Log gates are summed from the start of the chunk in fp32, so that no exponent grows with the sequence; exponents are
-differences, set to -inf outside the support before exp2. A log gate so low that one step gives
-exactly 0 (-inf, say) is left out of the sums and counted: a path is live where the counts of its ends agree. Positive factors of a gated stream are folded in as their logarithms.
+differences, set to -inf outside the support before exp2. A log gate so low that one step gives exactly 0 (-inf, say) is
+left out of the sums and counted: a path is live where the counts of its ends agree. Positive factors of a gated stream
+are folded in as their logarithms.
 """
 
 from __future__ import annotations
@@ -243,8 +244,6 @@ def _factor(path: Path, factor: Expr, lowering: Lowering, rows: Rows, query: boo
 def scaled(value: E, factors: list[E], column: bool) -> E:
     """A tile times vectors along its rows (`column`) or its columns; a vector times vectors."""
     for factor in factors:
-        if len(value.tile.shape) < 2:
-            value = value * factor
-        else:
-            value = value * (factor.col if column else factor.row)
+        along = factor.col if column else factor.row
+        value = value * (factor if len(value.tile.shape) < 2 else along)
     return value

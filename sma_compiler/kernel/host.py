@@ -21,7 +21,8 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 class Host:
     """A launcher under construction. parameters: by the spec's names. sizes: by axis.
 
-    gates: the arrays of paths that are made ahead, by stream and part. parts: how many programs share a sequence; span: how many positions each has.
+    gates: the arrays of paths that are made ahead, by stream and part.
+    parts: how many programs share a sequence; span: how many positions each has.
     """
 
     builder: Builder
@@ -90,4 +91,5 @@ def host(linear: Linear, reserved: frozenset[str]) -> Host:
         made = split(linear.terms[number])
         for part in made.arrays if made is not None else ():
             gates[number, part] = path(builder.fresh(f"gate_{part}{suffix}"))
-    return Host(builder, parameters, sizes, path(builder.fresh("y")), states, gates, path(builder.fresh("parts")), path(builder.fresh("span")))
+    result, parts, span = (path(builder.fresh(name)) for name in ("y", "parts", "span"))
+    return Host(builder, parameters, sizes, result, states, gates, parts, span)

@@ -20,10 +20,13 @@ EXTENT = {"key": "BK", "value": "BV"}
 class Inputs:
     """The parameters of an op inside one kernel.
 
-    batch, head: the program's sequence and head; part: which part of the sequence. channels: offsets along `key` and `value`, and where they are valid.
+    batch, head: the program's sequence and head; part: which part of the sequence.
+    channels: offsets along `key` and `value`, and where they are valid.
     """
 
-    def __init__(self, builder: Builder, arguments: Arguments, op: Op, host: Host, batch: E, head: E, part: E | None = None) -> None:
+    def __init__(
+        self, builder: Builder, arguments: Arguments, op: Op, host: Host, batch: E, head: E, part: E | None = None
+    ) -> None:
         self.builder = builder
         self.host = host
         self.arguments = arguments
@@ -138,7 +141,6 @@ class Inputs:
         offsets, _ = self.channels[channel]
         shape = (extent, EXTENT[channel])
         return call("tile", base, t0, stride, rows, offsets, tile=Tile("ptr", shape)), self.inside[channel]
-
 
     def result(self, name: str) -> tuple[E, E]:
         """The address of this program's rows of the output [B, T, H, V], and the stride of its positions."""

@@ -101,9 +101,7 @@ class Launcher:
         b.do(_launch(kernel, sequence([chunks, heads, batch]), constants, 1))
         b.section("")
 
-    def _parts(
-        self, kernel: Kernel, constants: Mapping[str, Operand], blocks: E, first: E
-    ) -> None:
+    def _parts(self, kernel: Kernel, constants: Mapping[str, Operand], blocks: E, first: E) -> None:
         """Cut sequences so that enough programs run at once, and make the state that each part begins with."""
         b, host = self.b, self.host
         batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
@@ -238,4 +236,3 @@ def _shape(decl: ParamDecl, grouped: bool) -> str:
     letters = {**SIZES, "head": "G" if grouped else "H"}
     shape = f"[{', '.join(letters[axis] for axis in decl.dims)}]"
     return f"{shape}, G a divisor of H" if grouped else shape
-

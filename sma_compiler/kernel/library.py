@@ -24,8 +24,7 @@ def load(p, mask, MASKED: tl.constexpr):
     """Entries of a tile; 0 where `mask` is false."""
     if MASKED:
         return tl.load(p, mask=mask, other=0)
-    else:
-        return tl.load(p)
+    return tl.load(p)
 
 
 @triton.jit
@@ -42,8 +41,7 @@ def keep(x, mask, MASKED: tl.constexpr):
     """Set to 0 what lies outside the tensor."""
     if MASKED:
         return tl.where(mask, x, 0.0)
-    else:
-        return x
+    return x
 
 
 @triton.jit
@@ -144,11 +142,3 @@ def coarsest(*tensors):
     if torch.bfloat16 in dtypes:
         return tl.bfloat16
     return tl.float16 if torch.float16 in dtypes else tl.float32
-
-
-USES = {
-    "softplus": ("log1p",),
-    "logsigmoid": ("log1p",),
-    "silu": ("sigmoid",),
-}
-"""The helpers that a helper calls."""

@@ -27,7 +27,6 @@ from sma_compiler.ir.nodes import (
     Rename,
     Rope,
     Size,
-    children,
     postorder,
 )
 from sma_compiler.kernel.errors import NoTritonKernel
@@ -36,8 +35,11 @@ from sma_compiler.plan.choose import Plans
 
 KNOWN_AXES = frozenset({"batch", "time", "head", "key", "value"})
 FUNCTIONS = frozenset(
-    "add sub mul div neg lt le gt ge eq ne and or not where min max pow "
-    "exp log log2 sqrt abs relu silu sigmoid logsigmoid softplus tanh elu gelu".split()
+    [
+        *("add", "sub", "mul", "div", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "where"),
+        *("min", "max", "pow", "exp", "log", "log2", "sqrt", "abs", "relu", "silu", "sigmoid", "logsigmoid"),
+        *("softplus", "tanh", "elu", "gelu"),
+    ]
 )
 """The pointwise functions that kernels compute. Phases (`sin`, `cos`) need fp64, `//` and `%` integers."""
 
@@ -77,9 +79,9 @@ def linear(op: Op, plans: Plans, plan: str) -> Linear:
 
     nodes = tuple(postorder((op.result,)))
     contractions = [node for node in nodes if isinstance(node, Contraction)]
-    if len(contractions) != 1 or not isinstance(contractions[0], Attend):
+    attend = contractions[0] if len(contractions) == 1 else None
+    if not isinstance(attend, Attend):
         raise refuse("kernels exist for one `attend` without shifts, sums over time or `solve` around it")
-    (attend,) = contractions
     choice = plans.of(attend)
     if plan not in choice.legal:
         raise refuse(dict(choice.refused)[plan])

@@ -1,4 +1,4 @@
-"""What a compiled kernel needs of a GPU: registers, spills, shared memory; and which tensor-core instructions it has."""
+"""What a compiled kernel needs of a GPU: registers, spills, shared memory; and its tensor-core instructions."""
 
 from __future__ import annotations
 
