@@ -18,6 +18,7 @@ from sma_compiler.kernel.host import host
 from sma_compiler.kernel.launch import HELPERS, Kernel, Launcher
 from sma_compiler.kernel.linear import linear
 from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.score_kernel import Scores
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.plan.choose import Plans
 
@@ -74,17 +75,19 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     member = linear(op, plans, "chunked")
     if sizes["key"] > LARGEST_KEY:
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: a state of {LARGEST_KEY} channels fits on chip")
-    roles = {role: f"{op.name}_{role}_kernel" for role in ("gates", "local_states", "forward")}
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
     chosen = config.forward(sizes, dtype, target)
     cut = chosen.programs > 0
     builders: dict[str, Chunked] = {}
+    if chosen.scores:
+        builders["scores"] = Scores(member, names, reserved, parts=False)
     if names.gates:
         builders["gates"] = Gates(member, names, reserved, parts=False)
     if cut:
         builders["local_states"] = LocalStates(member, names, reserved, parts=True)
-    builders["forward"] = Forward(member, names, reserved, parts=cut)
+    builders["forward"] = Forward(member, names, reserved, parts=cut, scores=chosen.scores)
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, names, chosen).build(kernels)
     functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]

@@ -215,13 +215,25 @@ class Chunked:
                 across = b.let(f"b_across{suffix}", across)
                 matrix = matrix * across
             b.set(state.matrix, dot(trans(chunk.k), values, matrix))
-            if keys is not None:
+            if state.keys is not None and keys is not None:
                 grown = reduce_sum(scaled(chunk.k.to("fp32"), factors, column=True), 0)
-                b.set(state.keys or keys, (keys * across if across is not None else keys) + grown)
+                b.set(state.keys, (keys if across is None else keys * across) + grown)
+
+    def empty_state(self, number: int) -> State:
+        """A state of zeros."""
+        b, suffix = self.b, self.suffix(number)
+        matrix = b.let(f"b_s{suffix}", zeros("BK", "BV"))
+        if self.linear.normalize == "none":
+            return State(matrix, None)
+        return State(matrix, b.let(f"b_z{suffix}", zeros("BK")))
 
 
 class Forward(Chunked):
-    """Builds the fused forward kernel."""
+    """Builds the fused forward kernel. scores: whether Q K^T was made ahead."""
+
+    def __init__(self, linear: Linear, host: Host, reserved: frozenset[str], parts: bool, scores: bool) -> None:
+        super().__init__(linear, host, reserved, parts)
+        self.ahead = scores
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -237,7 +249,8 @@ class Forward(Chunked):
         with b.loop("t0", steps, Tile("int32")) as t0:
             chunk = self.chunk(inputs, static, rates, t0, o_c, end, around)
             beside = self._beside()
-            y = self._rows_of(chunk, states, beside)
+            scores = self._scores(inputs, chunk, t0) if self.ahead else None
+            y = self._rows_of(chunk, states, scores, beside)
             self.advance(chunk, states)
             b.section("Output")
             chunk.lowering.bind(linear.op.result if beside is not None else linear.attend, y)
@@ -255,9 +268,9 @@ class Forward(Chunked):
         found: list[State] = []
         for number in range(len(self.linear.terms)):
             suffix = self.suffix(number)
-            matrix = b.let(f"b_s{suffix}", zeros("BK", "BV"))
-            keys = b.let(f"b_z{suffix}", zeros("BK")) if self.linear.normalize != "none" else None
-            found.append(State(matrix, keys))
+            state = self.empty_state(number)
+            matrix, keys = state.matrix, state.keys
+            found.append(state)
             pointer = self.arguments.pointer(f"initial{suffix}", self.host.state(self.before, "matrix", number))
             with b.branch(pointer.given()):
                 address, mask = inputs.state(pointer, "matrix", of_part=self.parts)
@@ -285,7 +298,17 @@ class Forward(Chunked):
                     pointer = self.arguments.pointer(f"final_keys{suffix}", pointer)
                     b.do(inputs.keep_state(pointer, "keys", state.keys, only=last))
 
-    def _rows_of(self, chunk: Chunk, states: tuple[State, ...], beside: Expr | None) -> E:
+    def _scores(self, inputs: Inputs, chunk: Chunk, t0: E) -> E:
+        """Q K^T of the chunk, [C, C], as it was made ahead."""
+        groups = self.arguments.integer("G", self.host.groups)
+        group = inputs.head // self.arguments.constant("G_SHARED", self.host.heads // self.host.groups)
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        pointer = self.arguments.pointer("scores", self.host.scores)
+        at = score_address(pointer, inputs.batch * groups + group, length, t0, chunk.rows.offsets)
+        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
+        return self.b.let("b_scores", value)
+
+    def _rows_of(self, chunk: Chunk, states: tuple[State, ...], scores: E | None, beside: Expr | None) -> E:
         """The contraction's rows, [C, BV]; where they are a sum with `beside`, the sum."""
         b = self.b
         assert chunk.q is not None
@@ -294,7 +317,8 @@ class Forward(Chunked):
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         b.section("Pairs inside the chunk")
-        scores = b.let("b_scores", dot(chunk.q, trans(chunk.k)))
+        if scores is None:
+            scores = b.let("b_scores", dot(chunk.q, trans(chunk.k)))
         b.set(scores, self.weighted(scores, chunk))
         b.set(y, dot(scores.to("dot"), chunk.v, y))
         if norm is not None:
@@ -374,6 +398,11 @@ class Forward(Chunked):
             b.set(norm, where(norm.eq(0.0), 0.0, 1.0 / norm))
             b.set(y, y * norm.col)
         return y
+
+
+def score_address(pointer: E, place: E, length: E, t0: E, rows: E) -> E:
+    """Where Q K^T of a chunk is kept, for one of [B, G]."""
+    return pointer + (place * length + t0) * size("C") + (rows.col * size("C") + rows.row)
 
 
 def program(axis: int) -> E:

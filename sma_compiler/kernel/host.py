@@ -22,6 +22,7 @@ class Host:
     """A launcher under construction. parameters: by the spec's names. sizes: by axis.
 
     gates: the arrays of paths that are made ahead, by stream and part.
+    groups: how many groups of heads have a q and k of their own; scores: Q K^T of each inside every chunk.
     parts: how many programs share a sequence; span: how many positions each has.
     """
 
@@ -33,6 +34,8 @@ class Host:
     gates: dict[tuple[int, str], E]
     parts: E
     span: E
+    groups: E
+    scores: E
 
     @property
     def heads(self) -> E:
@@ -91,5 +94,5 @@ def host(linear: Linear, reserved: frozenset[str]) -> Host:
         made = split(linear.terms[number])
         for part in made.arrays if made is not None else ():
             gates[number, part] = path(builder.fresh(f"gate_{part}{suffix}"))
-    result, parts, span = (path(builder.fresh(name)) for name in ("y", "parts", "span"))
-    return Host(builder, parameters, sizes, result, states, gates, parts, span)
+    result, *others = (path(builder.fresh(name)) for name in ("y", "parts", "span", "groups", "scores"))
+    return Host(builder, parameters, sizes, result, states, gates, *others)

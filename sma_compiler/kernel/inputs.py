@@ -21,11 +21,20 @@ class Inputs:
     """The parameters of an op inside one kernel.
 
     batch, head: the program's sequence and head; part: which part of the sequence.
+    heads: how many heads `head` counts, on the host; None: all.
     channels: offsets along `key` and `value`, and where they are valid.
     """
 
     def __init__(
-        self, builder: Builder, arguments: Arguments, op: Op, host: Host, batch: E, head: E, part: E | None = None
+        self,
+        builder: Builder,
+        arguments: Arguments,
+        op: Op,
+        host: Host,
+        batch: E,
+        head: E,
+        part: E | None = None,
+        heads: E | None = None,
     ) -> None:
         self.builder = builder
         self.host = host
@@ -34,6 +43,7 @@ class Inputs:
         self.batch = batch
         self.head = head
         self.part = part
+        self.heads = heads or host.heads
         self.channels: dict[str, tuple[E, E]] = {}
         self.inside: dict[str, E] = {}
         self._bases: dict[str, E] = {}
@@ -74,7 +84,7 @@ class Inputs:
         """Which head of a tensor serves this program's: several share one where the tensor has fewer."""
         if not set(decl.dims) & {"key", "value"}:
             return self.head
-        shared = self.host.heads // host.attr("shape").at(decl.dims.index("head"))
+        shared = self.heads // host.attr("shape").at(decl.dims.index("head"))
         return self.head // self.arguments.constant(f"{name.upper()}_SHARED", shared)
 
     def static(self, exprs: Iterable[Expr]) -> Lowering:

@@ -76,6 +76,8 @@ class Launcher:
         y = path("torch.empty").call(shape, dtype=first.attr("dtype"), device=first.attr("device"))
         b.set(host.result, y)
         self._states(initial, final, first)
+        if "scores" in kernels:
+            self._scores(kernels["scores"], constants, first)
         if "gates" in kernels:
             self._gates(kernels["gates"], constants, first)
         rows = batch
@@ -88,6 +90,27 @@ class Launcher:
         carried = states[0] if len(states) == 1 else sequence(states)
         b.give(choose(final, sequence([host.result, carried]), host.result))
         return b.function(self.linear.op.name, self._doc(), parameters, jit=False)
+
+    def _scores(self, kernel: Kernel, constants: Mapping[str, Operand], first: E) -> None:
+        b, host = self.b, self.host
+        batch, time = host.sizes["batch"], host.sizes["time"]
+        b.section("Scores inside every chunk, once for the heads that share q and k")
+        groups = [
+            host.parameters[node.name].attr("shape").at(self._decl(node.name).dims.index("head"))
+            for node in tensors_of((self.linear.q, self.linear.k))
+            if "head" in node.axes
+        ]
+        b.set(host.groups, path("max").call(1, *groups))
+        chunk = lift(constants["C"])
+        shape = sequence([batch, host.groups, time, chunk])
+        empty = path("torch.empty").call(shape, dtype=path("torch.float32"), device=first.attr("device"))
+        b.set(host.scores, empty)
+        grid = sequence([path("triton.cdiv").call(time, chunk), host.groups, batch])
+        b.do(_launch(kernel, grid, constants, 4))
+        b.section("")
+
+    def _decl(self, name: str) -> ParamDecl:
+        return next(decl for decl in self.linear.op.params if decl.name == name)
 
     def _gates(self, kernel: Kernel, constants: Mapping[str, Operand], first: E) -> None:
         b, host = self.b, self.host

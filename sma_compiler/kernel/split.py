@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from sma_compiler.kernel.build import E, call, exp2, lift, size, where, zeros
+from sma_compiler.kernel.build import E, call, exp2, lift, size, where
 from sma_compiler.kernel.chunk import Chunked, State
 from sma_compiler.kernel.gates import static_rates
 from sma_compiler.kernel.nodes import Function, Tile
@@ -30,9 +30,7 @@ class LocalStates(Chunked):
         decays: list[E | None] = []
         for number, term in enumerate(linear.terms):
             suffix = self.suffix(number)
-            matrix = b.let(f"b_s{suffix}", zeros("BK", "BV"))
-            keys = b.let(f"b_z{suffix}", zeros("BK")) if linear.normalize != "none" else None
-            states.append(State(matrix, keys))
+            states.append(self.empty_state(number))
             decays.append(b.let(f"b_decay{suffix}", lift(0.0)) if term.gates else None)
         steps = call("tl.range", begin, end, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
         b.space()
