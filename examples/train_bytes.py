@@ -33,9 +33,6 @@ WIDTH, DEPTH, HEADS = 128, 5, 4
 LENGTH, BATCH = 256, 8
 """Positions of a sequence, sequences of a step."""
 
-HELD_OUT_WINDOWS = 256
-"""Held-out sequences that the final figures are measured on."""
-
 TOKEN_SHIFT = sma.compile(Path(__file__).with_name("token_shift.sma"))
 
 
@@ -313,7 +310,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, float | int 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     data, held_bytes = corpus(options.seed)
-    held = windows(held_bytes, HELD_OUT_WINDOWS, torch.Generator().manual_seed(options.seed))
+    held = windows(held_bytes, options.windows, torch.Generator().manual_seed(options.seed))
     bigram = bigram_bits(data, held)
     model = ByteModel(options.mixer)
     size = sum(p.numel() for p in model.parameters())
@@ -364,6 +361,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="time to train for")
     parser.add_argument("--steps", type=int, help="stop after so many steps, if that is sooner")
     parser.add_argument("--out", type=Path, default=Path("train_bytes"), help="folder for the results")
+    parser.add_argument("--windows", type=int, default=256, help="held-out sequences for the final figures")
     parser.add_argument("--sample", type=int, default=400, help="bytes to generate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -119,6 +119,24 @@ class SizeConflict(ParameterError):
         )
 
 
+class EmptyAxis(ParameterError):
+    """A tensor without entries along an axis other than batch and time."""
+
+    def __init__(self, op: str, decl: ParamDecl, axis: str) -> None:
+        super().__init__(op, decl, f"the {axis} size of {decl.name!r} is 0; only batch and time may be empty")
+
+
+class TooManyTurns(ParameterError):
+    """More angles of a `rope` than the key has pairs of entries."""
+
+    def __init__(self, op: str, decl: ParamDecl, turns: int, key: int) -> None:
+        super().__init__(
+            op,
+            decl,
+            f"{decl.name!r} has {turns} angles along mode, but a key of size {key} has {key // 2} pairs to turn",
+        )
+
+
 class HeadSize(ParameterError):
     """A tensor whose number of heads does not divide the largest one."""
 

@@ -83,9 +83,9 @@ def suite_steps(repeats: int) -> int:
 
 def run_suite(repeats: int, tick: Tick) -> Suite:
     """Measures everything, the longest last; about two minutes on two cores with `repeats` = 5."""
-    facts = tuple(measure_facts(name, tick) for name in library_names())
+    facts = tuple(measure_facts(name, repeats, tick) for name in library_names())
     tick("import")
-    imported = import_seconds()
+    imported = import_seconds(repeats)
     speed = measure_speed(repeats, tick)
     memory = tuple(Memory(length, *(peak(case, length, tick) for case in CASES)) for length in LENGTHS)
     return Suite(torch.get_num_threads(), speed, memory, imported, facts)
@@ -119,7 +119,7 @@ def peak(case: str, length: int, tick: Tick) -> float:
     return float(json.loads(done.stdout)["mib"])
 
 
-def import_seconds(repeats: int = 5) -> float:
+def import_seconds(repeats: int) -> float:
     """Median seconds that `import sma_compiler` takes after `import torch`, each in a new process."""
     command = [sys.executable, "-c", _IMPORT]
     return statistics.median(
@@ -127,7 +127,7 @@ def import_seconds(repeats: int = 5) -> float:
     )
 
 
-def measure_facts(name: str, tick: Tick, repeats: int = 5) -> FactsTime:
+def measure_facts(name: str, repeats: int, tick: Tick) -> FactsTime:
     """From text to facts; each repetition has a comment of its own, so that no memo of texts can answer."""
     tick(f"facts of {name}")
     text = library_source(name).text

@@ -45,11 +45,13 @@ def _part_data(value: object) -> object:
 
 def tree_text(node: tree.Node, indent: int = 0) -> str:
     """One line a node: its place, class and own values, its parts below it."""
-    own = [
-        f"{field.name}={getattr(node, field.name)!r}"
-        for field in fields(node)
-        if isinstance(getattr(node, field.name), str | int | float | None) and field.name not in ("doc", "span")
-    ]
+    own = []
+    for field in fields(node):
+        value = getattr(node, field.name)
+        if isinstance(value, tuple) and value and isinstance(value[0], tuple):  # pairs of an operator and its operand
+            own.append(f"operators={' '.join(pair[0] for pair in value)}")
+        elif isinstance(value, str | int | float) and field.name != "doc":
+            own.append(f"{field.name}={value!r}")
     place = f"{node.span.line}:{node.span.column}" if node.span.source.text else ""
     line = f"{place:<8}{'  ' * indent}{type(node).__name__} {' '.join(own)}".rstrip()
     return "\n".join([line, *(tree_text(child, indent + 1) for child in tree.children(node))])

@@ -7,6 +7,7 @@ from typing import Any
 
 from sma_compiler.facts.bounds import bounds
 from sma_compiler.facts.rank import ranks
+from sma_compiler.facts.reach import reads_ahead, reads_behind
 from sma_compiler.facts.shape import gate, toeplitz
 from sma_compiler.facts.sizes import Count, count, symbol, to_sympy
 from sma_compiler.ir.graph import Graph
@@ -66,12 +67,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Site:
-    """One contraction of an op with everything known of its mask."""
+    """One contraction of an op with everything known of its mask.
+
+    behind: whether a near part reads positions before its band, through a product of masks.
+    """
 
     node: Contraction
     name: str
     analysis: Analysis
     facts: MaskFacts
+    behind: bool
 
     @property
     def decomposition(self) -> Decomposition:
@@ -83,14 +88,15 @@ def site(graph: Graph, node: Contraction, number: int) -> Site:
     """Analyse the mask of one contraction; `number` counts those of its kind."""
     analysis = analyse(graph, node.mask)
     name = f"{NAMES[type(node)]}{number}"
-    return Site(node, name, analysis, _facts(graph, node, name, analysis))
+    behind = any(reads_behind(graph, near.mask, near.hi) for near in analysis.decomposition.near)
+    return Site(node, name, analysis, _facts(graph, node, name, analysis, behind), behind)
 
 
-def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis) -> MaskFacts:
+def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis, behind: bool) -> MaskFacts:
     decomposition = analysis.decomposition
     lo, hi = decomposition.lo, decomposition.hi
     first = None if lo is None else constant(lo)
-    causal = first is not None and first >= 0
+    causal = first is not None and first >= 0 and not reads_ahead(graph, node.mask)
     lower, upper = ranks(graph, analysis)
     facts = MaskFacts(
         contraction=name,
@@ -104,10 +110,10 @@ def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis) -> Ma
         upper_rank=count(upper),
         nonnegative=bounds(node.mask)[0] >= 0,
         contracting=_contracting(analysis),
-        state_size=count(_state_size(node, decomposition) if causal else 0),
+        state_size=count(_state_size(node, decomposition, behind) if causal else 0),
         reasons={},
     )
-    return replace(facts, reasons=_reasons(node, analysis, facts))
+    return replace(facts, reasons=_reasons(node, analysis, facts, behind))
 
 
 def _contracting(analysis: Analysis) -> bool | None:
@@ -125,11 +131,11 @@ def _symmetric(graph: Graph, mask: Expr, analysis: Analysis) -> bool:
     return same_near and set(ours.streams) == set(theirs.streams)
 
 
-def _state_size(node: Contraction, decomposition: Decomposition) -> Any:  # noqa: ANN401 - sympy ships no types
+def _state_size(node: Contraction, decomposition: Decomposition, behind: bool) -> Any:  # noqa: ANN401 - sympy ships no types
     """Elements of the state for one batch row and head."""
     keys, values = _widths(node)
-    if any(near.hi is None for near in decomposition.near) or not linear(node):
-        rows = symbol("time") if decomposition.hi is None else to_sympy(decomposition.hi)
+    if behind or any(near.hi is None for near in decomposition.near) or not linear(node):
+        rows = symbol("time") if behind or decomposition.hi is None else to_sympy(decomposition.hi)
         return rows * (keys * values if isinstance(node, MaskTimes) else keys + values)
     if isinstance(node, Attend) and node.normalize in ("sum", "max1", "softmax"):
         values = values + 1
@@ -185,7 +191,7 @@ def _widths(node: Contraction) -> tuple[Any, Any]:
     return key, value
 
 
-def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts) -> dict[str, str]:
+def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bool) -> dict[str, str]:
     decomposition = analysis.decomposition
     streams = len(decomposition.streams)
     near = [part.why_near for part in analysis.parts if part.why_near]
@@ -194,7 +200,7 @@ def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts) -> dict[st
         made_of += f" and {len(near)} part{'s' if len(near) != 1 else ''} that no stream holds: {near[0]}"
     low, high = bounds(node.mask)
     return {
-        "causal": "every piece lies on i - j >= 0" if facts.causal else "some piece has i - j < 0",
+        "causal": _causal_reason(decomposition, facts.causal),
         "band": "the hull of the supports of its pieces" if any(facts.band) else "its pieces reach both corners",
         "segments": "ids compared at i and j never fall along time: equal ids form runs"
         if facts.segments
@@ -208,8 +214,17 @@ def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts) -> dict[st
         "upper_rank": made_of,
         "nonnegative": f"interval arithmetic bounds it by {low:g} and {high:g}",
         "contracting": _contracting_reason(analysis, facts.contracting),
-        "state_size": _state_reason(node, decomposition, facts.causal),
+        "state_size": _state_reason(node, decomposition, facts.causal, behind),
     }
+
+
+def _causal_reason(decomposition: Decomposition, causal: bool) -> str:
+    if causal:
+        return "every piece lies on i - j >= 0"
+    first = None if decomposition.lo is None else constant(decomposition.lo)
+    if first is not None and first >= 0:
+        return "it lies on i - j >= 0, but a product of masks within it reads positions after i"
+    return "some piece has i - j < 0"
 
 
 def _contracting_reason(analysis: Analysis, contracting: bool | None) -> str:
@@ -227,11 +242,13 @@ def _gate_reason(kind: str) -> str:
     return f"it carries {kind.replace('_', ' and ')}"
 
 
-def _state_reason(node: Contraction, decomposition: Decomposition, causal: bool) -> str:
+def _state_reason(node: Contraction, decomposition: Decomposition, causal: bool, behind: bool) -> str:
     if not causal:
         return "later positions matter: no state"
     if not linear(node):
         return "the weight is not linear in the score: the keys and values themselves are kept"
+    if behind:
+        return "a product of masks within a band reads positions before it: they are kept"
     if any(near.hi is None for near in decomposition.near):
         return "a part of unbounded reach has no finite rank: the keys and values themselves are kept"
     return "a matrix for each stream, the last columns for delays and bands"

@@ -43,7 +43,7 @@ def _spanned(graph: Graph, streams: list[Stream], keys: list[tuple[Any, ...]]) -
     """The number of functions that the streams' rows (or columns) are made of."""
     groups: dict[Any, list[Stream]] = {}
     for stream, (factors, *rest) in zip(streams, keys, strict=True):
-        varying = frozenset(factor for factor in factors if factor.positions)
+        varying = tuple(sorted((factor for factor in factors if factor.positions), key=id))
         groups.setdefault((varying, *rest), []).append(stream)
     total: Any = 0
     for members in groups.values():

@@ -14,6 +14,7 @@ class Roles:
 
     gates: those that feed a mask, whatever lies between.
     phases: those that feed the angle of a `rope` or the argument of `sin` or `cos`.
+    turns: those with a `mode` axis that feed the angle of a `rope`: one entry a pair of the key.
     operands: those that feed q, k, v (a, b, u; x) of a contraction.
     cast: what autocast casts: operands that are neither gates nor phases and have every axis of the operand they
         feed, so that a factor such as the `beta` of `beta * k` keeps its precision, as gates do.
@@ -21,6 +22,7 @@ class Roles:
 
     gates: frozenset[str]
     phases: frozenset[str]
+    turns: frozenset[str]
     operands: frozenset[str]
     cast: frozenset[str]
 
@@ -46,12 +48,14 @@ def roles(op: Op) -> Roles:
     """The roles of an op's parameters."""
     masks: list[Expr] = []
     angles: list[Expr] = []
+    ropes: list[Expr] = []
     tensors: list[Expr] = []
     for node in postorder((op.result,)):
         if isinstance(node, Attend | MaskTimes | Solve):
             masks.append(node.mask)
             tensors.extend(operands(node))
         angles.extend(_angles(node))
+        ropes.extend([node.angle] if isinstance(node, Rope) and "mode" in node.angle.axes else [])
     gates, phases = parameters(masks), parameters(angles)
     whole = frozenset(
         leaf.name
@@ -59,7 +63,8 @@ def roles(op: Op) -> Roles:
         for leaf in _own_leaves(tensor)
         if leaf.kind is Kind.REAL and "time" in leaf.axes and set(leaf.axes) >= set(tensor.axes)
     )
-    return Roles(gates, phases, parameters(tensors), whole - gates - phases)
+    counted = {decl.name for decl in op.params if "mode" in decl.dims}
+    return Roles(gates, phases, parameters(ropes) & counted, parameters(tensors), whole - gates - phases)
 
 
 def _angles(node: Expr) -> tuple[Expr, ...]:

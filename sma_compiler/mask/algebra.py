@@ -6,13 +6,14 @@ ring is made with one generator an atom, and coefficients are exact rationals (o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, postorder
+from sma_compiler.ir.nodes import Apply, Const, Expr, Kind
 
 MAX_TERMS = 256
 """A sum or product with more terms than this is left alone, as one atom."""
@@ -60,6 +61,25 @@ def _is_arithmetic(node: Expr, positions: int) -> bool:
     return node.fn in ("add", "sub", "mul", "neg")
 
 
+def _walk(expr: Expr, positions: int) -> tuple[list[Expr], set[Expr]]:
+    """The nodes down to the atoms, operands before users, and those among them that the ring expands."""
+    nodes: list[Expr] = []
+    inner: set[Expr] = set()
+    seen: set[Expr] = set()
+    stack = [(expr, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            nodes.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            if isinstance(node, Apply) and _is_arithmetic(node, positions):
+                inner.add(node)
+                stack.extend((arg, False) for arg in reversed(node.args))
+    return nodes, inner
+
+
 class Polynomial:
     """An expression as a sum of monomials.
 
@@ -67,18 +87,9 @@ class Polynomial:
     """
 
     def __init__(self, expr: Expr, pairs_only: bool = False) -> None:
-        nodes = list(postorder((expr,)))
         least = 2 if pairs_only else 0
-        inner: set[Expr] = {node for node in (expr,) if _is_arithmetic(node, least)}
-        for node in reversed(nodes):
-            if node in inner and isinstance(node, Apply):
-                inner.update(arg for arg in node.args if _is_arithmetic(arg, least))
-        self._inner = inner
-        self.atoms: list[Expr] = []
-        for node in nodes:
-            for arg in node.args if node in inner and isinstance(node, Apply) else ():
-                self._note(arg)
-        self._note(expr)
+        nodes, inner = _walk(expr, least)
+        self.atoms = [node for node in nodes if node not in inner and not _rational(node)]
         self._ring = _ring(len(self.atoms))
         self._index = {atom: n for n, atom in enumerate(self.atoms)}
         values: dict[Expr, Any] = {}
@@ -86,15 +97,11 @@ class Polynomial:
             values[node] = self._value(node, values) if node in inner else self._leaf(node)
         self._poly = values[expr]
 
-    def _note(self, node: Expr) -> None:
-        if node not in self._inner and not _rational(node) and node not in self.atoms:
-            self.atoms.append(node)
-
     def _leaf(self, node: Expr) -> Any:  # noqa: ANN401 - sympy ships no types
         if _rational(node):
             assert isinstance(node, Const)
             return self._ring(int(node.value))
-        return self._ring.gens[self._index[node]] if node in self._index else None
+        return self._ring.gens[self._index[node]]
 
     def _value(self, node: Expr, values: dict[Expr, Any]) -> Any:  # noqa: ANN401 - sympy ships no types
         assert isinstance(node, Apply)
@@ -112,9 +119,10 @@ class Polynomial:
         exponent = node.args[1]
         assert isinstance(exponent, Const)
         if node.fn == "pow":
-            if len(args[0]) ** int(exponent.value) > MAX_TERMS:
+            power = int(exponent.value)
+            if math.comb(max(len(args[0]) + power - 1, 0), power) > MAX_TERMS:
                 raise TooLarge
-            return args[0] ** int(exponent.value)
+            return args[0] ** power
         return args[0] * self._ring.domain(1, int(exponent.value))
 
     def monomials(self) -> Iterator[Monomial]:

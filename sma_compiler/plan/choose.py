@@ -10,7 +10,7 @@ from sma_compiler.facts.sizes import Count
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskTimes, Op, Size, Solve, postorder
 from sma_compiler.mask.algebra import constant
-from sma_compiler.mask.elementary import is_elementary
+from sma_compiler.mask.elementary import elementary
 from sma_compiler.plan.errors import MaskMayBeNegative, SolveNotStrict
 
 PLANS = ("quadratic", "recurrent", "chunked", "toeplitz", "hierarchical", "global")
@@ -72,7 +72,7 @@ def plan(op: Op) -> Plans:
     """
     graph = Graph.of(op.result)
     every = [node for node in postorder((op.result,)) if isinstance(node, Contraction)]
-    counted = [node for node in every if not is_elementary(graph, node)] or every
+    counted = [node for node in every if elementary(graph, node) is None] or every
     numbers: dict[str, int] = {}
     sites: list[Site] = []
     for node in counted:
@@ -81,8 +81,8 @@ def plan(op: Op) -> Plans:
         numbers[name] = numbers.get(name, 0) + 1
     for found in sites:
         _check(found)
-    elementary = [site(graph, node, n) for n, node in enumerate(every) if node not in counted]
-    causal = all(found.facts.causal for found in (*sites, *elementary))
+    others = [site(graph, node, n) for n, node in enumerate(every) if node not in counted]
+    causal = all(found.facts.causal for found in (*sites, *others))
     one_way = len({_direction(found) for found in sites}) == 1
     choices = tuple(_choice(found, one_way) for found in sites)
     legal = [name for name in PLANS if any(name in choice.legal for choice in choices)]
@@ -153,6 +153,8 @@ def _unbounded(found: Site) -> str:
             return part.why_near
         if any(isinstance(leaf, Size) for bound in bounds_of if bound is not None for leaf in postorder((bound,))):
             return "it reaches as far back as a table is long: its rank grows with the table"
+    if found.behind:
+        return "a product of masks within a band reads positions before it"
     if isinstance(node, Attend) and node.normalize == "softmax":
         return _stabilised(found)
     return ""

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sma_compiler.call_errors import (
     BadSequenceBounds,
+    EmptyAxis,
     HeadSize,
     MissingArgument,
     MixedDevices,
@@ -26,6 +27,7 @@ from sma_compiler.call_errors import (
     RepeatedArgument,
     SizeConflict,
     TooManyArguments,
+    TooManyTurns,
     UnknownArgument,
     WrongDimensions,
     WrongElements,
@@ -169,6 +171,8 @@ def infer_sizes(op: Op, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     for decl in op.params:
         if not decl.number:
             for axis, size in zip(decl.dims, tensors[decl.name].shape, strict=True):
+                if size == 0 and axis not in ("batch", "time"):
+                    raise EmptyAxis(op.name, decl, axis)
                 found.setdefault(axis, []).append((decl, size))
     if "time" not in found:
         raise NoLength(op.name)
@@ -191,7 +195,7 @@ def _head_size(op: Op, owners: list[tuple[ParamDecl, int]]) -> int:
         if size > heads:
             largest, heads = decl, size
     for decl, size in owners:
-        if size != heads and (size == 0 or heads % size != 0):
+        if heads % size != 0:
             raise HeadSize(op.name, decl, size, largest.name, heads)
     return heads
 
@@ -207,6 +211,14 @@ def readable(tensor: Tensor) -> bool:
         return False
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return not (wrapped or isinstance(tensor, FakeTensor) or tensor.is_meta)
+
+
+def check_turns(op: Op, roles: Roles, arguments: Arguments) -> None:
+    """No more angles of a `rope` than the key has pairs."""
+    key = arguments.sizes.get("key", 1)
+    for decl in op.params:
+        if decl.name in roles.turns and 2 * arguments.sizes["mode"] > key:
+            raise TooManyTurns(op.name, decl, arguments.sizes["mode"], key)
 
 
 def check_values(op: Op, roles: Roles, arguments: Arguments) -> None:

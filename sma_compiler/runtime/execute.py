@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sma_compiler.call_errors import NoLogSumExp, UnavailableBackend, UnknownBackend, UnknownPrecision
-from sma_compiler.runtime.args import Arguments, bind, check_pack, check_values
+from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, check_values
 from sma_compiler.runtime.pack import Bucket, Pack, make_pack
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state import State
@@ -60,6 +60,7 @@ def execute(
     op = program.op
     check_options(program, call)
     arguments = bind(op, positional, named, step=call.step)
+    check_turns(op, program.roles, arguments)
     check_values(op, program.roles, arguments)
     bounds = packs[0] if packs else None
     if bounds is not None:

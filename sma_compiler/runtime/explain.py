@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sma_compiler.call_errors import dims_text
+from sma_compiler.ir.nodes import Kind
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state_layout import in_cache, layout
@@ -24,14 +26,25 @@ class Explanation:
     sizes: Mapping[str, int]
 
     def __str__(self) -> str:
-        parts = [self.equation(), self.facts(), self.plans(), self.state()]
+        parts = [self.equation(), self.arguments(), self.facts(), self.plans(), self.state()]
         if self.sizes:
             parts.append(self.choice())
         return "\n\n".join(parts)
 
     def equation(self) -> str:
         """The spec of the op, as written."""
-        return self.program.op.text.rstrip()
+        op = self.program.op
+        comment = [f"# {line}".rstrip() for line in op.doc.splitlines()]
+        return "\n".join([*comment, op.text.rstrip()])
+
+    def arguments(self) -> str:
+        """The parameters with their dimensions, as a call takes them."""
+        kinds = {Kind.BOOL: "bool", Kind.INT: "int", Kind.REAL: "real"}
+        lines = ["Arguments"]
+        for decl in self.program.op.params:
+            what = "a Python number" if decl.number else dims_text(decl.dims)
+            lines.append(f"  {decl.name:<12} {kinds[decl.kind]:<5} {what}")
+        return "\n".join(lines)
 
     def facts(self) -> str:
         """Every mask with its facts and their reasons."""

@@ -15,7 +15,7 @@ from sma_compiler.emit.source import Emitted, emit
 from sma_compiler.facts.facts import Facts
 from sma_compiler.ir.nodes import Op, ParamDecl
 from sma_compiler.plan.choose import Plan
-from sma_compiler.runtime.args import bind, check_pack, check_values
+from sma_compiler.runtime.args import bind, check_pack, check_turns, check_values
 from sma_compiler.runtime.execute import Call, check_options
 from sma_compiler.runtime.explain import Explanation
 from sma_compiler.runtime.graph_call import in_graph
@@ -225,6 +225,7 @@ class CompiledOp:
         """
         check_options(self.program, Call(want_lse=return_lse))
         arguments = bind(self.ir, tensors, named)
+        check_turns(self.ir, self.program.roles, arguments)
         check_values(self.ir, self.program.roles, arguments)
         if cu_seqlens is not None:
             check_pack(self.ir, arguments, cu_seqlens)

@@ -75,7 +75,8 @@ class Program:
                 self._picked.clear()
             counts = {name: size for name, size in known.items() if isinstance(size, int)}
             choices = self.plans.choices
-            self._picked[key] = {choice.site.node: pick(choice, counts, plan) for choice in choices}
+            wanted = "recurrent" if plan == "auto" and known["time"] == 1 else plan  # a step of a recurrence is one
+            self._picked[key] = {choice.site.node: pick(choice, counts, wanted) for choice in choices}
         return self._picked[key]
 
     def check_plan(self, plan: str) -> None:

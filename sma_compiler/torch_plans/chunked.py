@@ -19,6 +19,7 @@ from sma_compiler.torch_plans.intra import blocks, first_distance, moves, scores
 from sma_compiler.torch_plans.lanes import Lane
 from sma_compiler.torch_plans.layout import (
     add,
+    add_product,
     apply,
     contract,
     cut,
@@ -26,22 +27,23 @@ from sma_compiler.torch_plans.layout import (
     merge,
     multiply,
     number,
-    pad,
+    padded,
     pick,
+    product,
     rename,
     reorder,
     some,
     split,
 )
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.scan import carry
+from sma_compiler.torch_plans.scan import carry, moved
 from sma_compiler.torch_plans.walk import Walk, own_terms
 
-CHUNK = 64
+CHUNK = 32
+"""Positions in a chunk; twice as many where the state is so wide that fewer states are better than fewer scores."""
 _WALK = 16
 _NARROW = 128
-_GROUP = 64
-_VECTOR_GROUP = 16
+_WIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -79,32 +81,34 @@ def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: boo
     initial: the state before the first position; None: empty. The turns of both states are about the boundary.
     """
     tabled = table_axes(lane)
-    walks = _walks(lane, tabled)
-    tiles = _cut_up(lane, frame, _chunk_size(frame.length, walks, tabled is not None), dense=not walks)
-    if walks:
-        inside, added = _walked(tiles, frame)
-    else:
-        inside = add(*_inside(tiles, tabled, frame))
-        added = written(tiles, tiles.size - 1, frame)
+    width = _state_width(lane)
+    walks = width <= _NARROW and (tabled is None or any(moves(gate.log) for gate in lane.gates))
+    size = _WALK if walks else CHUNK if width <= _WIDE else 2 * CHUNK
+    tiles = _cut_up(lane, frame, _at_most(size, frame.length, tabled is None), dense=not walks)
     totals = [path.total(tiles.size - 1) for path in tiles.paths()]
-    vector = any(set(total.axes) & set(lane.inner) for total in totals)
-    total = add(*totals) if totals else None
-    group = _VECTOR_GROUP if vector else _GROUP
-    before = carry(added, total, lane.basis, tiles.size, initial, group)
-    found = add(inside, read(tiles, before, frame))
+    inside, added = _walked(tiles, frame) if walks else (None, written(tiles, tiles.size - 1, frame))
+    before = carry(added, add(*totals) if totals else None, lane.basis, tiles.size, initial)
+    inside = _inside(tiles, tabled, frame) if inside is None else inside
+    found = add_product(inside, *_read(tiles, before, frame))
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
     return result, _final(tiles, before, frame) if want_state else None
 
 
 def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """What the rows of each chunk see of the state before it."""
+    weight, found = _read(tiles, before, frame)
+    return multiply(*some(weight), found)
+
+
+def _read(tiles: Tiles, before: Named, frame: Frame) -> tuple[Named | None, Named]:
+    """The same as two factors, the first without contracted axes."""
     lane = tiles.lane
     distance = Named(places(tiles.like).data + 1, ("pos",))
     weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *some(lane.basis.rows(distance))]
-    rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes}, before)
+    rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes})
     row = multiply(*rows) if rows else number(1, frame.compute, frame.device)
     found = contract(_rounded(row, frame), _rounded(before, frame), *lane.inner, *lane.basis.axes)
-    return multiply(found, *outside) if outside else found
+    return product(*outside), found
 
 
 def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
@@ -114,7 +118,7 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
     weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *some(lane.basis.columns(distance))]
     terms = []
     for column in lane.columns:
-        keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes}, column.value)
+        keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes})
         value = _rounded(multiply(column.value, *outside), frame)
         key = _rounded(multiply(*keys), frame) if keys else number(1, frame.compute, frame.device)
         terms.append(contract(key, value, "pos"))
@@ -138,16 +142,13 @@ def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -
     if state is None:
         return added
     steps = _places(last, frame)
-    move = tile.lane.basis.move(Named(steps.data + 1, steps.axes))
-    if move is not None:
-        names = {axis: f"{axis}_from" for axis in tile.lane.basis.axes}
-        state = contract(move, rename(state, names), *names.values())
+    state = moved(state, tile.lane.basis, steps.data + 1, steps.axes)
     kept = [exp2(path.total(last)).to(frame.compute) for path in tile.paths()]
     return add(multiply(state, *kept), added)
 
 
-def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> list[Named]:
-    """What rows see of their own chunk, as terms of a sum."""
+def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> Named:
+    """What rows see of their own chunk."""
     lane, terms = tiles.lane, []
     for column in lane.columns:
         if tabled is not None:
@@ -158,8 +159,7 @@ def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> list[N
         value = rename(_rounded(column.value, frame), {"pos": "col"})
         terms.append(rename(contract(_rounded(matrix, frame), value, "col"), {"row": "pos"}))
     skipped = tabled is not None and any(first_distance(lane, column) > column.first for column in lane.columns)
-    own = own_terms(lane) if skipped else None
-    return terms if own is None else [*terms, own]
+    return add(*terms, *some(own_terms(lane) if skipped else None))
 
 
 def _walked(tiles: Tiles, frame: Frame) -> tuple[Named, Named]:
@@ -178,21 +178,19 @@ def turned(state: Named, basis: Basis, position: Named) -> Named:
     return state if mirror is None else contract(mirror, rename(state, {"turn": "turn_from"}), "turn_from")
 
 
-def _walks(lane: Lane, tabled: frozenset[str] | None) -> bool:
-    """Whether going position by position costs less than matrices over pairs of positions."""
+def _state_width(lane: Lane) -> int:
+    """How many entries of the state share their batch-like entries."""
     own = {axis for x in (*lane.rows, *(gate.log for gate in lane.gates)) for axis in x.axes}
     own |= {axis for column in lane.columns for key in column.keys for axis in key.axes}
     inside = {axis for column in lane.columns for axis in column.value.axes} - own - {"batch", "time"}
-    size = math.prod(lane.size(axis) for axis in (*lane.inner, *inside))
-    flows = any(moves(gate.log) for gate in lane.gates)
-    return size <= _NARROW and (flows or tabled is None)
+    return math.prod(lane.size(axis) for axis in (*lane.inner, *inside))
 
 
-def _chunk_size(length: int, walks: bool, tabled: bool) -> int:
-    most = _WALK if walks else CHUNK
-    if not isinstance(length, int) or length >= most:
-        return most
-    return length if walks or tabled else 1 << (length - 1).bit_length()
+def _at_most(size: int, length: int, power: bool) -> int:
+    """The size of a chunk, less where the frame is shorter; a power of two if asked for."""
+    if not isinstance(length, int) or length >= size:
+        return size
+    return 1 << (length - 1).bit_length() if power else length
 
 
 def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
@@ -202,9 +200,7 @@ def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
     def tile(x: Named) -> Named:
         if "time" not in x.axes:
             return x
-        if not isinstance(count, int) or count * size != frame.length:
-            x = pad(x, "time", 0, count * size - frame.length)
-        return split(x, "time", "chunk", "pos", size)
+        return split(padded(x, "time", count * size - frame.length), "time", "chunk", "pos", size)
 
     tiled = lane.each(lambda x: reorder(tile(x)) if dense else tile(x))
     return _tiled(tiled, size, count, frame.compute, frame)
@@ -226,29 +222,16 @@ def _tiled(lane: Lane, size: int, count: int, dtype: torch.dtype, frame: Frame) 
     return Tiles(lane, size, count, still, flow, like)
 
 
-def _sides(
-    factors: Sequence[Named], weights: Sequence[Named], inner: set[str], other: Named
-) -> tuple[list[Named], list[Named]]:
-    """Weights among the factors of one operand of a matrix product, and those that go to its other side.
+def _sides(factors: Sequence[Named], weights: Sequence[Named], inner: set[str]) -> tuple[list[Named], list[Named]]:
+    """The factors of one operand of a matrix product, weights of contracted axes among them, and other weights.
 
-    Weights of contracted axes must be factors; static ones are where that keeps the operand static; others go where
-    there is less to multiply, as far as the factors have their axes.
+    A static operand takes static weights, too: it then has neither batch nor chunks.
     """
     chosen = [*factors, *(x for x in weights if inner & set(x.axes))]
-    static = not any("chunk" in x.axes for x in chosen)
-    axes = {axis for x in chosen for axis in x.axes}
-    sizes = {axis: x.size(axis) for x in (*chosen, other) for axis in x.axes}
-    here = math.prod(sizes[axis] for axis in axes if axis in inner)
-    there = math.prod(sizes[axis] for axis in other.axes if axis not in axes)
-    outside = []
-    for weight in weights:
-        if inner & set(weight.axes):
-            continue
-        if (static and "chunk" not in weight.axes) or (set(weight.axes) <= axes and here <= there):
-            chosen.append(weight)
-        else:
-            outside.append(weight)
-    return chosen, outside
+    others = [x for x in weights if not inner & set(x.axes)]
+    if any("chunk" in x.axes for x in chosen):
+        return chosen, others
+    return [*chosen, *(x for x in others if "chunk" not in x.axes)], [x for x in others if "chunk" in x.axes]
 
 
 def _places(last: int | Tensor, frame: Frame) -> Named:

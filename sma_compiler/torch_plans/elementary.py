@@ -7,7 +7,6 @@ fp64). Axes are in the order of `AXES`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,104 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, MaskTimes, Position
+from sma_compiler.ir.nodes import Expr, Kind, MaskTimes
+from sma_compiler.mask.elementary import Shift, Sum
 from sma_compiler.torch_plans.evaluate import Evaluator
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.named_ops import arranged, dropped, select
 
 State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Shift:
-    """x[i - by]."""
-
-    by: int
-    kind = "shift"
-
-
-@dataclass(frozen=True)
-class Sum:
-    """The sum of x[j] over j <= i - by (by 0 or 1), or over j >= i - by (0 or -1) where `backward`."""
-
-    by: int
-    backward: bool
-    kind = "cumsum"
-
-
-@dataclass(frozen=True)
-class _Bounds:
-    """lo <= i - j <= hi."""
-
-    lo: float = -math.inf
-    hi: float = math.inf
-
-
-def elementary(node: Expr) -> Shift | Sum | None:
-    """What an `L @ x` is, if it is elementary: a mask of comparisons of i, j and constants."""
-    bounds = _bounds(node.mask) if isinstance(node, MaskTimes) else None
-    match bounds:
-        case _Bounds(lo=lo, hi=hi) if lo == hi:
-            return Shift(int(lo))
-        case _Bounds(lo=0 | 1 as lo, hi=math.inf):
-            return Sum(int(lo), False)
-        case _Bounds(lo=lo, hi=0 | -1 as hi) if lo == -math.inf:
-            return Sum(int(hi), True)
-    return None
-
-
-def _bounds(mask: Expr) -> _Bounds | None:
-    """The band that a mask is; None where it is anything else."""
-    found = _Bounds()
-    stack = [mask]
-    while stack:
-        node = stack.pop()
-        match node:
-            case Apply(fn="and" | "mul", args=args) if node.kind is Kind.BOOL:
-                stack.extend(args)
-                continue
-            case Apply(fn="eq" | "le" | "lt" | "ge" | "gt" as fn, args=(left, right)):
-                affine = _affine(left, right)
-            case _:
-                return None
-        if affine is None or affine[0] not in (1, -1) or affine[0] != -affine[1]:
-            return None
-        sign, _, constant = affine  # sign * (i - j) + constant, compared with 0
-        found = _meet(found, fn if sign == 1 else _FLIPPED[fn], -sign * constant)
-    return found
-
-
-_FLIPPED = {"eq": "eq", "le": "ge", "lt": "gt", "ge": "le", "gt": "lt"}
-
-
-def _meet(bounds: _Bounds, fn: str, value: int) -> _Bounds:
-    """The bounds, and a comparison of i - j with a value."""
-    lo = {"eq": value, "ge": value, "gt": value + 1}.get(fn, -math.inf)
-    hi = {"eq": value, "le": value, "lt": value - 1}.get(fn, math.inf)
-    return _Bounds(max(bounds.lo, lo), min(bounds.hi, hi))
-
-
-def _affine(left: Expr, right: Expr) -> tuple[int, int, int] | None:
-    """left - right as coefficients of i, of j, and a constant; None where it is no such thing."""
-    total = [0, 0, 0]
-    stack = [(left, 1), (right, -1)]
-    while stack:
-        node, sign = stack.pop()
-        match node:
-            case Position(name=name) if name in "ij":
-                total["ij".index(name)] += sign
-            case Const(value=value) if node.kind is Kind.INT:
-                total[2] += sign * int(value)
-            case Apply(fn="add", args=(a, b)):
-                stack += [(a, sign), (b, sign)]
-            case Apply(fn="sub", args=(a, b)):
-                stack += [(a, sign), (b, -sign)]
-            case Apply(fn="neg", args=(a,)):
-                stack.append((a, -sign))
-            case _:
-                return None
-    return total[0], total[1], total[2]
 
 
 @dataclass(frozen=True)

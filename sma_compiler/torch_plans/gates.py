@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sma_compiler.torch_plans.layout import add, apply, exp2, pick, shifted
+from sma_compiler.torch_plans.layout import add, add_into, apply, exp2, pick, shifted
 from sma_compiler.torch_plans.named import Named
 
 CUT = -(2.0**100)
@@ -43,10 +43,8 @@ class Sums:
 
     def since(self, earlier: Sums) -> Named:
         """The sum between an earlier place and this one."""
-        return add(
-            apply(torch.sub, self.finite, earlier.finite),
-            apply(torch.sub, self.cuts, earlier.cuts),
-        )
+        finite, cuts = (Named(-x.data, x.axes) for x in (earlier.finite, earlier.cuts))
+        return add_into(add(self.finite, finite), add(self.cuts, cuts))
 
     def whole(self) -> Named:
         """The sum from the chunk's start."""
@@ -95,7 +93,8 @@ class Path:
         """
         rows = self.rows.each(lambda x: x.rename("pos", "row"))
         columns = self.columns.each(lambda x: x.rename("pos", "col"))
-        return exp2(add(rows.since(columns), triangle(self.ends.finite, first)))
+        exponent = add_into(rows.since(columns), triangle(self.ends.finite, first))
+        return Named(exponent.data.exp2_(), exponent.axes)
 
 
 def places(like: Named) -> Named:

@@ -11,8 +11,8 @@ over chunks then find their operands contiguous. Axes of the engines' own:
 
 from __future__ import annotations
 
-import string
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +71,20 @@ def add(*terms: Named) -> Named:
     return total
 
 
+def add_into(total: Named, x: Named) -> Named:
+    """The sum, in the memory of a tensor that nothing else uses, as far as it is large enough."""
+    if set(x.axes) <= set(total.axes):
+        term = x.view(total.axes)
+        if all(ours in (1, theirs) for ours, theirs in zip(term.shape, total.data.shape, strict=True)):
+            return Named(total.data.add_(term), total.axes)
+    return add(total, x)
+
+
+def add_product(x: Named, weight: Named | None, y: Named) -> Named:
+    """x + weight * y."""
+    return add(x, y) if weight is None else apply(torch.addcmul, x, weight, y)
+
+
 def choose(condition: Named, yes: Named, no: float) -> Named:
     """`yes` where the condition holds, else a number."""
     return apply(lambda c, x: torch.where(c, x, no), condition, yes)
@@ -82,13 +96,39 @@ def exp2(x: Named) -> Named:
 
 
 def contract(left: Named, right: Named, *over: str) -> Named:
-    """Sum over some axes of the product: batched matrix products wherever both operands have the axes."""
-    axes = order((*left.axes, *right.axes))
-    letter = dict(zip(axes, string.ascii_letters, strict=False))
-    terms = ["".join(letter[axis] for axis in x.axes) for x in (left, right)]
-    out = tuple(axis for axis in axes if axis not in over)
-    result = "".join(letter[axis] for axis in out)
-    return Named(torch.einsum(f"{terms[0]},{terms[1]}->{result}", left.data, right.data), out)
+    """Sum over some axes of the product of two tensors, by one batched matrix product.
+
+    Axes that both have, and that are not summed, are its batch. The result is dense in the order batch, left, right.
+    """
+    every = order(without((*left.axes, *right.axes), *over))
+    left, right = _squeezed(left), _squeezed(right)
+    left, right = _summed_alone(left, over, right), _summed_alone(right, over, left)
+    shared = order(axis for axis in left.axes if axis in right.axes and axis not in over)
+    inside = [axis for axis in left.axes if axis in over]
+    rows = order(without(left.axes, *shared, *over))
+    columns = order(without(right.axes, *shared, *over))
+    axes = (*without(every, *shared, *rows, *columns), *shared, *rows, *columns)
+    shape = [max(left.size(axis), right.size(axis)) for axis in axes]
+    a = _matrices(left, shared, rows, inside)
+    b = _matrices(right, shared, inside, columns)
+    return Named(torch.bmm(a, b).reshape(shape), axes)
+
+
+def _squeezed(x: Named) -> Named:
+    """x without its axes of size 1."""
+    once = [axis for axis in x.axes if x.size(axis) == 1]
+    return Named(x.data.squeeze([x.axes.index(axis) for axis in once]), without(x.axes, *once)) if once else x
+
+
+def _summed_alone(x: Named, over: Collection[str], other: Named) -> Named:
+    """x summed over the axes that the other operand lacks."""
+    return summed(x, [axis for axis in over if axis in x.axes and axis not in other.axes])
+
+
+def _matrices(x: Named, shared: Sequence[str], rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+    """[batch, row, column] of some axes each."""
+    sizes = [math.prod(x.size(axis) for axis in axes) for axes in (shared, rows, columns)]
+    return x.view((*shared, *rows, *columns)).reshape(sizes)
 
 
 def reorder(x: Named) -> Named:
@@ -115,6 +155,11 @@ def pad(x: Named, axis: str, before: int, after: int, value: float = 0) -> Named
     """More entries at both ends of an axis that x has."""
     behind = len(x.axes) - 1 - x.axes.index(axis)
     return Named(functional.pad(x.data, (0, 0) * behind + (before, after), value=value), x.axes)
+
+
+def padded(x: Named, axis: str, after: int) -> Named:
+    """x with zeros behind an axis that it has; x itself where there are none to add."""
+    return x if isinstance(after, int) and after == 0 else pad(x, axis, 0, after)
 
 
 def shifted(x: Named, axis: str, value: float = 0) -> Named:

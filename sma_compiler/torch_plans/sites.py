@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 from sma_compiler.facts.facts import linear
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Const, Contraction, Expr, Kind, MaskTimes, Op, Solve, postorder
+from sma_compiler.mask.elementary import elementary
 from sma_compiler.mask.nodes import Near, Stream
 from sma_compiler.mask.streams import decompose
 from sma_compiler.plan.choose import Choice, Plans
 from sma_compiler.torch_plans.cache import Cache, held_by
 from sma_compiler.torch_plans.dense import Band
-from sma_compiler.torch_plans.elementary import Elementary, elementary
+from sma_compiler.torch_plans.elementary import Elementary
 from sma_compiler.torch_plans.evaluate import Evaluator
 from sma_compiler.torch_plans.traits import Traits, wide_nodes
 
@@ -25,6 +26,7 @@ class Site:
 
     name: what its states are called after. streams: what states of fixed size carry. near: the rest of the mask.
     lo, hi: the band that the whole of it lives in. held: what is remembered for the near parts, by name; None: nothing.
+    behind: whether near parts read positions before their bands.
     """
 
     node: Contraction
@@ -35,6 +37,7 @@ class Site:
     hi: Expr | None
     held: Mapping[str, Expr] | None
     wide: frozenset[Expr]
+    behind: bool
 
     def band(self, evaluator: Evaluator) -> Band:
         """The band of the whole mask in a call."""
@@ -46,7 +49,8 @@ class Site:
             return None
         lasts = [band_of(None, part.hi, evaluator).hi for part in self.near]
         known = [last for last in lasts if last is not None]
-        return Cache(self.held, max(0, *known) if len(known) == len(lasts) else None, self.wide)
+        bounded = len(known) == len(lasts) and not self.behind
+        return Cache(self.held, max(0, *known) if bounded else None, self.wide)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def _sites(op: Op, plans: Plans) -> list[Site | Elementary]:
     found: list[Site | Elementary] = []
     numbers = {"shift": 0, "cumsum": 0, "near": 0}
     for node in postorder((op.result,)):
-        what = elementary(node)
+        what = elementary(plans.graph, node)
         if what is not None and isinstance(node, MaskTimes):
             found.append(Elementary(node, f"{what.kind}{numbers[what.kind]}", what, node in wide))
             numbers[what.kind] += 1
@@ -96,14 +100,17 @@ def _site(node: Contraction, name: str, choice: Choice | None, plans: Plans, wid
     streams, near = whole.streams, whole.near
     if choice is None or not streams or not _carried(node, near, choice):
         streams, near = (), (Near(node.mask, whole.lo, whole.hi),)
-    remembers = plans.causal and any(_reaches_back(part) for part in near)
+    behind = choice is not None and choice.site.behind
+    remembers = plans.causal and (behind or any(_reaches_back(part) for part in near))
     held = held_by(node, [part.mask for part in near]) if remembers else None
-    return Site(node, name, streams, near, whole.lo, whole.hi, held, wide)
+    return Site(node, name, streams, near, whole.lo, whole.hi, held, wide, behind)
 
 
 def _carried(node: Contraction, near: tuple[Near, ...], choice: Choice) -> bool:
     """Whether states of fixed size carry the streams: else everything is kept, and the streams are of no use."""
     if not linear(node) or node.kind is not Kind.REAL or any(part.hi is None for part in near):
+        return False
+    if choice.site.behind:
         return False
     if isinstance(node, Attend) and node.normalize == "softmax":
         return not {"recurrent", "chunked"}.isdisjoint(choice.legal)

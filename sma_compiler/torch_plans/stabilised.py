@@ -53,12 +53,11 @@ from sma_compiler.torch_plans.layout import (
     without,
 )
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.scan import carry
+from sma_compiler.torch_plans.scan import carry, moved
 from sma_compiler.torch_plans.streams import over_time
 from sma_compiler.torch_plans.walk import stacked, steps
 
 CHUNK = 16
-_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -341,9 +340,9 @@ def _chunked(weights: Weights, sums: Named, frame: Frame) -> tuple[Named, Named]
     moving = tile(exists, False) if weights.basis.degree else None
     inside, added = _walk(tiles, zero, CHUNK, "pos", moving)
     totals = _through(summed(tiles.keep, ("pos",)), frame)
-    before = carry(added, totals, weights.basis, CHUNK, sums, _GROUP)
+    before = carry(added, totals, weights.basis, CHUNK, sums)
     found = add(inside, _seen(tiles, before, "pos"))
-    behind = _moved(weights.basis, pick(before, "chunk", chunk, 0), Named(ends.data - chunk * CHUNK + 1, ends.axes))
+    behind = moved(pick(before, "chunk", chunk, 0), weights.basis, ends.data - chunk * CHUNK + 1, ends.axes)
     after = add(multiply(exp2(pick(totals, "chunk", chunk, 0)), behind), pick(added, "chunk", chunk, 0))
     return cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length), after
 
@@ -357,8 +356,8 @@ def _advance(weights: Weights, sums: Named, frame: Frame) -> tuple[Named, Named]
     factors += some(weights.basis.columns(apply(lambda e, t: (e - t).clamp(min=0), ends, steps_on)))
     added = contract(multiply(*factors), weights.value, "time")
     kept = exp2(_through(summed(weights.keep, ("time",)), frame))
-    moved = _moved(weights.basis, sums, Named(ends.data + 1, ends.axes))
-    return _seen(weights, sums, "time"), add(multiply(kept, moved), added)
+    later_sums = moved(sums, weights.basis, ends.data + 1, ends.axes)
+    return _seen(weights, sums, "time"), add(multiply(kept, later_sums), added)
 
 
 def _seen(weights: Weights, before: Named, axis: str) -> Named:
@@ -373,12 +372,6 @@ def _seen(weights: Weights, before: Named, axis: str) -> Named:
 def _passed(logs: Named, axis: str) -> Named:
     """The sum of what comes before each entry of an axis."""
     return shifted(Named(logs.data.cumsum(logs.axes.index(axis)), logs.axes), axis)
-
-
-def _moved(basis: Basis, sums: Named, distance: Named) -> Named:
-    """The sums with their columns this much further away."""
-    move = basis.move(distance)
-    return sums if move is None else contract(move, rename(sums, {"power": "power_from"}), "power_from")
 
 
 def _through(logs: Named, frame: Frame) -> Named:

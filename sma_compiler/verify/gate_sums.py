@@ -6,20 +6,20 @@ from collections.abc import Mapping
 
 import torch
 
+from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import (
     Apply,
     Const,
     Contraction,
     Expr,
-    Kind,
     MaskProduct,
-    MaskTimes,
     Op,
     PathSum,
     Reduce,
     Rename,
     postorder,
 )
+from sma_compiler.mask.elementary import elementary
 from sma_compiler.oracle.masks import Pairs
 from sma_compiler.oracle.values import Value, fold, pointwise, union
 from sma_compiler.reference import Argument, Sequence
@@ -29,12 +29,9 @@ from sma_compiler.verify.errors import POSITIONS
 def contractions(op: Op) -> tuple[Contraction, ...]:
     """The contractions of an op whose masks are more than a shift or a sum: those that need a plan."""
     every = [node for node in postorder((op.result,)) if isinstance(node, Contraction)]
-    counted = tuple(node for node in every if not (isinstance(node, MaskTimes) and _elementary(node.mask)))
+    graph = Graph.of(op.result)
+    counted = tuple(node for node in every if elementary(graph, node) is None)
     return counted or tuple(every)
-
-
-def _elementary(mask: Expr) -> bool:
-    return mask.kind is Kind.BOOL and not mask.axes
 
 
 def gate_sum(op: Op, arguments: Mapping[str, Argument]) -> float:

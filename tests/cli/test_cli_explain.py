@@ -36,6 +36,7 @@ def test_every_stage_of_every_library_spec(name: str, stage: str) -> None:
 def test_inspect_tree_has_places() -> None:
     lines = sma.invoke(app, ["inspect", "sliding_window", "--stage", "tree"]).stdout.splitlines()
     assert any(line.startswith("2:") and "Op name='sliding_window'" in line for line in lines)
+    assert any("Chain operators=/" in line for line in lines)
     data = json.loads(sma.invoke(app, ["inspect", "sliding_window", "--stage", "tree", "--json"]).stdout)
     assert data["items"][0]["name"] == "sliding_window"
     assert data["items"][0]["line"] == 2

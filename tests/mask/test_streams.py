@@ -116,6 +116,8 @@ MASKS = {
         True,
         False,
     ),
+    "square of a sum": ("(x[i] + y[j]) ** 2", "x, y: [time, head]", 3, 0, "3", "3", False, False),
+    "high power": ("causal * (i - j + 1) ** 5", "", 6, 0, "6", "0", True, True),
     "mean": ("causal / (i + 1)", "", 1, 0, "1", "0", True, False),
     "apart": ("causal * exp(x[i] - x[j])", "x: [time, head]", 0, 1, "1", "0", True, False),
     "dilated": ("causal * ((i - j) % 3 == 0)", "", 0, 1, "floor(time/2)", "0", True, True),

@@ -13,7 +13,7 @@ from sma_compiler.ir.check import check_file
 from sma_compiler.ir.nodes import Op
 from sma_compiler.ir.roles import roles
 from sma_compiler.runtime import args
-from sma_compiler.runtime.args import bind, check_pack, check_values
+from sma_compiler.runtime.args import bind, check_pack, check_turns, check_values
 from sma_compiler.source import Source
 
 TEXT = """\
@@ -113,7 +113,8 @@ WRONG: dict[str, tuple[Arguments, type[CallError], str]] = {
         errors.HeadSize,
         r"'k' has 3 heads, which does not divide the 4 heads of 'q'",
     ),
-    "no heads": ({"k": torch.ones(2, 5, 0, 3)}, errors.HeadSize, r"'k' has 0 heads"),
+    "no heads": ({"k": torch.ones(2, 5, 0, 3)}, errors.EmptyAxis, r"the head size of 'k' is 0"),
+    "no keys": ({"q": torch.ones(2, 5, 4, 0)}, errors.EmptyAxis, r"the key size of 'q' is 0; only batch and time"),
     "device": ({"g": torch.ones(2, 5, 4, device="meta")}, errors.MixedDevices, r"'g' is on meta, but 'q' is on cpu"),
 }
 
@@ -239,9 +240,18 @@ def test_roles() -> None:
         "    return attend(causal, rope(q + b, turn), beta * k, v)\n"
     )
     found = roles(turned)
+    assert found.turns == {"turn"}
     assert found.phases == {"turn"}
     assert found.operands == {"q", "k", "v", "turn", "beta", "b"}
     assert found.cast == {"q", "k", "v"}
+
+
+def test_refuses_more_turns_than_pairs() -> None:
+    op = op_of("op turned(q, k, v, turn: [head, mode]):\n    return attend(causal, rope(q, turn), rope(k, turn), v)\n")
+    x = torch.ones(1, 3, 2, 5)
+    check_turns(op, roles(op), bind(op, (x, x, x, torch.ones(2, 2)), {}))
+    with pytest.raises(errors.TooManyTurns, match=r"'turn' has 3 angles along mode, but a key of size 5 has 2 pairs"):
+        check_turns(op, roles(op), bind(op, (x, x, x, torch.ones(2, 3)), {}))
 
 
 def test_errors_cross_processes() -> None:

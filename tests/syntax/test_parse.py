@@ -149,11 +149,11 @@ def test_grammar_has_no_conflicts() -> None:
     ids=lambda text: text[:12],
 )
 def test_long_and_deep(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     node = expression(text)
     assert expression(show_expr(node)) == node
     assert hash(node) == hash(expression(text))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_long_and_deep(text: str) -> None:
     ids=lambda text: repr(text[:6]),
 )
 def test_beyond_the_limits(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SpecError) as caught:
         expression(text)
     assert len(str(caught.value)) < 300_000
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_threads_share_the_parser() -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from sma_compiler.ir.check import check_file
+from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Kind, MaskTimes, Op, Param, Solve, postorder
+from sma_compiler.mask.elementary import elementary
 from sma_compiler.plan.choose import Plans
 from sma_compiler.plan.choose import plan as make_plans
 from sma_compiler.source import Source
-from sma_compiler.torch_plans.elementary import Elementary, elementary
+from sma_compiler.torch_plans.elementary import Elementary
 from sma_compiler.torch_plans.evaluate import Evaluator, bind_params
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.run import Result, run_op
@@ -81,7 +83,7 @@ def bind_elementary(op: Op, evaluator: Evaluator, frame: Frame) -> None:
     """Evaluates the op's shifts and cumulative sums."""
     wide = wide_nodes((op.result,))
     for node in postorder((op.result,)):
-        what = elementary(node)
+        what = elementary(Graph.of(op.result), node)
         if what is not None and isinstance(node, MaskTimes):
             evaluator.bind(node, Elementary(node, what.kind, what, node in wide).run(evaluator, frame, None)[0])
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import MaskTimes, postorder
+from sma_compiler.mask.elementary import Shift, Sum, elementary
 from sma_compiler.reference import evaluate
-from sma_compiler.torch_plans.elementary import Shift, Sum, elementary
 from tests.torch_plans.calls import between, make_arguments, make_op, run
 
 MASKS = {
@@ -39,7 +40,8 @@ def times(mask: str, kind: str) -> MaskTimes:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_what_is_elementary(mask: str) -> None:
-    assert elementary(times(mask, "real")) == MASKS[mask]
+    node = times(mask, "real")
+    assert elementary(Graph.of(node), node) == MASKS[mask]
 
 
 ELEMENTARY = [mask for mask, what in MASKS.items() if what is not None]
