@@ -29,7 +29,7 @@ def compile(text_or_path: str | os.PathLike[str], name: str | None = None) -> Co
         SpecError: with every mistake of the spec: file, line, column, and what to write instead; or the spec has
             several ops and no name picks one; or the file cannot be read.
     """
-    return compile_source(_read(text_or_path), name)
+    return compile_source(read_spec(text_or_path), name)
 
 
 @overload
@@ -70,7 +70,8 @@ def cache_dir() -> Path:
     return base / "sma_compiler"
 
 
-def _read(text_or_path: str | os.PathLike[str]) -> Source:
+def read_spec(text_or_path: str | os.PathLike[str]) -> Source:
+    """The spec that is given by its text or the path of its file. NoSuchFile where that cannot be read."""
     if isinstance(text_or_path, str) and not _is_path(text_or_path):
         return Source(text_or_path)
     path = os.fspath(text_or_path)

@@ -180,6 +180,7 @@ class Sequence:
     def result(self, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The op's result and the log-sum-exp of its last softmax, at some rows or at all of them."""
         root = self.op.result
+        rows = rows if rows is None else rows.to(self.device)
         if rows is None:
             value = self.tensors_of(root)[root]
             lses = self._lses

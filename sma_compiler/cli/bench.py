@@ -20,13 +20,12 @@ from sma_compiler.cli.common import (
     Shape,
     console,
     find_dtype,
-    find_source,
+    find_one,
     parse_numbers,
     parse_shape,
     print_json,
     progress,
 )
-from sma_compiler.driver import compile_source
 from sma_compiler.errors import SmaError
 
 app = typer.Typer()
@@ -72,7 +71,7 @@ def bench(
         return
     if file is None:
         raise NothingToMeasure
-    op = compile_source(find_source(file), op_name)
+    op = find_one(file, op_name)
     names = plans or [plan.name for plan in op.plans]
     for name in names:
         op.program.check_plan(name)

@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sma_compiler.driver import compile_all, compile_source
+from sma_compiler.driver import Lowered, compile_all, compile_source, lower
+from sma_compiler.driver_errors import SeveralOps
 from sma_compiler.errors import SmaError
+from sma_compiler.interface import read_spec
 from sma_compiler.ir.nodes import Kind, Op
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.source import Source
@@ -58,6 +60,13 @@ class NoSuchSpec(SmaError):
         super().__init__(f"{name}: no such file, and no such spec in the library\n  {hint}")
 
 
+class ChooseOp(SmaError):
+    """A command that works on one op was given a file with several."""
+
+    def __init__(self, error: SeveralOps) -> None:
+        super().__init__(f"{error.message}\n  pick one: --op NAME")
+
+
 class BadNumber(SmaError):
     """`--set` is not NAME=NUMBER for a number that the op takes."""
 
@@ -73,37 +82,37 @@ class BadShape(SmaError):
         super().__init__(f"--shape {text}: `{part}` is not AXIS=SIZE with a size of at least 1, as in B=1,T=4096,H=8")
 
 
-class NotText(SmaError):
-    """A spec file is not UTF-8."""
-
-    def __init__(self, path: Path, error: UnicodeDecodeError) -> None:
-        super().__init__(f"{path}: byte {error.start} is not UTF-8 text")
-
-
-def read_source(path: Path) -> Source:
-    """The text of a spec file. Raises NotText, OSError."""
-    try:
-        return Source(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise NotText(path, error) from error
-
-
 def find_source(file: str) -> Source:
-    """The spec that FILE names: a file, a spec of the library, or `-` for stdin. Raises NoSuchSpec, OSError."""
+    """The spec that FILE names: a file, a spec of the library, or `-` for stdin. Raises NoSuchSpec, NoSuchFile."""
     if file == "-":
         return Source(sys.stdin.read(), "<stdin>")
     path = Path(file)
     if path.is_file():
-        return read_source(path)
+        return read_spec(path)
     if file in library_names():
         return library_source(file)
     raise NoSuchSpec(file, library_names())
 
 
-def find_compiled(file: str, name: str | None) -> tuple[CompiledOp, ...]:
-    """Every op of FILE, or the one called `name`. Raises SpecError, NoSuchSpec, OSError."""
+def find_all(file: str, name: str | None) -> tuple[CompiledOp, ...]:
+    """Every op of FILE, or the one called `name`. Raises SpecError, NoSuchSpec."""
     source = find_source(file)
     return compile_all(source) if name is None else (compile_source(source, name),)
+
+
+def find_one(file: str, name: str | None) -> CompiledOp:
+    """The only op of FILE, or the one called `name`. Raises SpecError, NoSuchSpec, ChooseOp."""
+    compiled = lower_one(file, name, "compiled").compiled
+    assert compiled is not None
+    return compiled
+
+
+def lower_one(file: str, name: str | None, stop_after: str) -> Lowered:
+    """One op of FILE up to a stage of the driver. Raises as `find_one`."""
+    try:
+        return lower(find_source(file), name, stop_after)
+    except SeveralOps as error:
+        raise ChooseOp(error) from error
 
 
 def parse_shape(text: str | None) -> dict[str, int]:

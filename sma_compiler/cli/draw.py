@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sma_compiler.cli.common import File, Numbers, OpName, Shape, find_source, parse_numbers, parse_shape, progress
+from sma_compiler.cli.common import File, Numbers, OpName, Shape, lower_one, parse_numbers, parse_shape, progress
 from sma_compiler.draw.gather import LENGTH, gather
 from sma_compiler.draw.render import check_target, save
-from sma_compiler.driver import lower
 
 app = typer.Typer()
 
@@ -31,7 +30,7 @@ def draw(
 ) -> None:
     """Draw a spec's masks, their ranks and the tiles of its plans."""
     check_target(out)
-    lowered = lower(find_source(file), op_name, "plans")
+    lowered = lower_one(file, op_name, "plans")
     op, plans = lowered.op, lowered.plans
     assert op is not None
     assert plans is not None

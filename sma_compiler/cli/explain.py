@@ -13,14 +13,14 @@ from sma_compiler.cli.common import (
     Numbers,
     OpName,
     Shape,
-    find_compiled,
-    find_source,
+    find_all,
+    find_one,
+    lower_one,
     parse_numbers,
     parse_shape,
     print_json,
 )
 from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
-from sma_compiler.driver import compile_source, lower
 from sma_compiler.errors import SmaError
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.sizes import named_sizes
@@ -43,8 +43,8 @@ def explain(
     """Say what a spec's masks are, why, and which plans are legal."""
     sizes = parse_shape(shape)
     reports = []
-    for number, op in enumerate(find_compiled(file, op_name)):
-        known = {**sizes, **{name: int(value) for name, value in parse_numbers(op.ir, numbers).items()}}
+    for number, op in enumerate(find_all(file, op_name)):
+        known = {**sizes, **{k: v for k, v in parse_numbers(op.ir, numbers).items() if isinstance(v, int)}}
         reports.append(_data(op, known))
         if not as_json:
             typer.echo(("\n" if number else "") + str(op.explain()))
@@ -89,7 +89,7 @@ def inspect(
 ) -> None:
     """Print one stage of the compiler for a spec."""
     if stage in KERNEL_STAGES:
-        op = compile_source(find_source(file), op_name)
+        op = find_one(file, op_name)
         sizes = named_sizes(op.name, parse_shape(shape))
         found = kernel_stage(op.ir, op.emitted(plan, sizes, dtype, target), stage, sizes, dtype, target)
         if as_json:
@@ -100,7 +100,7 @@ def inspect(
     if stage not in STAGES:
         raise UnknownStage(stage)
     shown = STAGES[stage]
-    lowered = lower(find_source(file), op_name, shown.stop_after)
+    lowered = lower_one(file, op_name, shown.stop_after)
     if as_json:
         print_json(shown.data(lowered))
     else:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sma_compiler.cli.common import File, OpName, Shape, find_source, parse_shape
-from sma_compiler.driver import compile_source
+from sma_compiler.cli.common import File, OpName, Shape, find_one, parse_shape
 
 app = typer.Typer()
 
@@ -24,7 +23,7 @@ def emit(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; stdout when left out.")] = None,
 ) -> None:
     """Write the kernel of a spec as a Triton file."""
-    op = compile_source(find_source(file), op_name)
+    op = find_one(file, op_name)
     text = op.source(plan=plan, shape=parse_shape(shape), dtype=dtype, target=target)
     if out is None:
         typer.echo(text, nl=False)
@@ -35,4 +34,4 @@ def emit(
 @app.command()
 def tune(file: File, op_name: OpName = None, shape: Shape = None) -> None:
     """Measure the plans of a spec on this device and record the best."""
-    compile_source(find_source(file), op_name).tune([parse_shape(shape)])
+    find_one(file, op_name).tune([parse_shape(shape)])

@@ -48,6 +48,8 @@ class LazyGroup(TyperGroup):
             return super().invoke(ctx)
         except SmaError as error:
             typer.echo(f"{error}", err=True)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             typer.echo(f"{error.filename or 'sma'}: {error.strerror or error}", err=True)
         raise typer.Exit(2)

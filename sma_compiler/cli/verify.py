@@ -16,7 +16,7 @@ from sma_compiler.cli.common import (
     OpName,
     Shape,
     console,
-    find_compiled,
+    find_all,
     find_dtype,
     parse_shape,
     print_json,
@@ -56,7 +56,7 @@ def verify(
     chosen = dtypes or (["fp32"] if quick else ["fp32", "bf16", "fp16"])
     kinds = [find_dtype(name) for name in chosen]
     given = {**SIZES, **({"time": QUICK_TIME} if quick else {}), **parse_shape(shape)}
-    ops = find_compiled(file, op_name)
+    ops = find_all(file, op_name)
     with progress("verifying", sum(len(op.plans) + 1 for op in ops) * len(chosen)) as (bar, task):
         report = Report(())
         for op in ops:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from sma_compiler.ir.nodes import Solve
-from sma_compiler.verify.bounds import gradient_bound, output_bound
+from sma_compiler.ir.roles import roles
+from sma_compiler.verify.bounds import bound
 from sma_compiler.verify.cases import Case, Run
 from sma_compiler.verify.contract import FP32_FLOOR, UNIT, Line, Report, Title, comparable, within
 from sma_compiler.verify.errors import SEEDS, SMALL, Errors
@@ -52,28 +53,35 @@ def lines(cases: Sequence[Case], what: str) -> tuple[Line, Line]:
     """The bounds of a whole tensor and of a block of it.
 
     An output of one contraction: fp32 (and fp64 with its own roundoff) 2e-6 + u (G + sqrt T) relative; bf16 and fp16
-    2 rms(round(f64) - f64) + u rms(f64). With `solve`, several contractions, and for gradients: measured constants.
+    2 rms(round(f64) - f64) + u rms(f64). A log-sum-exp, an fp32 logarithm, may err by the fp32 bound once more. With
+    `solve`, several contractions, and for gradients these terms in u are multiplied by measured constants.
     """
     case = cases[0]
-    unit = case.unit
-    narrow = unit > UNIT[torch.float32]
-    steep = FP32_FLOOR + max(one.gate_sum for one in cases) + math.sqrt(case.length)
     if what == "lse":
-        error = min(unit, UNIT[torch.float32]) * steep
-        line = Line(0.0, error, error)
-        return line, line
-    if what == "output" and not _measured(case):
-        line = Line(2.0, unit) if narrow else Line(0.0, unit * steep)
-        return line, line
-    bound = output_bound(case.op.name, narrow) if what == "output" else gradient_bound(case.op.name, narrow)
+        error = min(case.unit, UNIT[torch.float32]) * steepness(cases)
+        return Line(0.0, error, error), Line(0.0, error, error)
+    narrow = case.unit > UNIT[torch.float32]
+    group = group_of(case, what)
+    whole, block = bound(case.op.name, group, narrow, case.length) if group else (1.0, 1.0)
     if narrow:
-        return Line(2.0, bound.whole * unit), Line(2.0, bound.block * unit)
-    return Line(0.0, bound.whole * unit * steep), Line(0.0, bound.block * unit * steep)
+        return Line(2.0, whole * case.unit), Line(2.0, block * case.unit)
+    error = case.unit * steepness(cases)
+    return Line(0.0, whole * error), Line(0.0, block * error)
 
 
-def _measured(case: Case) -> bool:
-    found = contractions(case.op)
-    return len(found) > 1 or any(isinstance(node, Solve) for node in found)
+def steepness(cases: Sequence[Case]) -> float:
+    """The relative error that one contraction in fp32 may have, in units of roundoff."""
+    return FP32_FLOOR + max(case.gate_sum for case in cases) + math.sqrt(cases[0].length)
+
+
+def group_of(case: Case, what: str) -> str:
+    """The group of measured constants that bounds a tensor; "" for the output of a single contraction."""
+    if what == "output":
+        found = contractions(case.op)
+        return "output" if len(found) > 1 or any(isinstance(node, Solve) for node in found) else ""
+    if what.removeprefix("d ") in roles(case.op).phases:
+        return "phases"
+    return "gradients" if "time" in case.axes[what] else "sums"
 
 
 def seeds_needed(errors: dict[str, Errors]) -> int:

@@ -117,9 +117,9 @@ def within(title: Title, seeds: Sequence[Errors], whole: Line, block: Line | Non
 
     seeds: the errors of each seed. block: the line of a block, where it is not that of the whole.
     """
-    wholes = [_against(title, part.where, part.errors, whole) for part in _wholes(seeds)]
-    blocks = [_against(title, part.where, part.errors, block or whole) for part in _blocks(seeds)]
-    return Report(tuple(_worst(found) for found in (wholes, blocks) if found))
+    found = [_against(title, part.where, part.errors, whole) for part in wholes(seeds)]
+    inside = [_against(title, part.where, part.errors, block or whole) for part in blocks(seeds)]
+    return Report(tuple(_worst(checks) for checks in (found, inside) if checks))
 
 
 def _worst(checks: Sequence[Check]) -> Check:
@@ -132,7 +132,7 @@ def _against(title: Title, where: str, errors: Errors, line: Line) -> Check:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A tensor or a block of it, of one seed or (`small`) of all seeds together."""
 
     where: str
@@ -140,15 +140,16 @@ class _Part:
     small: bool
 
 
-def _wholes(seeds: Sequence[Errors]) -> Iterator[_Part]:
-    wholes = [one.whole() for one in seeds]
-    if float(wholes[0].count) < SMALL:
-        yield _Part("whole", pool(wholes), True)
+def wholes(seeds: Sequence[Errors]) -> Iterator[Part]:
+    """The whole tensor."""
+    every = [one.whole() for one in seeds]
+    if float(every[0].count) < SMALL:
+        yield Part("whole", pool(every), True)
     else:
-        yield from (_Part("whole", one, False) for one in wholes)
+        yield from (Part("whole", one, False) for one in every)
 
 
-def _blocks(seeds: Sequence[Errors]) -> Iterator[_Part]:
+def blocks(seeds: Sequence[Errors]) -> Iterator[Part]:
     """Every block; nothing where the tensor is one block."""
     heads, numbers = seeds[0].count.shape
     if heads * numbers == 1:
@@ -159,9 +160,9 @@ def _blocks(seeds: Sequence[Errors]) -> Iterator[_Part]:
             where = f"head {head}, positions {number * POSITIONS}..{(number + 1) * POSITIONS - 1}"
             count = float(seeds[0].count[head, number])
             if 0 < count < SMALL:
-                yield _Part(where, together.block(head, number), True)
+                yield Part(where, together.block(head, number), True)
             elif count:
-                yield from (_Part(where, one.block(head, number), False) for one in seeds)
+                yield from (Part(where, one.block(head, number), False) for one in seeds)
 
 
 def comparable(title: Title, seeds: Sequence[Errors], other: Sequence[Errors], unit: float) -> Report:
@@ -174,7 +175,7 @@ def comparable(title: Title, seeds: Sequence[Errors], other: Sequence[Errors], u
     pooled = pool(other).whole()
     relative = math.sqrt(float(pooled.error / pooled.exact)) if float(pooled.exact) else 0.0
 
-    def add(kind: str, mine: _Part, theirs: _Part) -> None:
+    def add(kind: str, mine: Part, theirs: Part) -> None:
         scale = mine.errors.rms(mine.errors.exact)
         expected = theirs.errors.rms(theirs.errors.error)
         if mine.small:
@@ -185,8 +186,8 @@ def comparable(title: Title, seeds: Sequence[Errors], other: Sequence[Errors], u
         bound = 2 * max(float(theirs.errors.error_max), expected) + 2 * unit * top
         checks[f"{kind} max"].append(title.check(mine.where, "max", float(mine.errors.error_max), bound, top))
 
-    for mine, theirs in zip(_wholes(seeds), _wholes(other), strict=True):
+    for mine, theirs in zip(wholes(seeds), wholes(other), strict=True):
         add("whole", mine, theirs)
-    for mine, theirs in zip(_blocks(seeds), _blocks(other), strict=True):
+    for mine, theirs in zip(blocks(seeds), blocks(other), strict=True):
         add("block", mine, theirs)
     return Report(tuple(_worst(found) for found in checks.values() if found))
