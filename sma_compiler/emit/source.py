@@ -78,7 +78,7 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
-    chosen = config.forward(sizes, dtype, target)
+    chosen = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
     cut = chosen.programs > 0
     builders: dict[str, Chunked] = {}
     if chosen.scores:

@@ -9,6 +9,7 @@ Per chunk of C positions, with S [K, V] the state at its start:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -61,7 +62,7 @@ class Chunk:
     paths: tuple[Path, ...]
 
 
-class Chunked:
+class Chunked(ABC):
     """What the chunked kernels of an op share: which expressions they read, and the tiles of a chunk.
 
     parts: whether several programs share a sequence, each with a part of it.
@@ -77,9 +78,9 @@ class Chunked:
         self.arguments = Arguments(self.b)
         self.several = len(linear.terms) > 1
 
+    @abstractmethod
     def build(self, name: str) -> Function:
         """The kernel."""
-        raise NotImplementedError
 
     def place(self) -> tuple[Inputs, E, E, E]:
         """Say which program this is: its inputs, the offsets of a chunk's rows, where its positions begin and end."""

@@ -35,10 +35,15 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def forward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
+def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bool, varying: bool) -> Config:
     """The configuration of the forward kernels.
 
-    sizes: by axis. dtype: of the tensors. target: the GPU.
+    Args:
+        sizes: by axis.
+        dtype: of the tensors.
+        target: the GPU.
+        normalised: whether rows are divided by the sum of their weights.
+        varying: whether gates vary in time.
     """
     value = max(16, power_of_two(sizes["value"]))
     rows = sizes["batch"] * sizes["head"]
@@ -48,10 +53,12 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
         found = Config(chunk=64, value=min(32, value), warps=4, stages=1)
     elif value >= 512:
         found = Config(chunk=64, value=128, warps=8, stages=2, scores=True)
+    elif normalised and sizes["key"] <= 128 < 2 * value:
+        found = Config(chunk=64, value=128, warps=8, stages=2)
     elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
         found = Config(chunk=64, value=32, warps=4, stages=3)
     else:
-        found = Config(chunk=64, value=64, warps=4, stages=2)
+        found = Config(chunk=64, value=64, warps=4, stages=2 if varying or sizes["key"] > 128 else 3)
     programs = rows * -(-sizes["value"] // found.value)
     if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
