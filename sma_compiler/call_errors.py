@@ -37,9 +37,9 @@ class ParameterError(Mistake):
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is near, else an empty string."""
+    """`; did you mean 'x'?` where a known name is near, else a full stop."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def listed(names: Iterable[str]) -> str:
@@ -256,7 +256,7 @@ class UnknownPlan(Mistake):
     """A `plan=` that is not the name of any plan."""
 
     def __init__(self, op: str, plan: object, known: Sequence[str]) -> None:
-        near = closest(plan, known) if isinstance(plan, str) else ""
+        near = closest(plan, known) if isinstance(plan, str) else "."
         super().__init__(f"{op}: no plan {plan!r}{near} This op has {listed(known)} and 'auto'.")
 
 
@@ -329,5 +329,5 @@ class UnknownLibraryOp(Mistake, LookupError):
     """A name that is not in the library."""
 
     def __init__(self, name: object, known: Sequence[str]) -> None:
-        near = closest(name, known) if isinstance(name, str) else ""
+        near = closest(name, known) if isinstance(name, str) else "."
         super().__init__(f"the library has no {name!r}{near} It has {listed(known)}.")

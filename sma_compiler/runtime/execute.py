@@ -19,7 +19,7 @@ from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, 
 from sma_compiler.runtime.pack import Bucket, Pack, make_pack
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state import State
-from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows
+from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows, own_memory
 from sma_compiler.torch_plans.run import Result, run_op
 
 BACKENDS = {"torch": run_op}
@@ -72,9 +72,10 @@ def execute(
     if call.want_state:
         program.check_causal("return_state")
     state = states[0] if states else None
-    autocasting = torch.is_autocast_enabled(arguments.device.type)
+    kind = arguments.device.type
+    autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     arguments = autocast(program, arguments) if autocasting else arguments
-    with torch.autocast(arguments.device.type, enabled=False) if autocasting else nullcontext():
+    with torch.autocast(kind, enabled=False) if autocasting else nullcontext():
         if arguments.sizes["time"] == 0:
             found = _run_nothing(program, call, arguments, rows, state)
         elif bounds is None:
@@ -85,7 +86,7 @@ def execute(
     if call.want_state:
         assert found.state is not None
         after = fit_slots(op.name, found.state, state) if call.inplace and state is not None else found.state
-        outputs.append(State(program.spec_hash, after))
+        outputs.append(State(program.spec_hash, {name: own_memory(tensor) for name, tensor in after.items()}))
     if call.want_lse:
         assert found.lse is not None
         outputs.append(found.lse)
@@ -176,7 +177,7 @@ def _run_nothing(program: Program, call: Call, arguments: Arguments, rows: int, 
     if not call.want_state:
         after = None
     elif state is not None:
-        after = dict(state)
+        after = {name: tensor.clone() for name, tensor in state.items()}
     else:
         after = empty_state(program, arguments.sizes, arguments.numbers, rows, arguments.compute, arguments.device)
     return Result(result, after, None if shaped.lse is None else shaped.lse.narrow(1, 0, 0))

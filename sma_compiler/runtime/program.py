@@ -29,6 +29,9 @@ class Program:
         self.op = op
         self.plans = plans
 
+    def __repr__(self) -> str:
+        return f"<program of {self.op.name}>"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and (self.op.name, self.spec_hash) == (other.op.name, other.spec_hash)
 
@@ -68,14 +71,13 @@ class Program:
             RefusedPlan: a plan that is legal in none of the contractions.
         """
         self.check_plan(plan)
-        known = {name: _concrete(size) for name, size in {**sizes, **numbers}.items()}
-        key = (plan, *sorted(known.items()))
+        counts = {name: _concrete(n) for name, n in {**sizes, **numbers}.items() if isinstance(n, int | torch.SymInt)}
+        key = (plan, *sorted(counts.items()))
         if key not in self._picked:
             if len(self._picked) >= 1024:  # the lengths of a long-running server are many
                 self._picked.clear()
-            counts = {name: size for name, size in known.items() if isinstance(size, int)}
             choices = self.plans.choices
-            wanted = "recurrent" if plan == "auto" and known["time"] == 1 else plan  # a step of a recurrence is one
+            wanted = "recurrent" if plan == "auto" and counts["time"] == 1 else plan  # a step of a recurrence is one
             self._picked[key] = {choice.site.node: pick(choice, counts, wanted) for choice in choices}
         return self._picked[key]
 
@@ -100,7 +102,7 @@ class Program:
         return "a shift looks ahead"
 
 
-def _concrete(size: float) -> int | float:
+def _concrete(size: int | torch.SymInt) -> int:
     """A size as a plain number; the one that torch traces with, where it is symbolic."""
     if isinstance(size, torch.SymInt):
         hint = size.node.hint

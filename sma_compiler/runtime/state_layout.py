@@ -131,7 +131,7 @@ def fit_slots(op: str, after: Tensors, before: Tensors) -> dict[str, Tensor]:
     for name, tensor in after.items():
         if _is_positions(name):
             gone = tensor[:, : max(0, tensor.shape[1] - before[name].shape[1])]
-            if _may_read(gone) and bool((gone >= 0).any()):
+            if readable(gone) and bool((gone >= 0).any()):
                 raise CapacityExceeded(op, name.removesuffix(".pos"), before[name].shape[1])
     return {
         name: _with_slots(name, tensor, before[name].shape[1]) if in_cache(name) else tensor
@@ -139,10 +139,10 @@ def fit_slots(op: str, after: Tensors, before: Tensors) -> dict[str, Tensor]:
     }
 
 
-def _may_read(tensor: Tensor) -> bool:
-    """Whether values may be looked at here: not in a graph that is being traced or captured."""
-    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-    return readable(tensor) and not capturing
+def own_memory(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and copied out of anything larger that it is a part of, so as not to keep that alive."""
+    part = readable(tensor) and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
 
 
 def join_rows(parts: Sequence[Tensors], pack: Pack) -> dict[str, Tensor]:

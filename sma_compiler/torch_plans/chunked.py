@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sma_compiler.torch_plans.basis import Basis
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.gates import Path, cumulate, places
 from sma_compiler.torch_plans.intra import blocks, first_distance, moves, scores, table_axes
@@ -27,21 +26,19 @@ from sma_compiler.torch_plans.layout import (
     merge,
     multiply,
     number,
-    padded,
     pick,
     product,
     rename,
     reorder,
     some,
-    split,
 )
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.scan import carry, moved
-from sma_compiler.torch_plans.walk import Walk, own_terms
+from sma_compiler.torch_plans.strided import as_named, last_places, run_strided, tile
+from sma_compiler.torch_plans.walk import own_terms
 
 CHUNK = 32
 """Positions in a chunk; twice as many where the state is so wide that fewer states are better than fewer scores."""
-_WALK = 16
 _NARROW = 128
 _WIDE = 4096
 
@@ -82,14 +79,13 @@ def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: boo
     """
     tabled = table_axes(lane)
     width = _state_width(lane)
-    walks = width <= _NARROW and (tabled is None or any(moves(gate.log) for gate in lane.gates))
-    size = _WALK if walks else CHUNK if width <= _WIDE else 2 * CHUNK
-    tiles = _cut_up(lane, frame, _at_most(size, frame.length, tabled is None), dense=not walks)
+    if width <= _NARROW and (tabled is None or any(moves(gate.log) for gate in lane.gates)):
+        return run_strided(lane, frame, initial, want_state)
+    tiles = _cut_up(lane, frame, _at_most(CHUNK if width <= _WIDE else 2 * CHUNK, frame.length, tabled is None))
     totals = [path.total(tiles.size - 1) for path in tiles.paths()]
-    inside, added = _walked(tiles, frame) if walks else (None, written(tiles, tiles.size - 1, frame))
+    added = written(tiles, tiles.size - 1, frame)
     before = carry(added, add(*totals) if totals else None, lane.basis, tiles.size, initial)
-    inside = _inside(tiles, tabled, frame) if inside is None else inside
-    found = add_product(inside, *_read(tiles, before, frame))
+    found = add_product(_inside(tiles, tabled, frame), *_read(tiles, before, frame))
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
     return result, _final(tiles, before, frame) if want_state else None
 
@@ -114,7 +110,7 @@ def _read(tiles: Tiles, before: Named, frame: Frame) -> tuple[Named | None, Name
 def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
     """What the positions up to `last` of each chunk add to the state behind it."""
     lane = tiles.lane
-    distance = apply(lambda e, p: (e - p).clamp(min=0), _places(last, frame), places(tiles.like))
+    distance = apply(lambda e, p: (e - p).clamp(min=0), as_named(last, frame), places(tiles.like))
     weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *some(lane.basis.columns(distance))]
     terms = []
     for column in lane.columns:
@@ -127,12 +123,7 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
 
 def _final(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """The state behind the last position of each row, from the states before every chunk."""
-    if frame.lengths is None:
-        chunk: int | Tensor = tiles.count - 1
-        last: int | Tensor = frame.length - 1 - (tiles.count - 1) * tiles.size
-    else:
-        chunk = torch.div(frame.lengths - 1, tiles.size, rounding_mode="floor").clamp(min=0)
-        last = frame.lengths - 1 - chunk * tiles.size
+    chunk, last = last_places(frame, tiles.size, tiles.count)
     return behind(tiles.alone(chunk), pick(before, "chunk", chunk, 0), last, frame)
 
 
@@ -141,7 +132,7 @@ def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -
     added = written(tile, last, frame)
     if state is None:
         return added
-    steps = _places(last, frame)
+    steps = as_named(last, frame)
     state = moved(state, tile.lane.basis, steps.data + 1, steps.axes)
     kept = [exp2(path.total(last)).to(frame.compute) for path in tile.paths()]
     return add(multiply(state, *kept), added)
@@ -162,22 +153,6 @@ def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> Named:
     return add(*terms, *some(own_terms(lane) if skipped else None))
 
 
-def _walked(tiles: Tiles, frame: Frame) -> tuple[Named, Named]:
-    """What rows see of their own chunk, and what each chunk adds to the state, position by position."""
-    lane = tiles.lane
-    zero = torch.zeros(lane.state_shape(frame), dtype=frame.compute, device=frame.device)
-    places_behind = Named(places(tiles.like).data + 1, ("pos",))
-    walk = Walk(lane, tiles.size, places_behind, frame.compute)
-    found, state = walk.run(Named(zero, lane.state_axes()), None)
-    return found, turned(state, lane.basis, _places(tiles.size, frame))
-
-
-def turned(state: Named, basis: Basis, position: Named) -> Named:
-    """A state whose turns are about the origin, about the boundary at a position; or the other way round."""
-    mirror = basis.mirror(position)
-    return state if mirror is None else contract(mirror, rename(state, {"turn": "turn_from"}), "turn_from")
-
-
 def _state_width(lane: Lane) -> int:
     """How many entries of the state share their batch-like entries."""
     own = {axis for x in (*lane.rows, *(gate.log for gate in lane.gates)) for axis in x.axes}
@@ -193,16 +168,11 @@ def _at_most(size: int, length: int, power: bool) -> int:
     return 1 << (length - 1).bit_length() if power else length
 
 
-def _cut_up(lane: Lane, frame: Frame, size: int, dense: bool) -> Tiles:
-    """The lane in chunks. dense: rows and columns are made contiguous for matrix products."""
+def _cut_up(lane: Lane, frame: Frame, size: int) -> Tiles:
+    """The lane in chunks, contiguous for matrix products."""
     count = -(-frame.length // size)
 
-    def tile(x: Named) -> Named:
-        if "time" not in x.axes:
-            return x
-        return split(padded(x, "time", count * size - frame.length), "time", "chunk", "pos", size)
-
-    tiled = lane.each(lambda x: reorder(tile(x)) if dense else tile(x))
+    tiled = lane.each(lambda x: reorder(tile(x, count, size, frame.length)))
     return _tiled(tiled, size, count, frame.compute, frame)
 
 
@@ -232,12 +202,6 @@ def _sides(factors: Sequence[Named], weights: Sequence[Named], inner: set[str]) 
     if any("chunk" in x.axes for x in chosen):
         return chosen, others
     return [*chosen, *(x for x in others if "chunk" not in x.axes)], [x for x in others if "chunk" in x.axes]
-
-
-def _places(last: int | Tensor, frame: Frame) -> Named:
-    if isinstance(last, Tensor):
-        return Named(last, ("batch",))
-    return number(last, torch.int64, frame.device)
 
 
 def _rounded(x: Named, frame: Frame) -> Named:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sma_compiler.torch_plans.layout import add, add_into, apply, exp2, pick, shifted
+from sma_compiler.torch_plans.layout import add, add_into, apply, exp2, pick, shifted, summed
 from sma_compiler.torch_plans.named import Named
 
 CUT = -(2.0**100)
@@ -129,6 +129,15 @@ def cumulate(gates: Sequence[LogGate], resets: Named | None, length: int, zero: 
         rows.append(sums if gate.query_closed else before)
         columns.append(before if gate.key_closed else sums)
     return Path(_total(ends), _total(rows), _total(columns))
+
+
+def passed(gates: Sequence[LogGate], resets: Named | None, length: int, dtype: torch.dtype) -> Named | None:
+    """The binary log of what a state keeps through all positions, finite; None: everything."""
+    logs = [LogGate(Named(_finite(g.log).data + _cuts(g.log).data, g.log.axes), True, True) for g in gates]
+    terms = [summed(g.log, ("pos",)) if "pos" in g.log.axes else Named(g.log.data * length, g.log.axes) for g in logs]
+    if resets is not None:
+        terms.append(summed(Named(resets.data.to(dtype) * CUT, resets.axes), ("pos",)))
+    return add(*terms) if terms else None
 
 
 def decay(gates: Sequence[LogGate], resets: Named | None, dtype: torch.dtype) -> Named | None:

@@ -205,7 +205,7 @@ def pick(x: Named, axis: str, index: int | Tensor, before: float) -> Named:
     data = x.view(axes).expand(index.shape[0], *(x.size(name) for name in axes[1:]))
     shape = (-1,) + (1,) * (data.dim() - 1)
     where = index.clamp(min=0).view(shape).expand(*data.shape[:-1], 1)
-    found = torch.where(index.view(shape) < 0, before, data.gather(-1, where))
+    found = data.gather(-1, where).masked_fill(index.view(shape) < 0, before)
     return Named(found.squeeze(-1), axes[:-1])
 
 

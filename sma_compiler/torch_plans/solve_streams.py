@@ -76,7 +76,7 @@ class _Solving:
         zero = torch.zeros(self.shape, dtype=frame.compute, device=frame.device)
         self.state = Named(zero if state is None else state[lane.name], self.axes)
         tile = lane.each(lambda x: rename(x, names))
-        self.walk = Walk(tile, frame.length, origin_of(frame), frame.compute)
+        self.walk = Walk(tile, frame.length, origin_of(frame), frame.compute, wide=True)
         self.outer = steps(lane.outer, frame.length, "time")
         self.before = self.state
         self.columns = [_Held(tile, column, like, frame, state) for column in tile.columns]

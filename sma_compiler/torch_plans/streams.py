@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sma_compiler.ir.graph import sort_axes
 from sma_compiler.mask.nodes import Stream
-from sma_compiler.torch_plans.chunked import behind, one_chunk, read, run_chunked, turned
+from sma_compiler.torch_plans.chunked import behind, one_chunk, read, run_chunked
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.lanes import Lane, Preparation, State
 from sma_compiler.torch_plans.layout import add, choose, contract, flip, multiply, number, rename, some
 from sma_compiler.torch_plans.named import Named
+from sma_compiler.torch_plans.strided import turned
 from sma_compiler.torch_plans.walk import Walk
 
 
@@ -109,7 +110,7 @@ def _recurrent(lane: Lane, frame: Frame, state: State | None) -> tuple[Named, Te
     shape, axes = lane.state_shape(frame), lane.state_axes()
     data = torch.zeros(shape, dtype=frame.compute, device=frame.device) if state is None else state[lane.name]
     valid = frame.valid()
-    walk = Walk(walked, frame.length, origin_of(frame), frame.compute)
+    walk = Walk(walked, frame.length, origin_of(frame), frame.compute, wide=True)
     found, after = walk.run(Named(data, axes), rename(valid, names) if valid is not None else None)
     return rename(found, {"pos": "time"}), after.view(axes).expand(shape)
 

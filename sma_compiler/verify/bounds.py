@@ -121,7 +121,7 @@ MEASURED: dict[str, dict[str, tuple[float, float, float, float]]] = {
 
 Groups: "output", of an op with `solve` or several contractions; "gradients" of parameters over time; "sums", gradients
 of the others, which sum over time; "phases", gradients of what turns a `rope` or a wave. Measured by `calibrate.py` on
-the torch backend, every legal plan: T of 65, 257 and 1024, B of 1 and 2, H = 2, K = 16, V of 16 and 32, 3 or 8 seeds.
+the torch backend, every legal plan: T of 65 and 257 with 8 seeds, T of 1024 with 3.
 """
 
 

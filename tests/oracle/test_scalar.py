@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from sma_compiler.ir.nodes import Op
 from sma_compiler.reference import Argument, evaluate
 from sma_compiler.source import Source
 from sma_compiler.verify.samples import default_sizes, samples
+from tests.oracle.random_specs import MASKS, SIZES, spec_of
 from tests.oracle.scalar import evaluate as evaluate_numbers
 
 LIBRARY = sorted((Path(__file__).parents[2] / "grammar" / "library").glob("*.sma"), key=lambda path: path.stem)
-SIZES = {"batch": 2, "time": 5, "head": 2, "key": 3, "value": 2, "mode": 1, "lag": 4, "level": 3}
 
 ODD = {
     "a gate per key and value": "op f(q, k, v, g: [time, key, value]):\n    return attend(decay(g), q, k, v)\n",
@@ -80,50 +79,11 @@ def test_odd_specs(text: str) -> None:
     compare(op, grouped)
 
 
-BOOLEANS = st.sampled_from(
-    ["causal", "strict", "full", "window(w)", "band(-2, 1)", "prefix(w)", "i == j", "doc[i] == doc[j]", "on[i]",
-     "on[j]", "documents(doc)", "(i - j) % 2 == 0", "i // 2 == j // 2", "not causal"]
-)  # fmt: skip
-NUMBERS = st.sampled_from(
-    ["exp(-s * abs(i - j))", "exp(sum(g[t], j < t <= i))", "exp(sum(h[t], i <= t < j))", "sum(g[t], j <= t <= i)",
-     "g[i]", "h[j]", "c[i - j]", "(i - j)", "cos(s * (i - j))", "s", "2", "exp(g)[j]", "levels(w3)",
-     "0.5 ** abs(i - j)", "sum(h[t] * g[t], j < t < i)", "(j + 1)", "sum(a * b[i], key)"]
-)  # fmt: skip
-
-
-def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    pairs = st.tuples(inner, st.sampled_from(["*", "*", "+", "-", "@"]), inner)
-    return st.one_of(
-        pairs.map(lambda parts: f"({parts[0]} {parts[1]} {parts[2]})"),
-        inner.map(lambda mask: f"transpose({mask})"),
-        inner.map(lambda mask: f"(-{mask})"),
-        st.tuples(BOOLEANS, inner, inner).map(lambda parts: f"where({parts[0]}, {parts[1]}, {parts[2]})"),
-    )
-
-
-MASKS = st.recursive(st.one_of(BOOLEANS.map(lambda mask: f"({mask})"), NUMBERS), grown, max_leaves=6)
-PARAMETERS = {
-    "w": "w: int",
-    "s": "s: [head]",
-    "g": "g: [time, head]",
-    "h": "h: [time]",
-    "doc": "doc: int[time]",
-    "on": "on: bool[time]",
-    "c": "c: [lag, head]",
-    "w3": "w3: [time, level]",
-    "a": "a: [key]",
-    "b": "b: [time, key]",
-}
-
-
 @given(mask=MASKS, form=st.sampled_from(["({}) @ v", "attend({}, k, k, v)", "attend({}, 1, k, v, normalize=max1)"]))
 @settings(max_examples=60)
 def test_random_masks(mask: str, form: str) -> None:
-    words = set("".join(letter if letter.isalnum() else " " for letter in mask).split())
-    declared = ", ".join(text for name, text in PARAMETERS.items() if name in words)
-    key = "k, " if "k" in form.split("(")[-1] and "attend" in form else ""
     try:
-        op = compile_op(f"op f({key}v{', ' if declared else ''}{declared}):\n    return {form.format(mask)}\n")
+        op = compile_op(spec_of(form.format(mask)))
     except SpecError:
         assume(False)
         return
@@ -131,8 +91,7 @@ def test_random_masks(mask: str, form: str) -> None:
     small = {
         name: x.clamp(-2, 2) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in drawn.items()
     }
-    largest = max(abs(number) for number in torch.tensor(evaluate_numbers(op, small)).flatten().tolist())
-    assume(math.isfinite(largest))
-    actual = evaluate(op, small).double()
     expected = torch.tensor(evaluate_numbers(op, small), dtype=torch.float64)
-    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12 * max(1.0, largest))
+    assume(bool(expected.isfinite().all()))
+    largest = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(evaluate(op, small).double(), expected, rtol=1e-11, atol=1e-12 * largest)

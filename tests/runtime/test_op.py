@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sma_compiler as sma
 from sma_compiler import call_errors as errors
+from sma_compiler.verify.samples import samples
 
 Given = dict[str, Any]
 
@@ -116,6 +117,23 @@ def test_steps_are_the_call() -> None:
         torch.testing.assert_close(y_t, y[:, t])
     assert state is not None
     torch.testing.assert_close(dict(state), dict(end))
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+@pytest.mark.parametrize("name", ["attention", "retention", "mamba3", "h3", "rwkv4", "delta_net"])
+def test_states_own_their_memory(name: str, length: int) -> None:
+    op = sma.library(name)
+    given = dict(samples(op.ir, {"batch": 1, "time": 6, "head": 2, "key": 4, "value": 4, "mode": 2, "lag": 3}))
+    over_time = {decl.name: decl.dims.index("time") for decl in op.params if "time" in decl.dims}
+    given = {n: x.narrow(over_time[n], 0, length) if n in over_time else x for n, x in given.items()}
+    _, before = op(**given, return_state=True)
+    _, after = op(**given, initial_state=before, return_state=True)
+    used = {x.untyped_storage().data_ptr() for x in (*given.values(), *before.values()) if x.numel()}
+    for tensor in after.values():
+        assert tensor.is_contiguous()
+        if tensor.numel():
+            assert tensor.untyped_storage().data_ptr() not in used
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def test_gradients_flow_through_states() -> None:

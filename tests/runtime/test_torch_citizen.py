@@ -139,6 +139,27 @@ def test_compiles_packs_without_looking_at_their_values() -> None:
         torch.testing.assert_close(compiled(bounds, **given), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_numbers_change_between_compiled_calls() -> None:
+    op = sma.compile("op scaled(q, k, v, w: int, s: real):\n    return s * attend(window(w), q, k, v)\n")
+    given = [torch.randn(1, 6, 2, 3) for _ in range(3)]
+    compiled = torch.compile(lambda w, s: op(*given, w, s), fullgraph=True, backend="aot_eager")
+    for w, s in ((2, 2.0), (3, 3.5)):
+        torch.testing.assert_close(compiled(w, s), op(*given, w, s))
+
+
+def test_mistakes_in_compiled_calls_are_shown() -> None:
+    op = sma.library("attention")
+    x = torch.randn(1, 5, 2, 4)
+    compiled = torch.compile(lambda q, k: op(q, k, k), fullgraph=True, backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        compiled(x, x[:, :3])
+    causes: list[BaseException] = [caught.value]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)  # type: ignore[arg-type]
+    assert "attention: the time size of 'k' is 3, but that of 'q' is 5" in str(causes[-1])
+    assert isinstance(causes[-1], sma.CallError)
+
+
 class Mixer(torch.nn.Module):
     """An op as a module; returns the state too."""
 
@@ -242,6 +263,32 @@ def test_autocast_leaves_fp64_alone() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = op(**given)
     assert torch.equal(y, op(**given))
+
+
+@pytest.mark.parametrize(("name", "plan"), COMPILED)
+def test_forward_and_double_backward(name: str, plan: str) -> None:
+    op = sma.library(name)
+    given = arguments(op, torch.float64, batch=1, time=3, head=1, key=2, value=1, mode=1, lag=3, group=1)
+    own = leaves(given)
+    names = list(own)
+    rest = {name: x for name, x in given.items() if name not in own}
+
+    def run(*tensors: Tensor) -> Tensor:
+        y: Tensor = op(**dict(zip(names, tensors, strict=True)), **rest, plan=plan)
+        return y
+
+    tensors = tuple(own.values())
+    assert torch.autograd.gradcheck(run, tensors, check_forward_ad=True, check_backward_ad=False)
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+def test_shapes_without_values() -> None:
+    op = sma.library("gla")
+    given = {name: x.to("meta") for name, x in arguments(op).items() if isinstance(x, Tensor)}
+    y, state = op(**given, return_state=True)
+    assert y.is_meta
+    assert y.shape == (2, 24, 2, 16)
+    assert state["position"].is_meta
 
 
 @pytest.mark.parametrize(("name", "plan"), COMPILED)

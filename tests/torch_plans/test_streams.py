@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_plans.stream_cases import alone, blank, cut, expanded, meaning, random_case, run, same, spoil
 
-from sma_compiler.torch_plans import chunked, scan
+from sma_compiler.torch_plans import chunked, scan, strided
 from sma_compiler.torch_plans.named import Named
 
 
@@ -16,7 +16,7 @@ from sma_compiler.torch_plans.named import Named
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks and several groups of them even for short sequences."""
     monkeypatch.setattr(chunked, "CHUNK", 8)
-    monkeypatch.setattr(chunked, "_WALK", 4)
+    monkeypatch.setattr(strided, "SIZE", 4)
     monkeypatch.setattr(scan, "WIDTH", 2)
     monkeypatch.setattr(chunked, "_NARROW", 4)
 
