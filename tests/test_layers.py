@@ -26,6 +26,9 @@ LAYERS = [
     "mask",
     "facts",
     "plan",
+    "kernel",
+    "emit",
+    "target",
     "oracle",
     "reference",
     "torch_plans",
@@ -47,7 +50,7 @@ APART = [("oracle", "torch_plans"), ("reference", "torch_plans"), ("oracle", "ma
 
 HEAVY = {"torch._dynamo", "sympy", "lark", "matplotlib", "rich", "typer", "hypothesis", "triton"}
 """Slow to import or optional: loaded where they are used, inside functions, outside the folders below."""
-MAY_LOAD_HEAVY = ("cli", "bench", "draw", "verify")
+MAY_LOAD_HEAVY = ("cli", "bench", "draw", "verify", "kernel.library")
 
 
 def modules() -> dict[str, Path]:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sma_compiler.call_errors import NotAvailable
 from sma_compiler.cli.common import (
     File,
     Json,
@@ -15,6 +14,7 @@ from sma_compiler.cli.common import (
     OpName,
     Shape,
     find_all,
+    find_one,
     lower_one,
     parse_numbers,
     parse_shape,
@@ -23,6 +23,8 @@ from sma_compiler.cli.common import (
 from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
 from sma_compiler.errors import SmaError
 from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.runtime.sizes import named_sizes
+from sma_compiler.target.stages import kernel_stage
 
 app = typer.Typer()
 
@@ -80,11 +82,21 @@ def inspect(
     stage: Annotated[str, typer.Option(help=f"One of {', '.join((*STAGES, *KERNEL_STAGES))}.")],
     op_name: OpName = None,
     target: Annotated[str, typer.Option(help="The GPU that kernel stages are for.")] = "sm_90",
+    shape: Shape = None,
+    plan: Annotated[str, typer.Option(help="The plan that kernel stages are of.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="The dtype of q, k and v in kernel stages.")] = "bfloat16",
     as_json: Json = False,
 ) -> None:
     """Print one stage of the compiler for a spec."""
     if stage in KERNEL_STAGES:
-        raise NotAvailable(f"--stage {stage} --target {target}", f"no kernels are emitted yet; see {', '.join(STAGES)}")
+        op = find_one(file, op_name)
+        sizes = named_sizes(op.name, parse_shape(shape))
+        found = kernel_stage(op.ir, op.emitted(plan, sizes, dtype, target), stage, sizes, dtype, target)
+        if as_json:
+            print_json(found)
+        else:
+            typer.echo("\n".join(f"// {name}\n{text}" if name else text for name, text in found.items()))
+        return
     if stage not in STAGES:
         raise UnknownStage(stage)
     shown = STAGES[stage]

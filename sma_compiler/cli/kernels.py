@@ -1,4 +1,4 @@
-"""`sma emit` and `sma tune`: the Triton backend, which this version does not have; both say so."""
+"""`sma emit`: a spec as a Triton file; and `sma tune`, which this version does not have and says so."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ def emit(
     plan: Annotated[str, typer.Option(help="The plan to emit.")] = "auto",
     shape: Shape = None,
     dtype: Annotated[str, typer.Option(help="The dtype of q, k and v.")] = "bfloat16",
+    target: Annotated[str, typer.Option(help="The GPU: sm_80, sm_90 or gfx942.")] = "sm_90",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; stdout when left out.")] = None,
 ) -> None:
     """Write the kernel of a spec as a Triton file."""
     op = find_one(file, op_name)
-    text = op.source(plan=plan, shape=parse_shape(shape), dtype=dtype)
+    text = op.source(plan=plan, shape=parse_shape(shape), dtype=dtype, target=target)
     if out is None:
-        typer.echo(text)
+        typer.echo(text, nl=False)
     else:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
 
 
 @app.command()

@@ -181,4 +181,4 @@ STAGES: dict[str, Stage] = {
 """Every stage that exists, in the order of the pipeline."""
 
 KERNEL_STAGES = ("tile", "triton", "ttir", "ttgir", "llir", "ptx", "sass", "resources")
-"""Stages of the Triton backend, which this version does not have."""
+"""Stages of the Triton backend: kernel IR, the emitted file, and what Triton compiles it to."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sma_compiler import reference
 from sma_compiler.call_errors import InPlaceNeedsState, MissingSize, NotAvailable, dims_text
+from sma_compiler.emit.source import Emitted, emit
 from sma_compiler.facts.facts import Facts
 from sma_compiler.ir.nodes import Op, ParamDecl
 from sma_compiler.plan.choose import Plan
@@ -241,13 +242,45 @@ class CompiledOp:
         numbers = tuple(decl.name for decl in self.params if decl.number)
         return Explanation(self.program, named_sizes(self.name, shape or {}, numbers))
 
-    def source(self, **options: object) -> str:
-        """The text of the op's kernel. Raises `NotAvailable`: this version runs on the torch backend alone."""
-        raise NotAvailable("op.source", "no kernels are emitted yet; op(...) runs on the torch backend")
+    def source(
+        self,
+        plan: str = "auto",
+        shape: Mapping[str, int] | None = None,
+        dtype: str = "bfloat16",
+        target: str = "sm_90",
+    ) -> str:
+        """The text of a standalone Triton file with the op's kernels and a launcher named after it; needs no GPU.
 
-    def save(self, path: str | os.PathLike[str], **options: object) -> None:
-        """Write the text of the op's kernel. Raises `NotAvailable`, as `source` does."""
-        raise NotAvailable("op.save", "no kernels are emitted yet; op(...) runs on the torch backend")
+        Args:
+            plan: "chunked", or "auto".
+            shape: sizes by axis or letter; they choose the configuration, the file works at any.
+            dtype: "bfloat16", "float16" or "float32", likewise.
+            target: "sm_80", "sm_90" or "gfx942", likewise.
+
+        Raises:
+            NoTritonKernel: this version emits nothing for the op, the plan or the sizes.
+        """
+        return self.emitted(plan, shape, dtype, target).text
+
+    def emitted(self, plan: str, shape: Mapping[str, int] | None, dtype: str, target: str) -> Emitted:
+        """What `source` prints, as kernel IR."""
+        self.program.check_plan(plan)
+        numbers = tuple(decl.name for decl in self.params if decl.number)
+        sizes = named_sizes(self.name, shape or {}, numbers)
+        return emit(self.ir, self.program.plans, plan, sizes, dtype, target)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        plan: str = "auto",
+        shape: Mapping[str, int] | None = None,
+        dtype: str = "bfloat16",
+        target: str = "sm_90",
+    ) -> None:
+        """Write the text that `source` gives with the same arguments."""
+        text = self.source(plan, shape, dtype, target)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
     def tune(self, *shapes: object, **options: object) -> None:
         """Measure plans and record the best. Raises `NotAvailable`: plan="auto" goes by the cost model."""

@@ -1,0 +1,120 @@
+"""From a planned op to a standalone Triton file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from sma_compiler.emit.module import library, module, with_uses
+from sma_compiler.emit.tiles import show_function
+from sma_compiler.ir.canonical import spec_hash
+from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel import config
+from sma_compiler.kernel.check import mentioned, prune, verify
+from sma_compiler.kernel.chunk import Chunked, Forward
+from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
+from sma_compiler.kernel.gate_kernel import Gates
+from sma_compiler.kernel.host import host
+from sma_compiler.kernel.launch import HELPERS, Kernel, Launcher
+from sma_compiler.kernel.linear import linear
+from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.score_kernel import Scores
+from sma_compiler.kernel.split import LocalStates
+from sma_compiler.plan.choose import Plans
+
+MODULES = frozenset({"torch", "triton", "tl"})
+DTYPES = ("bfloat16", "float16", "float32")
+TARGETS = ("sm_80", "sm_90", "gfx942")
+LARGEST_KEY = 256
+
+
+DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
+"""Sizes that choose the configuration where the caller gives none."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A file before it is printed: the lines of its header, its leaf helpers, its kernels and its launcher."""
+
+    header: tuple[str, ...]
+    helpers: tuple[str, ...]
+    functions: tuple[Function, ...]
+
+    @property
+    def text(self) -> str:
+        """The file."""
+        return module(self.header, self.helpers, self.functions)
+
+    @property
+    def tiles(self) -> str:
+        """Its kernel IR."""
+        return "\n\n".join(show_function(made) for made in self.functions) + "\n"
+
+
+def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
+    """A file that computes an op: kernels, and a launcher named after the op.
+
+    Args:
+        op: the checked op.
+        plans: what was decided about it.
+        plan: "chunked", or "auto" for the plan that there are kernels for.
+        sizes: by axis; they choose the configuration, the file works at any.
+        dtype: of the tensors, one of `DTYPES`; chooses the configuration.
+        target: one of `TARGETS`; likewise.
+
+    Raises:
+        NoTritonKernel: this version emits nothing for the op, the plan or the sizes.
+        UnknownOption: a dtype or a target that there is none of.
+    """
+    for what, given, known in (("dtype", dtype, DTYPES), ("target", target, TARGETS)):
+        if given not in known:
+            raise UnknownOption(what, given, known)
+    if plan not in ("auto", "chunked"):
+        raise NoTritonKernel(op.name, plan, "Triton is emitted for plan='chunked'")
+    sizes = {**DEFAULTS, **sizes}
+    member = linear(op, plans, "chunked")
+    if sizes["key"] > LARGEST_KEY:
+        raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: a state of {LARGEST_KEY} channels fits on chip")
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
+    reserved = frozenset({*MODULES, *library(), *roles.values()})
+    names = host(member, reserved)
+    chosen = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
+    cut = chosen.programs > 0
+    builders: dict[str, Chunked] = {}
+    if chosen.scores:
+        builders["scores"] = Scores(member, names, reserved, parts=False)
+    if names.gates:
+        builders["gates"] = Gates(member, names, reserved, parts=False)
+    if cut:
+        builders["local_states"] = LocalStates(member, names, reserved, parts=True)
+    builders["forward"] = Forward(member, names, reserved, parts=cut, scores=chosen.scores)
+    kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
+    launcher = Launcher(member, names, chosen).build(kernels)
+    functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]
+    functions.append(launcher)
+    helpers = with_uses((*HELPERS, *(["scan_parts_kernel"] if cut else []), *_helpers(builders.values())))
+    for made in functions:
+        verify(made, (*helpers, *roles.values()))
+    return Emitted(header(op, plans, "chunked", cut), helpers, tuple(functions))
+
+
+def _kernel(builder: Chunked, name: str) -> Kernel:
+    """A kernel without what it does not use."""
+    function = prune(builder.build(name))
+    uses = mentioned(function.body)
+    builder.arguments.restrict(uses)
+    return Kernel(function, builder.arguments, uses)
+
+
+def _helpers(builders: Iterable[Chunked]) -> set[str]:
+    """The leaf helpers that some kernels call."""
+    return set().union(*(builder.b.helpers for builder in builders))
+
+
+def header(op: Op, plans: Plans, plan: str, cut: bool) -> tuple[str, ...]:
+    """Comment lines that say what a file computes and why it may."""
+    spec = op.text.splitlines()
+    lines = [f"{op.name}, emitted by sma_compiler.", "", *spec, ""]
+    for mask in plans.facts.masks:
+        lines.append(f"{mask.contraction}: gate {mask.gate}, state of {mask.state_size} elements a head")
+    return (*lines, f"plan: {plan}, {'split' if cut else 'fused'}", f"spec: sha256 {spec_hash(op)}")

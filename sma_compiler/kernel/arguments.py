@@ -1,0 +1,85 @@
+"""What a kernel takes: pointers, strides, numbers and constants, each with the host expression that is passed."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from sma_compiler.ir.nodes import ParamDecl
+from sma_compiler.kernel.build import Builder, E, Operand, lift, path
+from sma_compiler.kernel.nodes import Name, Parameter, Tile
+
+LETTER = {"batch": "b", "time": "t", "head": "h"}
+"""How the stride of an axis is named; axes of channels have stride 1."""
+
+
+class Arguments:
+    """The parameters of one kernel, in the order: pointers, strides, numbers, constants."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self._groups: tuple[dict[str, E], ...] = ({}, {}, {}, {})
+        self._made: dict[str, E] = {}
+
+    def _add(self, group: int, name: str, host: Operand, tile: Tile) -> E:
+        if name not in self._made:
+            self._made[name] = E(Name(tile, name if group == 3 else self.builder.fresh(name)))
+            self._groups[group][name] = lift(host)
+        return self._made[name]
+
+    def pointer(self, name: str, host: Operand) -> E:
+        """The first address of a tensor; None where there is none."""
+        return self._add(0, f"{name}_ptr", host, Tile("ptr"))
+
+    def stride(self, name: str, axis: str, host: E, dimension: int) -> E:
+        """The stride of one dimension, in elements."""
+        return self._add(1, f"{name}_stride_{LETTER[axis]}", host.attr("stride").call(dimension), Tile("int32"))
+
+    def integer(self, name: str, host: Operand) -> E:
+        """A number known at the launch."""
+        return self._add(2, name, host, Tile("int32"))
+
+    def real(self, name: str, host: Operand) -> E:
+        """A real number known at the launch."""
+        return self._add(2, name, host, Tile("fp32"))
+
+    def constant(self, name: str, host: Operand) -> E:
+        """A number that the kernel is compiled for; the name is one that the builder holds back."""
+        return self._add(3, name, host, Tile("int32"))
+
+    def restrict(self, uses: Container[str]) -> None:
+        """Drop what the kernel does not mention."""
+        for group in self._groups:
+            for name in [name for name in group if self.named(name) not in uses]:
+                del group[name]
+
+    def named(self, name: str) -> str:
+        """What the kernel calls a parameter."""
+        node = self._made[name].node
+        assert isinstance(node, Name)
+        return node.name
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The kernel's parameters."""
+        found: list[Parameter] = []
+        for number, group in enumerate(self._groups):
+            for name in group:
+                found.append(Parameter(self.named(name), constant=number == 3))
+        return tuple(found)
+
+    def launch(self, kernel: str, grid: E, **options: int) -> E:
+        """The expression that launches the kernel."""
+        given: list[E] = []
+        constants: dict[str, Operand] = {}
+        for number, group in enumerate(self._groups):
+            for name, host in group.items():
+                if number == 3:
+                    constants[self.named(name)] = host
+                else:
+                    given.append(host)
+        return path(kernel).at(grid).call(*given, **constants, **options)
+
+
+def strided(decl: ParamDecl) -> tuple[tuple[str, int], ...]:
+    """The axes of a tensor that a kernel walks by stride, with their dimensions."""
+    return tuple((axis, number) for number, axis in enumerate(decl.dims) if axis in LETTER)

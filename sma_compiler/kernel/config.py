@@ -1,0 +1,65 @@
+"""The tunable numbers of chunked kernels, chosen from sizes alone.
+
+Those for an H100 are the best that were measured there in bf16 with Triton 3.6. For sm_90 a program has at least 64
+value channels, padded where there are fewer: of some narrower products Triton 3.6 makes code that reads outside of its
+shared memory. The one exception was checked with compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+MULTIPROCESSORS = 132
+"""Of an H100: how many programs run at once, times those that fit on one."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """chunk: positions of a chunk. value: value channels of a program.
+
+    programs: how many should run at once, where sequences are cut into parts for it; 0: they are not.
+    scores: whether Q K^T is made ahead, where many programs would make it again.
+    """
+
+    chunk: int
+    value: int
+    warps: int
+    stages: int
+    programs: int = 0
+    scores: bool = False
+
+
+def power_of_two(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bool, varying: bool) -> Config:
+    """The configuration of the forward kernels.
+
+    Args:
+        sizes: by axis.
+        dtype: of the tensors.
+        target: the GPU.
+        normalised: whether rows are divided by the sum of their weights.
+        varying: whether gates vary in time.
+    """
+    value = max(16, power_of_two(sizes["value"]))
+    rows = sizes["batch"] * sizes["head"]
+    if dtype == "float32":
+        found = Config(chunk=16, value=min(16, value), warps=4, stages=1)
+    elif target != "sm_90":
+        found = Config(chunk=64, value=min(32, value), warps=4, stages=1)
+    elif value >= 512:
+        found = Config(chunk=64, value=128, warps=8, stages=2, scores=True)
+    elif normalised and sizes["key"] <= 128 < 2 * value:
+        found = Config(chunk=64, value=128, warps=8, stages=2)
+    elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
+        found = Config(chunk=64, value=32, warps=4, stages=3)
+    else:
+        found = Config(chunk=64, value=64, warps=4, stages=2 if varying or sizes["key"] > 128 else 3)
+    programs = rows * -(-sizes["value"] // found.value)
+    if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
+        found = replace(found, programs=4 * MULTIPROCESSORS)
+    return found

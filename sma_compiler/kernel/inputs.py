@@ -1,0 +1,231 @@
+"""How a kernel reads an op's parameters: base addresses of one head, static values, and the tiles of a chunk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
+
+from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Op, Param, ParamDecl, Reduce, children, postorder
+from sma_compiler.kernel.arguments import Arguments, strided
+from sma_compiler.kernel.build import Builder, E, call, path, size
+from sma_compiler.kernel.host import Host
+from sma_compiler.kernel.linear import plain, static_number, varies
+from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.nodes import Tile
+
+EXTENT = {"key": "BK", "value": "BV"}
+"""The tile size of each channel axis."""
+
+
+class Inputs:
+    """The parameters of an op inside one kernel.
+
+    batch, head: the program's sequence and head; part: which part of the sequence.
+    heads: how many heads `head` counts, on the host; None: all.
+    channels: offsets along `key` and `value`, and where they are valid.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        arguments: Arguments,
+        op: Op,
+        host: Host,
+        batch: E,
+        head: E,
+        part: E | None = None,
+        heads: E | None = None,
+    ) -> None:
+        self.builder = builder
+        self.host = host
+        self.arguments = arguments
+        self.decls = {decl.name: decl for decl in op.params}
+        self.batch = batch
+        self.head = head
+        self.part = part
+        self.heads = heads or host.heads
+        self.channels: dict[str, tuple[E, E]] = {}
+        self.inside: dict[str, E] = {}
+        self._bases: dict[str, E] = {}
+        self._strides: dict[str, E] = {}
+
+    def use_channels(self, axis: str, offsets: E, valid: E) -> None:
+        """Say which channels of `key` or `value` the program holds."""
+        self.channels[axis] = (offsets, valid)
+
+    def enter(self, valid: E) -> None:
+        """Make the masks of a chunk whose rows are valid where `valid` is."""
+        for axis, (_, held) in self.channels.items():
+            self.inside[axis] = self.builder.let(f"m_t{axis[0]}", valid.col & held.row, show=False)
+
+    def base(self, name: str) -> E:
+        """The address of a tensor's entries for this program's sequence and head."""
+        if name not in self._bases:
+            self._bases[name] = self._base(name, self.decls[name], self.host.parameters[name])
+        return self._bases[name]
+
+    def stride(self, name: str) -> E:
+        """How far apart a tensor's positions are; the base must exist."""
+        return self._strides[name]
+
+    def _base(self, name: str, decl: ParamDecl, host: E) -> E:
+        address = self.arguments.pointer(name, host)
+        for axis, dimension in strided(decl):
+            step = self.arguments.stride(name, axis, host, dimension)
+            if axis == "batch":
+                address = address + self.batch * step
+            elif axis == "time":
+                self._strides[name] = step
+            else:
+                address = address + self._head(name, decl, host) * step
+        return self.builder.let(f"p_{name}", address)
+
+    def _head(self, name: str, decl: ParamDecl, host: E) -> E:
+        """Which head of a tensor serves this program's: several share one where the tensor has fewer."""
+        if not set(decl.dims) & {"key", "value"}:
+            return self.head
+        shared = self.heads // host.attr("shape").at(decl.dims.index("head"))
+        return self.head // self.arguments.constant(f"{name.upper()}_SHARED", shared)
+
+    def static(self, exprs: Iterable[Expr]) -> Lowering:
+        """Take the addresses of every parameter that the expressions read, and load what does not vary in time.
+
+        The numbers known at the launch are bound too: expressions of all these lower from the result.
+        """
+        exprs = tuple(exprs)
+        lowering = Lowering(self.builder, {}, "C", shared_nodes(exprs))
+        for node in maximal_numbers(exprs):
+            lowering.bind(node, self._number(node))
+        tensors = tensors_of(exprs)
+        for node in tensors:
+            self.base(node.name)
+        still = [node for node in tensors if not varies(node)]
+        if still:
+            self.builder.section("What does not vary in time")
+        for node in still:
+            lowering.bind(node, self._static_tensor(node))
+        return lowering
+
+    def _number(self, node: Expr) -> E:
+        name = node.name if isinstance(node, Param) else "factor"
+        return self.arguments.real(name, path("float").call(self.host.number(node)))
+
+    def _static_tensor(self, node: Param) -> E:
+        channel = next((axis for axis in ("key", "value") if axis in node.axes), None)
+        address = self.base(node.name)
+        if channel is None:
+            value = call("tl.load", address, tile=Tile("in"))
+        else:
+            offsets, valid = self.channels[channel]
+            value = self.builder.helper("load", address + offsets, valid, size("MASKED"), dtype="in")
+        return self.builder.let(f"b_{node.name}", value.to("fp32"))
+
+    def chunk(
+        self, exprs: Iterable[Expr], static: Lowering, t0: E, rows: E, valid: E, operands: Container[Expr]
+    ) -> Lowering:
+        """Load the tiles of rows t0 + rows of every parameter that some expressions read.
+
+        operands: the parameters that matrix products take as they are.
+        """
+        lowering = static.extended()
+        for node in tensors_of(exprs):
+            if varies(node):
+                lowering.bind(node, self._tile(node, t0, rows, valid, node in operands))
+        return lowering
+
+    def _tile(self, node: Param, t0: E, rows: E, valid: E, operand: bool) -> E:
+        channel = next((axis for axis in ("key", "value") if axis in node.axes), None)
+        base = self.base(node.name)
+        address, mask = self.addresses(base, self._strides[node.name], channel, t0, rows, valid)
+        value = self.builder.helper("load", address, mask, size("MASKED"), dtype="in")
+        return self.builder.let(f"b_{node.name}", value.to("dot" if operand else "fp32"))
+
+    def addresses(self, base: E, stride: E, channel: str | None, t0: E, rows: E, valid: E) -> tuple[E, E]:
+        """The addresses of a chunk's rows, and where they lie inside the tensor."""
+        helpers = self.builder.helpers
+        (extent,) = rows.tile.shape
+        if channel is None:
+            helpers.add("column")
+            return call("column", base, t0, stride, rows, tile=Tile("ptr", (extent,))), valid
+        helpers.add("tile")
+        offsets, _ = self.channels[channel]
+        shape = (extent, EXTENT[channel])
+        return call("tile", base, t0, stride, rows, offsets, tile=Tile("ptr", shape)), self.inside[channel]
+
+    def result(self, name: str) -> tuple[E, E]:
+        """The address of this program's rows of the output [B, T, H, V], and the stride of its positions."""
+        host = self.host.result
+        address = self.arguments.pointer(name, host)
+        for axis, dimension, place in (("batch", 0, self.batch), ("head", 2, self.head)):
+            address = address + place * self.arguments.stride(name, axis, host, dimension)
+        return self.builder.let(f"p_{name}", address), self.arguments.stride(name, "time", host, 1)
+
+    def state(self, pointer: E, part: str, of_part: bool = False) -> tuple[E, E]:
+        """The addresses of this program's part of a state, contiguous [B, H, K, V] (`keys`: [B, H, K]), and a mask.
+
+        of_part: the tensor is [B, PARTS, H, ...], with a state for each part of a sequence.
+        """
+        o_k, m_k = self.channels["key"]
+        place = self.place(of_part)
+        if part == "keys":
+            return pointer + place * size("K") + o_k, m_k
+        o_v, m_v = self.channels["value"]
+        address = pointer + place * (size("K") * size("V")) + (o_k.col * size("V") + o_v.row)
+        return address, m_k.col & m_v.row
+
+    def place(self, of_part: bool) -> E:
+        """The index of this program's head in [B, H], or in [B, PARTS, H]."""
+        heads = self.arguments.integer("H", self.host.heads)
+        first = self.batch
+        if of_part and self.part is not None:
+            first = self.batch * self.arguments.integer("PARTS", self.host.parts) + self.part
+        return first * heads + self.head
+
+    def keep_state(self, pointer: E, part: str, value: E, of_part: bool = False, only: E | None = None) -> E:
+        """Store a state, where `only` holds."""
+        address, mask = self.state(pointer, part, of_part)
+        if only is not None:
+            mask = mask & only
+        return call("tl.store", address, value, mask=mask, tile=Tile("ptr"))
+
+
+def tensors_of(exprs: Iterable[Expr]) -> tuple[Param, ...]:
+    """The tensor parameters of some expressions, not of contractions inside them, in the order they are mentioned."""
+    found: dict[Param, None] = {}
+    for node in _outside(exprs):
+        if isinstance(node, Param) and not node.number:
+            found[node] = None
+    return tuple(found)
+
+
+def maximal_numbers(exprs: Iterable[Expr]) -> tuple[Expr, ...]:
+    """The largest subexpressions that are numbers known at the launch and no constants."""
+    found: dict[Expr, None] = {}
+    for node in _outside(exprs, stop=static_number):
+        if static_number(node) and any(not isinstance(leaf, Const | Apply) for leaf in postorder((node,))):
+            found[node] = None
+    return tuple(found)
+
+
+def shared_nodes(exprs: Iterable[Expr]) -> frozenset[Expr]:
+    """The inner nodes that several expressions, or several nodes of them, read."""
+    exprs = tuple(exprs)
+    readers = Counter(plain(expr) for expr in exprs)
+    for node in _outside(exprs):
+        if not isinstance(node, At):
+            readers.update(plain(child) for child in children(node))
+    return frozenset(node for node, count in readers.items() if count > 1 and isinstance(node, Apply | Reduce))
+
+
+def _outside(exprs: Iterable[Expr], stop: Callable[[Expr], bool] = lambda _: False) -> Iterator[Expr]:
+    """Every node of some expressions once, without what lies inside contractions and below `stop`."""
+    stack = list(exprs)[::-1]
+    seen: set[Expr] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen or isinstance(node, Contraction):
+            continue
+        seen.add(node)
+        yield node
+        if not stop(node):
+            stack.extend(reversed(children(node)))

@@ -1,0 +1,144 @@
+"""Leaf helpers of emitted kernels: pure numerics, each copied into a file that uses it."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile(p, t0, stride, o_t, o_d):
+    """Addresses of rows t0 + o_t, columns o_d: 64 bits up to row t0, 32 from there."""
+    return p + tl.cast(t0, tl.int64) * stride + (o_t[:, None] * stride + o_d[None, :])
+
+
+@triton.jit
+def column(p, t0, stride, o_t):
+    """Addresses of entries t0 + o_t."""
+    return p + tl.cast(t0, tl.int64) * stride + o_t * stride
+
+
+@triton.jit
+def load(p, mask, MASKED: tl.constexpr):
+    """Entries of a tile; 0 where `mask` is false."""
+    if MASKED:
+        return tl.load(p, mask=mask, other=0)
+    return tl.load(p)
+
+
+@triton.jit
+def store(p, x, mask, MASKED: tl.constexpr):
+    """Write a tile, rounded to the tensor's dtype, where `mask` is true."""
+    if MASKED:
+        tl.store(p, x.to(p.dtype.element_ty), mask=mask)
+    else:
+        tl.store(p, x.to(p.dtype.element_ty))
+
+
+@triton.jit
+def keep(x, mask, MASKED: tl.constexpr):
+    """Set to 0 what lies outside the tensor."""
+    if MASKED:
+        return tl.where(mask, x, 0.0)
+    return x
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for 0 <= x <= 1, exact to rounding also where x is tiny."""
+    y = 1.0 + x
+    return tl.log(y) - ((y - 1.0) - x) / y
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) without overflow."""
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def logsigmoid(x):
+    """log(sigmoid(x)) without overflow."""
+    return tl.minimum(x, 0.0) - log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow."""
+    z = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, z) / (1.0 + z)
+
+
+@triton.jit
+def silu(x):
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent, odd to the last bit."""
+    z = tl.exp(-2.0 * tl.abs(x))
+    y = (1.0 - z) / (1.0 + z)
+    return tl.where(x >= 0, y, -y)
+
+
+@triton.jit
+def elu(x):
+    """x where positive, else exp(x) - 1."""
+    return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
+
+
+@triton.jit
+def relu(x):
+    """max(x, 0)."""
+    return tl.maximum(x, 0.0)
+
+
+@triton.jit
+def gelu(x):
+    """x times the normal distribution function at x."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def scan_parts_kernel(
+    local_ptr,
+    decay_ptr,
+    initial_ptr,
+    H,
+    N,
+    PARTS,
+    BLOCK: tl.constexpr,
+):
+    """Replace the state that each part adds by the one it begins with; it has N numbers."""
+    i_h = tl.program_id(1)
+    i_b = tl.program_id(2)
+    o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_n = o_n < N
+    b_s = tl.zeros([BLOCK], dtype=tl.float32)
+    if initial_ptr is not None:
+        place = (i_b * H + i_h).to(tl.int64)
+        b_s = tl.load(initial_ptr + place * N + o_n, mask=m_n, other=0.0)
+    for i_p in range(PARTS):
+        place = ((i_b * PARTS + i_p) * H + i_h).to(tl.int64)
+        p_local = local_ptr + place * N + o_n
+        b_local = tl.load(p_local, mask=m_n, other=0.0)
+        tl.store(p_local, b_s, mask=m_n)
+        if decay_ptr is not None:
+            b_s = b_s * tl.load(decay_ptr + place)
+        b_s = b_s + b_local
+
+
+def dense(x):
+    """x with its last dimension contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def coarsest(*tensors):
+    """The dtype that matrix products round to: the coarsest of these tensors'."""
+    dtypes = {x.dtype for x in tensors}
+    if torch.bfloat16 in dtypes:
+        return tl.bfloat16
+    return tl.float16 if torch.float16 in dtypes else tl.float32

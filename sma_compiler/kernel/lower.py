@@ -1,0 +1,131 @@
+"""Lowers pointwise expressions of the IR to tile expressions, in fp32, each shared part once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Reduce
+from sma_compiler.kernel.build import Builder, E, TileError, lift, pointwise, reduce_sum, where
+from sma_compiler.kernel.linear import plain
+from sma_compiler.kernel.nodes import operands
+
+_LONG = 9
+"""Nodes of an expression beyond which it gets a variable of its own."""
+
+_BINARY: dict[str, Callable[[E, E], E]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a.eq(b),
+    "ne": lambda a, b: a.ne(b),
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "min": lambda a, b: pointwise("tl.minimum", a, b),
+    "max": lambda a, b: pointwise("tl.maximum", a, b),
+}
+_TRITON = frozenset({"exp", "log", "log2", "sqrt", "abs"})
+"""Functions that are Triton's own; the others are leaf helpers."""
+
+
+class Lowering:
+    """Tile expressions of one chunk (or, of static expressions, of one program).
+
+    leaves: parameters, host numbers and contraction results with the tiles that hold them. rows: the size that the
+    time axis has in a tile. Expressions with time are vectors over rows, those with a channel axis vectors over it,
+    those with both matrices. shared: expressions read more than once.
+    """
+
+    def __init__(
+        self, builder: Builder, leaves: Mapping[Expr, E], rows: str, shared: frozenset[Expr] = frozenset()
+    ) -> None:
+        self.builder = builder
+        self._shared = shared
+        self.rows = rows
+        self._done: dict[Expr, E] = dict(leaves)
+
+    def extended(self) -> Lowering:
+        """A lowering that knows the same tiles and can learn more."""
+        return Lowering(self.builder, self._done, self.rows, self._shared)
+
+    def bind(self, expr: Expr, value: E) -> None:
+        """Give the tile that holds an expression."""
+        self._done[expr] = value
+
+    def raw(self, expr: Expr) -> E:
+        """The tile that holds an expression which was bound, in its own dtype."""
+        return self._done[plain(expr)]
+
+    def value(self, expr: Expr) -> E:
+        """The tile of an expression; bound to a variable where it is long or read more than once."""
+        expr = plain(expr)
+        if expr not in self._done:
+            self._done[expr] = self._lower(expr)
+        found = self._done[expr]
+        return found.to("fp32") if expr.kind is Kind.REAL and found.tile.dtype in ("in", "dot") else found
+
+    def _lower(self, expr: Expr) -> E:
+        match expr:
+            case Const(value=value):
+                return lift(float(value) if expr.kind is Kind.REAL else value)
+            case Apply(fn=fn, args=args):
+                made = self._apply(fn, args, expr.kind)
+            case Reduce(fn=fn, x=x) if fn in ("sum", "mean"):
+                made = reduce_sum(self.value(x), len(self.value(x).tile.shape) - 1)
+            case _:
+                raise TileError(f"{type(expr).__name__} has no tile form")
+        if expr in self._shared or weight(made) > _LONG:
+            return self.builder.let(f"b_{expr.fn}", made)
+        return made
+
+    def _apply(self, fn: str, args: tuple[Expr, ...], kind: Kind) -> E:
+        values = self.together(*(self.value(arg) for arg in args))
+        match fn:
+            case "mul" if Kind.BOOL in (args[0].kind, args[1].kind):
+                condition, other = values if args[0].kind is Kind.BOOL else reversed(values)
+                if args[0].kind is args[1].kind:
+                    return condition & other
+                return where(condition, other, 0.0 if kind is Kind.REAL else 0)
+            case "pow":
+                return self._power(args[1], *values)
+            case "where":
+                return where(*values)
+            case "neg":
+                return -values[0]
+            case "not":
+                return values[0].eq(False)
+            case _ if fn in _BINARY:
+                return _BINARY[fn](*values)
+            case _ if fn in _TRITON:
+                return pointwise(f"tl.{fn}", values[0])
+        return self.builder.helper(fn, values[0])
+
+    def _power(self, exponent: Expr, base: E, power: E) -> E:
+        if isinstance(exponent, Const) and exponent.value in (2, 3):
+            held = self.builder.let("b_base", base)
+            return held * held if exponent.value == 2 else held * held * held
+        return pointwise("tl.exp2", power * pointwise("tl.log2", base))
+
+    def together(self, *values: E) -> tuple[E, ...]:
+        """Vectors over rows and over channels as columns and rows, where both or a matrix meet."""
+        shapes = {value.tile.shape for value in values if value.tile.shape}
+        if len(shapes) <= 1:
+            return values
+        return tuple(value.col if value.tile.shape == (self.rows,) else _as_row(value) for value in values)
+
+
+def _as_row(value: E) -> E:
+    return value.row if len(value.tile.shape) == 1 else value
+
+
+def weight(expr: E) -> int:
+    """How many nodes an expression has, which is about how long its text is."""
+    count, stack = 0, [expr.node]
+    while stack:
+        count += 1
+        stack.extend(operands(stack.pop()))
+    return count

@@ -1,0 +1,143 @@
+"""Compiles an emitted file for a GPU that need not be here: every kernel that its launcher starts at given sizes.
+
+The launcher runs on meta tensors with its kernels replaced by recorders, so what is compiled is what a call of these
+sizes would launch, specialised as Triton specialises arguments: a stride of 1, multiples of 16, None.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sma_compiler.ir.nodes import Op
+from sma_compiler.target.arguments import example
+
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+"""Backend, architecture and threads of a warp."""
+
+_POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel: its arguments by name, and how many warps."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: dict[str, object]
+    warps: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel compiled for a target. stages: the text of every stage (`ttir`, `ttgir`, `llir`, `ptx` or `amdgcn`)."""
+
+    launch: Launch
+    target: str
+    stages: dict[str, str]
+    binary: bytes
+    shared: int
+
+
+class _Recorder:
+    """Stands for a kernel: `kernel[grid](...)` notes the launch."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:  # noqa: ANN401 (a JITFunction)
+        self.kernel = kernel
+        self.launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: object, num_warps: int = 4, **keywords: object) -> None:
+            arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | keywords
+            self.launches.append(Launch(self.kernel.__name__, tuple(grid), arguments, num_warps))
+
+        return launch
+
+
+def load_text(text: str, folder: Path) -> ModuleType:
+    """An emitted file as a module."""
+    path = folder / "emitted.py"
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("sma_emitted", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.pop("sma_emitted", None)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compile_text(text: str, op: Op, sizes: Mapping[str, int], dtype: str, target: str) -> list[Compiled]:
+    """Compile every kernel of an emitted file that a call of these sizes launches.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    from triton.runtime.jit import JITFunction
+
+    with tempfile.TemporaryDirectory() as folder:
+        module = load_text(text, Path(folder))
+        launches: list[Launch] = []
+        kernels = {}
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction) and name.endswith("_kernel"):
+                kernels[name] = value
+                setattr(module, name, _Recorder(value, launches))
+        getattr(module, op.name)(**example(op, sizes, dtype, "meta"))
+        return [compile_launch(kernels[launch.kernel], launch, target) for launch in launches]
+
+
+def compile_launch(kernel: Any, launch: Launch, target: str) -> Compiled:  # noqa: ANN401 (a JITFunction)
+    """Compile one kernel as a launch specialises it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    constants = {name for parameter in kernel.params if parameter.is_constexpr for name in [parameter.name]}
+    signature: dict[str, str] = {}
+    constexprs: dict[tuple[int, ...], object] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
+    for number, name in enumerate(kernel.arg_names):
+        value = launch.arguments[name]
+        if name in constants or value is None or (isinstance(value, int) and value == 1):
+            signature[name] = "constexpr"
+            constexprs[(number,)] = value
+            continue
+        signature[name] = _type(value)
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(number,)] = [["tt.divisibility", 16]]
+    source = triton.compiler.ASTSource(kernel, signature, constexprs, attributes)
+    backend, architecture, width = TARGETS[target]
+    options = {"num_warps": launch.warps}
+    made = triton.compile(source, target=GPUTarget(backend, architecture, width), options=options)
+    stages = {name: text for name, text in made.asm.items() if isinstance(text, str)}
+    binary = made.asm["cubin" if backend == "cuda" else "hsaco"]
+    return Compiled(launch, target, stages, binary, made.metadata.shared)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return _POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    assert isinstance(value, int)
+    return "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -1,0 +1,105 @@
+"""Emitted files: golden text, style, what they import, what is refused."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel.specs import LIBRARY, SPECS, compiled
+
+from sma_compiler.driver import compile_source
+from sma_compiler.emit.source import DTYPES, TARGETS
+from sma_compiler.interface import library
+from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
+from sma_compiler.source import Source
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SHAPE = {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}
+LONG = {"B": 1, "T": 131072, "H": 24, "K": 128, "V": 64}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_text_is_golden(name: str, request: pytest.FixtureRequest) -> None:
+    text = compiled(name).source("chunked", SHAPE)
+    path = GOLDEN / f"{name}.py.txt"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("emitted")
+    for name in (*LIBRARY, *SPECS):
+        op = compiled(name)
+        for number, shape in enumerate((SHAPE, LONG)):
+            for dtype in DTYPES:
+                op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
+    return found
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["lint", "format"])
+def test_ruff_finds_nothing(command: list[str], folder: Path) -> None:
+    ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(folder)]
+    done = subprocess.run(ruff, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_files_import_torch_and_triton_alone(folder: Path) -> None:
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert found == {"torch", "triton", "triton.language"}
+        assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_has_a_file(target: str) -> None:
+    assert "def mamba2(" in compiled("mamba2").source(target=target)
+
+
+def test_the_launcher_takes_the_parameters_of_the_spec() -> None:
+    tree = ast.parse(compiled("mamba2").source())
+    launcher = tree.body[-1]
+    assert isinstance(launcher, ast.FunctionDef)
+    assert launcher.name == "mamba2"
+    assert [arg.arg for arg in launcher.args.args] == ["q", "k", "v", "dt", "a", "bias", "d"]
+    assert ast.get_docstring(launcher)
+
+
+def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:
+    spec = (
+        "# \\u2028 '''import os\\r__import__('os')\n"
+        "op f(q, k, v, tl: [time, head], torch: [head], load_ptr: [time, head], n_v: [head]):\n"
+        '    return attend(decay(tl * torch), q, k, load_ptr * v) + n_v * v  # """\n'
+    )
+    tree = ast.parse(compile_source(Source(spec, "names")).source())
+    assert not any(isinstance(node, ast.Name) and node.id == "__import__" for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("attention", "softmax"),
+        ("gla", "gate or a factor for each channel"),
+        ("delta_net", "kernels exist for one `attend`"),
+        ("hydra", "kernels exist for one `attend`"),
+    ],
+)
+def test_what_has_no_kernel_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(NoTritonKernel, match=reason):
+        library(name).source()
+
+
+def test_a_state_too_large_is_refused() -> None:
+    with pytest.raises(NoTritonKernel, match="fits on chip"):
+        compiled("retention").source(shape={"K": 512})
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float8"}, {"target": "sm_75"}])
+def test_unknown_options_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(UnknownOption):
+        compiled("retention").source(**options)
