@@ -120,10 +120,10 @@ class SizeConflict(ParameterError):
 
 
 class EmptyAxis(ParameterError):
-    """A tensor without entries along an axis other than batch and time."""
+    """A tensor without heads, keys, values, lags or levels."""
 
     def __init__(self, op: str, decl: ParamDecl, axis: str) -> None:
-        super().__init__(op, decl, f"the {axis} size of {decl.name!r} is 0; only batch and time may be empty")
+        super().__init__(op, decl, f"the {axis} size of {decl.name!r} is 0; it must be at least 1")
 
 
 class TooManyTurns(ParameterError):

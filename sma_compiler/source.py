@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-
 _WIDTH = 160
 """Characters of a source line that an error shows."""
 
@@ -54,7 +53,8 @@ class Span:
         start, stop = self.column - 1, min(max(stop - 1, self.column), max(len(line), self.column))
         if len(line) > _WIDTH:
             first = max(0, min(start - _WIDTH // 4, len(line) - _WIDTH))
-            line = ("..." if first else "") + line[first : first + _WIDTH] + ("..." if first + _WIDTH < len(line) else "")
+            before, after = "..." if first else "", "..." if first + _WIDTH < len(line) else ""
+            line = before + line[first : first + _WIDTH] + after
             start, stop = (x - first + (3 if first else 0) for x in (start, min(stop, first + _WIDTH)))
         return f"{line}\n{' ' * start}{'^' * max(1, stop - start)}"
 

@@ -354,7 +354,8 @@ def rope(x: Value, angle: Value) -> Value:
     """The pairs (2n, 2n + 1) of `key` turned by entry n of the angle's `mode`; pairs beyond it stay."""
     turned = 2 * angle.size("mode")
     key = x.axes.index("key")
-    even, odd = (x.select("key", torch.arange(parity, turned, 2, device=x.data.device), "pair") for parity in (0, 1))
+    first_of_pair = torch.arange(0, turned, 2, device=x.data.device)
+    even, odd = (x.select("key", first_of_pair + parity, "pair") for parity in (0, 1))
     pairs = angle.renamed("mode", "pair")
     first = pointwise(lambda a, b, t: a * t.cos() - b * t.sin(), even, odd, pairs)
     second = pointwise(lambda a, b, t: a * t.sin() + b * t.cos(), even, odd, pairs)

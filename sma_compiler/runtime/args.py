@@ -171,7 +171,7 @@ def infer_sizes(op: Op, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     for decl in op.params:
         if not decl.number:
             for axis, size in zip(decl.dims, tensors[decl.name].shape, strict=True):
-                if size == 0 and axis not in ("batch", "time"):
+                if size == 0 and axis in ("head", "key", "value", "lag", "level"):
                     raise EmptyAxis(op.name, decl, axis)
                 found.setdefault(axis, []).append((decl, size))
     if "time" not in found:
@@ -217,7 +217,7 @@ def check_turns(op: Op, roles: Roles, arguments: Arguments) -> None:
     """No more angles of a `rope` than the key has pairs."""
     key = arguments.sizes.get("key", 1)
     for decl in op.params:
-        if decl.name in roles.turns and 2 * arguments.sizes["mode"] > key:
+        if decl.name in roles.turns and arguments.sizes["mode"] > key // 2:
             raise TooManyTurns(op.name, decl, arguments.sizes["mode"], key)
 
 

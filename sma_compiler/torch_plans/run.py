@@ -16,7 +16,7 @@ from sma_compiler.torch_plans.elementary import Elementary
 from sma_compiler.torch_plans.evaluate import Evaluator, Number, bind_params
 from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.named_ops import arranged
+from sma_compiler.torch_plans.named_ops import arranged, picked
 from sma_compiler.torch_plans.sites import layout_of
 
 COARSEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -96,7 +96,7 @@ def run_op(
             contracting = Contracting(site, plan, evaluator, rounded, own, want_state, slots)
             value, logs = contracting.run()
             kept = contracting.after
-            lse = lse if logs is None else _full(logs, _row_axes(site.node), sizes)
+            lse = lse if logs is None else _of_rows(logs, _row_axes(site.node), sizes)
         after.update({f"{site.name}.{name}": x for name, x in kept.items()})
     found = evaluator.tensor(op.result)
     result = _full(found, op.result.axes, sizes).to(result_dtype(op, arguments, compute))
@@ -217,6 +217,14 @@ def _row_axes(node: Contraction) -> tuple[str, ...]:
     assert isinstance(node, Attend)
     factors = (node.mask, node.q, node.k, node.scale)
     return sort_axes(("batch", "time", *(axis for x in factors for axis in x.axes if axis != "key")))
+
+
+def _of_rows(logs: Named, axes: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor:
+    """Logs with the axes of the rows: along others, which they have from the values beside them, they are the same."""
+    for axis in logs.axes:
+        if axis not in axes:
+            logs = picked(logs, axis, 0)
+    return _full(logs, axes, sizes)
 
 
 def _full(x: Named, axes: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor:

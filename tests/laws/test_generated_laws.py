@@ -130,6 +130,7 @@ PINNED = [
     "    return shift(attend(causal * sum(g[t], j < t <= i), q, 1, u))\n",
     "op f(q, k, v, ck: [lag, head, key], lev: [time, head, level]):\n"
     "    return attend(levels(lev) * window(9), q, ck[i - j] @ k, cumsum(v))\n",
+    "op f(v, x: [time, head], h: [time, key]):\n    return attend(causal, 1, h, v * x, normalize=softmax)\n",
     "op f(v, on: bool[time], n: int):\n    return (window(n) * on[j]) @ on + cumsum(on) * v\n",
 ]
 """Of each kind one, whatever is generated."""

@@ -114,7 +114,7 @@ WRONG: dict[str, tuple[Arguments, type[CallError], str]] = {
         r"'k' has 3 heads, which does not divide the 4 heads of 'q'",
     ),
     "no heads": ({"k": torch.ones(2, 5, 0, 3)}, errors.EmptyAxis, r"the head size of 'k' is 0"),
-    "no keys": ({"q": torch.ones(2, 5, 4, 0)}, errors.EmptyAxis, r"the key size of 'q' is 0; only batch and time"),
+    "no keys": ({"q": torch.ones(2, 5, 4, 0)}, errors.EmptyAxis, r"the key size of 'q' is 0; it must be at least 1"),
     "device": ({"g": torch.ones(2, 5, 4, device="meta")}, errors.MixedDevices, r"'g' is on meta, but 'q' is on cpu"),
 }
 
