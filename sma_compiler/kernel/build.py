@@ -263,7 +263,6 @@ def where(condition: E, yes: Operand, no: Operand) -> E:
 
 
 MINUS_INFINITY = E(Unary(Tile("fp32"), "-", Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),))))
-PLUS_INFINITY = E(Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),)))
 
 
 def zeros(*shape: str, dtype: str = "tl.float32") -> E:
