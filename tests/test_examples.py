@@ -18,6 +18,7 @@ import torch
 import sma_compiler as sma
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+ENV = {**os.environ, "PYTHONPATH": str(Path(sma.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 SPECS = sorted(EXAMPLES.glob("*.sma"))
 
 
@@ -43,9 +44,8 @@ def test_every_spec_has_a_doc_comment_and_the_name_of_its_file(path: Path) -> No
 
 
 def test_write_a_mixer_runs() -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = [sys.executable, EXAMPLES / "write_a_mixer.py"]
-    done = subprocess.run(script, capture_output=True, text=True, env=env, cwd="/", check=False)
+    done = subprocess.run(script, capture_output=True, text=True, env=ENV, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     errors = [float(line.split()[-1]) for line in done.stdout.splitlines() if "relative error" in line]
     assert len(errors) == 3
@@ -92,7 +92,7 @@ def test_the_bigram_baseline_is_the_cross_entropy_of_counts() -> None:
 def test_a_short_training_run_learns_and_writes_its_results(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "train_bytes.py", "--mixer", "retention", "--steps", "12", "--out", tmp_path]
     command += ["--sample", "20", "--windows", "16", "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["steps"] == 12

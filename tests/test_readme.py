@@ -1,4 +1,7 @@
-"""The README is true: its Python runs, its commands print what it shows, its paths exist."""
+"""The README is true: its Python runs, its commands print what it shows, its paths exist.
+
+`SMA_UPDATE_README=1 python -m pytest tests/test_readme.py` writes what the commands print now into it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import sma_compiler
 from sma_compiler.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+ENV = {**os.environ, "PYTHONPATH": str(Path(sma_compiler.__file__).parents[1])}
+README = ROOT / "README.md"
+TEXT = README.read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 TYPO = "op typo(q, k, v):\n    return attend(casual, q, k, v)\n"
 
@@ -41,9 +47,14 @@ def test_console_blocks_print_what_they_show(body: str, tmp_path: Path) -> None:
     (tmp_path / "typo.sma").write_text(TYPO)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     arguments = [sys.executable, "-m", "sma_compiler", *command.removeprefix("$ sma ").split()]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
-    assert (done.stdout + done.stderr).strip() == shown.strip()
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=ENV, check=False)
+    printed = (done.stdout + done.stderr).strip()
+    if os.environ.get("SMA_UPDATE_README"):
+        README.write_text(
+            README.read_text().replace(f"```console\n{body}```", f"```console\n{command}\n{printed}\n```")
+        )
+    else:
+        assert printed == shown.strip()
 
 
 def test_specs_are_those_of_the_examples() -> None:
@@ -59,7 +70,7 @@ def test_the_set_up_commands_name_what_exists() -> None:
         assert extra in extras
     script, *flags = re.findall(r"examples/\w+\.py|--\w+", first)
     help_text = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd="/", check=True
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd="/", env=ENV, check=True
     ).stdout
     assert all(flag in help_text for flag in flags)
     assert "pytest" in second

@@ -13,11 +13,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import sma_compiler
 from sma_compiler.cli.common import BadShape, parse_shape
 from sma_compiler.cli.main import COMMANDS, app
 from sma_compiler.syntax.locate import library_names
 
-ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(Path(sma_compiler.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 BAD = "op a(q, k, v):\n    return attend(casual, q, k, w)\n"
 GOOD = "# first\nop a(q, k, v):\n    return attend(causal, q, k, v)\n\nop b(v):\n    return causal @ v\n"
 
@@ -26,9 +27,8 @@ sma = CliRunner()
 
 def process(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m sma_compiler` as a user runs it, away from the checkout, its output piped."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sma_compiler", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, cwd="/", check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=ENV, cwd="/", check=False)
 
 
 def test_help_names_every_command_and_loads_little() -> None:
@@ -41,9 +41,8 @@ def test_help_names_every_command_and_loads_little() -> None:
         "print(time.process_time() - start); print(*{name.split('.')[0] for name in sys.modules})\n"
         "print(*(name for name in sys.modules if name.startswith('sma_compiler.')))"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=True).stdout
         for _ in range(3)
     ]
     *help_lines, _, packages, own = runs[0].splitlines()
