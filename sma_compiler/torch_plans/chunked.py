@@ -33,7 +33,7 @@ from sma_compiler.torch_plans.layout import (
     some,
 )
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.scan import carry, moved
+from sma_compiler.torch_plans.scan import carry, chunks, moved
 from sma_compiler.torch_plans.strided import as_named, last_places, run_strided, tile
 from sma_compiler.torch_plans.walk import own_terms
 
@@ -123,7 +123,7 @@ def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
 
 def _final(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """The state behind the last position of each row, from the states before every chunk."""
-    chunk, last = last_places(frame, tiles.size, tiles.count)
+    chunk, last = last_places(frame, tiles.size)
     return behind(tiles.alone(chunk), pick(before, "chunk", chunk, 0), last, frame)
 
 
@@ -170,7 +170,7 @@ def _at_most(size: int, length: int, power: bool) -> int:
 
 def _cut_up(lane: Lane, frame: Frame, size: int) -> Tiles:
     """The lane in chunks, contiguous for matrix products."""
-    count = -(-frame.length // size)
+    count = chunks(frame.length, size)
 
     tiled = lane.each(lambda x: reorder(tile(x, count, size, frame.length)))
     return _tiled(tiled, size, count, frame.compute, frame)

@@ -35,25 +35,32 @@ WIDTH = 8
 """The number of chunks in a group."""
 
 
-def carry(items: Named, totals: Named | None, basis: Basis, steps: int, initial: Named | None) -> Named:
+def chunks(length: int, size: int) -> int:
+    """The number of chunks of so many positions; whole groups of them where the length is symbolic."""
+    return -(-length // size) if isinstance(length, int) else -(-length // (size * WIDTH)) * WIDTH
+
+
+def carry(
+    items: Named, totals: Named | None, basis: Basis, steps: int, initial: Named | None, grouped: bool = False
+) -> Named:
     """The state before each chunk.
 
     items: what each `chunk` adds to the state behind it. totals: binary log of what a state keeps through each chunk,
     or through any (no `chunk`); finite; None: everything. steps: positions in a chunk.
-    initial: the state before the first chunk.
+    initial: the state before the first chunk. grouped: these are groups of chunks already, and a symbolic number of
+    them is grouped no further.
     """
     count = items.size("chunk")
-    if count <= 2 * WIDTH:
+    if count <= 2 * WIDTH if isinstance(count, int) else grouped:
         return _within(items, totals, basis, steps, initial)
-    groups = -(-count // WIDTH)
-    padding = groups * WIDTH - count
+    padding = -count % WIDTH if isinstance(count, int) else 0
     items = split(padded(items, "chunk", padding), "chunk", "group", "chunk", WIDTH)
     if totals is not None and "chunk" in totals.axes:
         totals = split(padded(totals, "chunk", padding), "chunk", "group", "chunk", WIDTH)
     added = rename(_added(items, totals, basis, steps), {"group": "chunk"})
     sums = _sums(totals)
     sums = rename(sums, {"group": "chunk"}) if sums is not None else None
-    before = carry(added, sums, basis, steps * WIDTH, initial)
+    before = carry(added, sums, basis, steps * WIDTH, initial, True)
     found = _within(items, totals, basis, steps, rename(before, {"chunk": "group"}))
     return cut(merge(found, "group", "chunk", "chunk"), "chunk", 0, count)
 

@@ -274,20 +274,31 @@ def _weigh(logs: Logs, initial: Named, dtype: torch.dtype) -> Weights:
     )
 
 
-def running_top(gates: Tensor, scores: Tensor, initial: Tensor) -> Tensor:
+def running_top(gates: Tensor, scores: Tensor, initial: Tensor, depth: int = 0) -> Tensor:
     """M_t = max(M_{t-1} + gates_t, scores_t) along the last dimension, behind an initial M."""
     length = gates.shape[-1]
     if isinstance(length, int) and length <= 2 * CHUNK:
         return _running_top(gates, scores, initial)
+    if depth == 2 and not isinstance(length, int):
+        return _largest(gates, scores, initial)
     count = -(-length // CHUNK)
     behind = (0, count * CHUNK - length)
     gates = functional.pad(gates, behind).reshape(*gates.shape[:-1], count, CHUNK)
     scores = functional.pad(scores, behind, value=-torch.inf).reshape(gates.shape)
     alone = _running_top(gates, scores, torch.full_like(initial[..., None], -torch.inf))
     sums = gates.cumsum(-1)
-    after = running_top(sums[..., -1], alone[..., -1], initial)
+    after = running_top(sums[..., -1], alone[..., -1], initial, depth + 1)
     before = torch.cat((initial[..., None], after[..., :-1]), -1)
     return torch.maximum(alone, before[..., None] + sums).flatten(-2)[..., :length]
+
+
+def _largest(gates: Tensor, scores: Tensor, initial: Tensor) -> Tensor:
+    """`running_top` of a few groups, whose number is symbolic, from all pairs of them."""
+    places = torch.arange(gates.shape[-1], device=gates.device)
+    later = places[:, None] > places
+    sums = torch.where(later, gates[..., None], 0).cumsum(-2)
+    reached = torch.where(places[:, None] >= places, sums + scores[..., None, :], -torch.inf).amax(-1)
+    return torch.maximum(reached, initial[..., None] + gates.cumsum(-1))
 
 
 def _running_top(gates: Tensor, scores: Tensor, initial: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from sma_compiler.torch_plans.gates import passed
 from sma_compiler.torch_plans.lanes import Lane
 from sma_compiler.torch_plans.layout import contract, cut, merge, number, padded, pick, rename, split
 from sma_compiler.torch_plans.named import Named
-from sma_compiler.torch_plans.scan import carry
+from sma_compiler.torch_plans.scan import carry, chunks
 from sma_compiler.torch_plans.walk import Walk
 
 SIZE = 16
@@ -25,7 +25,7 @@ SIZE = 16
 def run_strided(lane: Lane, frame: Frame, initial: Named | None, want_state: bool) -> tuple[Named, Named | None]:
     """The lane's result over `time`, and its state behind the end of each row, as `chunked.run_chunked` gives them."""
     size = min(SIZE, frame.length) if isinstance(frame.length, int) else SIZE
-    count = -(-frame.length // size)
+    count = chunks(frame.length, size)
     tiles = lane.each(lambda x: tile(x, count, size, frame.length))
     walk = _walk(tiles, size, frame)
     added = turned(walk.behind(_zeros(tiles, frame), None), lane.basis, number(size, torch.int64, frame.device))
@@ -36,7 +36,7 @@ def run_strided(lane: Lane, frame: Frame, initial: Named | None, want_state: boo
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
     if not want_state:
         return result, None
-    chunk, place = last_places(frame, size, count)
+    chunk, place = last_places(frame, size)
     last = as_named(place, frame)
     valid = Named(torch.arange(size, device=frame.device) <= last.data[..., None], (*last.axes, "pos"))
     ending = _walk(tiles.each(lambda x: pick(x, "chunk", chunk, 0)), size, frame)
@@ -57,10 +57,10 @@ def tile(x: Named, count: int, size: int, length: int) -> Named:
     return split(padded(x, "time", count * size - length), "time", "chunk", "pos", size)
 
 
-def last_places(frame: Frame, size: int, count: int) -> tuple[int | Tensor, int | Tensor]:
+def last_places(frame: Frame, size: int) -> tuple[int | Tensor, int | Tensor]:
     """The chunk of the last position of each row, and its place there; -1: the row is empty."""
     if frame.lengths is None:
-        return count - 1, frame.length - 1 - (count - 1) * size
+        return (frame.length - 1) // size, (frame.length - 1) % size
     chunk = torch.div(frame.lengths - 1, size, rounding_mode="floor").clamp(min=0)
     return chunk, frame.lengths - 1 - chunk * size
 

@@ -27,7 +27,7 @@ PLANS = st.sampled_from(["chunked", "recurrent"])
 
 @pytest.mark.parametrize("plan", ["chunked", "recurrent"])
 @given(seed=SEEDS)
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_lower_streams(plan: str, seed: int) -> None:
     case = random_case(seed)
     same(run(case, plan)[0], meaning(case), 1e-11)
@@ -51,7 +51,7 @@ def test_full_streams(plan: str, seed: int) -> None:
 @given(
     seed=SEEDS, cuts=st.lists(st.integers(0, 40), min_size=1, max_size=3), plans=st.lists(PLANS, min_size=4, max_size=4)
 )
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_cut_sequences_join_by_their_states(seed: int, cuts: list[int], plans: list[str]) -> None:
     case = random_case(seed)
     length = case.sizes["time"]
@@ -100,7 +100,7 @@ def test_padded_rows_end_where_they_end(plan: str, seed: int, pick: int) -> None
 
 
 @given(seed=SEEDS, where=st.integers(0, 40), pick=st.integers(0, 10**6))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_advance_reads_the_state_alone_and_moves_it_on(seed: int, where: int, pick: int) -> None:
     case = random_case(seed)
     length, batch = case.sizes["time"], case.sizes["batch"]
