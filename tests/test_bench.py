@@ -63,7 +63,9 @@ def test_median_times_takes_turns_and_leaves_the_first_round_out() -> None:
 
 def test_plans_side_by_side() -> None:
     shape = ["--shape", "T=64,H=2,K=8,V=8", "--repeats", "1"]
-    report = json.loads(sma.invoke(app, ["bench", "retention", *shape, "--json"]).stdout)
+    threads = ["--threads", str(torch.get_num_threads())]
+    report = json.loads(sma.invoke(app, ["bench", "retention", *shape, *threads, "--json"]).stdout)
+    assert report["threads"] == torch.get_num_threads()
     assert [row["plan"] for row in report["plans"]] == ["quadratic", "recurrent", "chunked"]
     assert all(row["both"] > 0 for row in report["plans"])
     assert report["sizes"]["time"] == 64

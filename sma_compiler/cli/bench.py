@@ -62,10 +62,13 @@ def bench(
     plans: Annotated[list[str] | None, typer.Option("--plan", help="A plan to time; may be repeated. All.")] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "fp32",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that the medians are taken of.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads torch may use; as many as it likes.")] = None,
     suite: Annotated[str | None, typer.Option(help="`cpu`: speed, memory, import and compile time.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time a spec's plans side by side, or run the standing measurements."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     if suite is not None:
         _suite(suite, repeats, as_json)
         return
