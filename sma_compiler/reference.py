@@ -95,11 +95,6 @@ def _pairs(op: Op, mask: Expr, arguments: Mapping[str, Argument], rows: Tensor |
     return pairs, {"i": len(at), "j": len(columns)}
 
 
-def tensor_value(op: Op, expr: Expr, arguments: Mapping[str, Argument]) -> Value:
-    """An expression of the op that mentions no position, at all positions."""
-    return Sequence(op, arguments).tensors_of(expr)[expr]
-
-
 def _run(
     op: Op, arguments: Mapping[str, Argument], cu_seqlens: Tensor | None, rows: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:

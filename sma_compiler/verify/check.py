@@ -12,7 +12,6 @@ from sma_compiler.ir.roles import roles
 from sma_compiler.verify.bounds import bound
 from sma_compiler.verify.cases import Case, Run
 from sma_compiler.verify.contract import FP32_FLOOR, UNIT, Line, Report, Title, comparable, within
-from sma_compiler.verify.errors import SEEDS, SMALL, Errors
 from sma_compiler.verify.gate_sums import contractions
 
 FOURIER = frozenset({"toeplitz"})
@@ -82,8 +81,3 @@ def group_of(case: Case, what: str) -> str:
     if what.removeprefix("d ") in roles(case.op).phases:
         return "phases"
     return "gradients" if "time" in case.axes[what] else "sums"
-
-
-def seeds_needed(errors: dict[str, Errors]) -> int:
-    """How many seeds the blocks of these tensors need."""
-    return SEEDS if any(float(one.count[one.count > 0].min()) < SMALL for one in errors.values()) else 1
