@@ -40,7 +40,7 @@ from sma_compiler.torch_plans.walk import own_terms
 CHUNK = 32
 """Positions in a chunk; twice as many where the state is so wide that fewer states are better than fewer scores."""
 _NARROW = 128
-_WIDE = 4096
+_WIDE = 2048
 
 
 @dataclass(frozen=True)
