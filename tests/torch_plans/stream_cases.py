@@ -126,13 +126,14 @@ def run(
     state: Mapping[str, Tensor] | None = None,
     lengths: Tensor | None = None,
     length: int | None = None,
+    operand: torch.dtype | None = None,
 ) -> tuple[Named, dict[str, Tensor]]:
     """The streams of a case by a plan."""
     data = case.data if data is None else data
     data = {name: x.to(dtype) if x.data.is_floating_point() else x for name, x in data.items()}
     length = case.sizes["time"] if length is None else length
     starts = torch.full((case.sizes["batch"],), start) if start else None
-    frame = frame_of(case, data, dtype, length, starts, lengths)
+    frame = frame_of(case, data, dtype, length, starts, lengths, operand)
     one = Named(torch.ones((), dtype=dtype), ())
     q, k, v = (data.get(name, one) for name in "qkv")
     if plan == "advance":
