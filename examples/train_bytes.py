@@ -314,9 +314,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, float | int 
     bigram = bigram_bits(data, held)
     model = ByteModel(options.mixer)
     size = sum(p.numel() for p in model.parameters())
-    console.print(
-        f"{options.mixer}: {size:,} parameters, {len(data):,} bytes to train on, bigram {bigram:.3f} bits/byte"
-    )
+    console.print(f"{options.mixer}: {size:,} parameters, {len(data):,} bytes to train on", soft_wrap=True)
     losses: list[float] = []
     columns = (
         TextColumn("{task.description}"),
