@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from sma_compiler.facts.bounds import bounds
 from sma_compiler.facts.rank import ranks
 from sma_compiler.facts.reach import reads_ahead, reads_behind
-from sma_compiler.facts.shape import gate, toeplitz
-from sma_compiler.facts.sizes import Count, count, symbol, to_sympy
+from sma_compiler.facts.shape import gate, symmetric, toeplitz
+from sma_compiler.facts.sizes import Count, count
+from sma_compiler.facts.state import linear, state_size
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Attend, Contraction, Expr, MaskTimes, Solve
+from sma_compiler.ir.nodes import Attend, Contraction, MaskTimes, Solve
 from sma_compiler.ir.show import show_expr
 from sma_compiler.mask.algebra import constant
-from sma_compiler.mask.nodes import Decomposition, Stream
+from sma_compiler.mask.nodes import Decomposition
 from sma_compiler.mask.streams import Analysis, analyse
 
 NAMES = {Attend: "attend", MaskTimes: "times", Solve: "solve"}
@@ -103,14 +103,14 @@ def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis, behin
         causal=causal,
         band=("" if lo is None else show_expr(lo), "" if hi is None else show_expr(hi)),
         segments=any(part.piece.guard.segments for part in analysis.parts),
-        symmetric=_symmetric(graph, node.mask, analysis),
-        toeplitz=toeplitz(graph, node.mask),
+        symmetric=symmetric(graph, node.mask, analysis),
+        toeplitz=toeplitz(graph, node.mask, analysis),
         gate=gate(node.mask),
         lower_rank=count(lower),
         upper_rank=count(upper),
         nonnegative=bounds(node.mask)[0] >= 0,
         contracting=_contracting(analysis),
-        state_size=count(_state_size(node, decomposition, behind) if causal else 0),
+        state_size=count(state_size(node, decomposition, behind) if causal else 0),
         reasons={},
     )
     return replace(facts, reasons=_reasons(node, analysis, facts, behind))
@@ -124,73 +124,6 @@ def _contracting(analysis: Analysis) -> bool | None:
     return True if known and all(log <= 0 for log in logs) else None
 
 
-def _symmetric(graph: Graph, mask: Expr, analysis: Analysis) -> bool:
-    """Whether the transpose is made of the same streams and has the same near parts."""
-    ours, theirs = analysis.decomposition, analyse(graph, graph.transpose(mask)).decomposition
-    same_near = {near.mask for near in ours.near} == {near.mask for near in theirs.near}
-    return same_near and set(ours.streams) == set(theirs.streams)
-
-
-def _state_size(node: Contraction, decomposition: Decomposition, behind: bool) -> Any:  # noqa: ANN401 - sympy ships no types
-    """Elements of the state for one batch row and head."""
-    keys, values = _widths(node)
-    if behind or any(near.hi is None for near in decomposition.near) or not linear(node):
-        rows = symbol("time") if behind or decomposition.hi is None else to_sympy(decomposition.hi)
-        return rows * (keys * values if isinstance(node, MaskTimes) else keys + values)
-    if isinstance(node, Attend) and node.normalize in ("sum", "max1", "softmax"):
-        values = values + 1
-    maximum = 1 if isinstance(node, Attend) and node.normalize == "softmax" and decomposition.streams else 0
-    total: Any = maximum
-    for members in shared(decomposition.streams):
-        size: Any = keys * values
-        for axis in members[0].contracted:
-            size = size * symbol(axis.partition("'")[0])
-        size = size * 2 ** len(members[0].turns) * (members[0].degree + 1)
-        total = total + size + max(stream.delay for stream in members) * (keys + values)
-    widest: Any = 0
-    for near in decomposition.near:
-        assert near.hi is not None
-        width = to_sympy(near.hi)
-        widest = width if not width.is_nonpositive and (width - widest).is_positive is not False else widest
-    return total + widest * (keys + values)
-
-
-def shared(streams: tuple[Stream, ...]) -> list[list[Stream]]:
-    """Streams that differ in their columns only: one state serves them together."""
-    groups: dict[Any, list[Stream]] = {}
-    for stream in streams:
-        key = (stream.side, stream.row, stream.gates, stream.segments, stream.degree, stream.turns, stream.contracted)
-        groups.setdefault(key, []).append(stream)
-    return list(groups.values())
-
-
-def linear(node: Contraction) -> bool:
-    """Whether a state of the mask's rank can carry the contraction: its weight is linear in the score, or the score
-    does not depend on i."""
-    if not isinstance(node, Attend):
-        return True
-    if node.activation != "none":
-        return False
-    return node.normalize != "softmax" or "time" not in node.q.axes
-
-
-def _widths(node: Contraction) -> tuple[Any, Any]:
-    """The sizes of the key and the value axis as the state has them."""
-    keyed: tuple[Expr, ...]
-    valued: tuple[Expr, ...]
-    match node:
-        case Attend(mask=mask, q=q, k=k, v=v):
-            stabilised = node.normalize == "softmax" and "time" not in q.axes
-            keyed, valued = ((mask,) if stabilised else (mask, q, k)), (mask, q, k, v)
-        case Solve(mask=mask, a=a, b=b, u=u):
-            keyed, valued = (mask, a, b), (mask, u)
-        case MaskTimes(mask=mask, x=x):
-            keyed = valued = (mask, x)
-    key = symbol("key") if any("key" in part.axes for part in keyed) else 1
-    value = symbol("value") if any("value" in part.axes for part in valued) else 1
-    return key, value
-
-
 def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bool) -> dict[str, str]:
     decomposition = analysis.decomposition
     streams = len(decomposition.streams)
@@ -202,10 +135,10 @@ def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bo
     return {
         "causal": _causal_reason(decomposition, facts.causal),
         "band": "the hull of the supports of its pieces" if any(facts.band) else "its pieces reach both corners",
-        "segments": "ids compared at i and j never fall along time: equal ids form runs"
+        "segments": "what it compares at i and at j is monotone in time: equal ids form runs"
         if facts.segments
         else "no run of equal ids is compared",
-        "symmetric": "its transpose has the same parts" if facts.symmetric else "its transpose has other parts",
+        "symmetric": "its transpose has the same parts" if facts.symmetric else "its transpose is made of other parts",
         "toeplitz": "it depends on i - j alone"
         if facts.toeplitz
         else "it indexes a tensor in time, or i or j stands alone",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, Const, Expr, Kind
+from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Levels, Position, children
 
 MAX_TERMS = 256
 """A sum or product with more terms than this is left alone, as one atom."""
@@ -120,6 +120,8 @@ class Polynomial:
         assert isinstance(exponent, Const)
         if node.fn == "pow":
             power = int(exponent.value)
+            if power == 0:  # also where the base is 0
+                return self._ring(1)
             if math.comb(max(len(args[0]) + power - 1, 0), power) > MAX_TERMS:
                 raise TooLarge
             return args[0] ** power
@@ -178,9 +180,15 @@ def tidy(graph: Graph, expr: Expr) -> Expr:
     return total
 
 
+def is_positional(expr: Expr) -> bool:
+    """Whether an expression depends on positions as numbers only, as a polynomial: no tensor is indexed in it."""
+    varying = (node for node in mask_nodes(expr) if node.positions)
+    return all(isinstance(node, Position) or _is_arithmetic(node, 0) for node in varying)
+
+
 def by_distance(graph: Graph, expr: Expr) -> dict[int, Expr] | None:
     """`expr` as a polynomial in d = i - j: the static coefficient of each power. None where it is none."""
-    if expr.positions - {"i", "j"}:
+    if not is_positional(expr) or "t" in expr.positions:
         return None
     # t stands for the distance: nothing else at this level mentions it
     t = graph.position("t")
@@ -208,3 +216,50 @@ def constant(expr: Expr) -> int | None:
         return None
     total = sum((term.factor for term in terms), Fraction(0))
     return int(total) if total.denominator == 1 else None
+
+
+def rational(expr: Expr) -> Fraction | None:
+    """The value of a number, also of one that is computed from literals; None for anything else."""
+    try:
+        terms = list(Polynomial(expr).monomials())
+    except TooLarge:
+        return None
+    total = Fraction(0)
+    for term in terms:
+        for atom, power in term.powers:
+            if not isinstance(atom, Const):
+                return None
+            term = replace(term, factor=term.factor * Fraction(atom.value) ** power)
+        total += term.factor
+    return total
+
+
+def split(graph: Graph, expr: Expr) -> tuple[Expr, Expr] | None:
+    """`expr` as a function of i plus a function of j; None where it is no such sum."""
+    try:
+        monomials = list(Polynomial(expr, pairs_only=True).monomials())
+    except TooLarge:
+        return None
+    rows: list[Expr] = []
+    cols: list[Expr] = []
+    for monomial in monomials:
+        where = frozenset().union(*(atom.positions for atom, _ in monomial.powers))
+        if len(where) == 2:
+            return None
+        (cols if "j" in where else rows).append(build(graph, monomial.factor, monomial.powers))
+    return add(graph, rows), add(graph, cols)
+
+
+def mask_nodes(mask: Expr) -> Iterator[Expr]:
+    """The nodes of a mask, operands before users, without those of the tensors that it indexes."""
+    seen: set[Expr] = set()
+    stack = [(mask, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            if node.positions and not isinstance(node, At | Levels):
+                stack.extend((child, False) for child in reversed(children(node)))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Expr, MaskProduct
-from sma_compiler.mask.algebra import constant
+from sma_compiler.ir.nodes import Apply, At, Expr, Lag, Levels, MaskProduct, PathSum, children
+from sma_compiler.mask.algebra import constant, mask_nodes
+from sma_compiler.mask.band import band
+from sma_compiler.mask.guards import Guard, Piece
 from sma_compiler.mask.nodes import Decomposition, Gate, Near, Stream
-from sma_compiler.mask.pieces import Guard, Piece, Splitter
+from sma_compiler.mask.pieces import Splitter
 from sma_compiler.mask.terms import Expander, Term
+
+MAX_NODES, MAX_DEPTH = 400, 80
+"""A mask of more operators, or more deeply nested ones (a chain of one operator is flat), is not taken apart."""
 
 MAX_DELAY = 16
 """The widest band of a mask product, and the latest start of a stream, that become delays."""
@@ -42,8 +48,39 @@ def decompose(graph: Graph, mask: Expr) -> Decomposition:
     return analyse(graph, mask).decomposition
 
 
+_KNOWN: WeakKeyDictionary[Graph, dict[Expr, Analysis]] = WeakKeyDictionary()
+
+
 def analyse(graph: Graph, mask: Expr) -> Analysis:
-    """The mask's pieces with their terms, and the decomposition they make."""
+    """The mask's pieces with their terms, and the decomposition they make; made once for each mask of a graph."""
+    known = _KNOWN.setdefault(graph, {})
+    if mask not in known:
+        known[mask] = _analyse(graph, mask) if is_small(mask) else _left_whole(graph, mask)
+    return known[mask]
+
+
+def is_small(mask: Expr) -> bool:
+    """Whether a mask is small enough to be taken apart."""
+    depth: dict[Expr, int] = {}
+    for node in mask_nodes(mask):
+        below = children(node) if node.positions and not isinstance(node, At | Levels) else ()
+        chained = [isinstance(x, Apply) and isinstance(node, Apply) and x.fn == node.fn for x in below[:1]]
+        depth[node] = max([depth[x] + (0 if chained[0] and n == 0 else 1) for n, x in enumerate(below)], default=0)
+        if len(depth) > MAX_NODES or depth[node] > MAX_DEPTH:
+            return False
+    return True
+
+
+def _left_whole(graph: Graph, mask: Expr) -> Analysis:
+    """A mask that is too large to be taken apart: one near part, within the band that its conditions show."""
+    lo, hi = band(mask)
+    guard = Guard(None if lo is None else graph.const(lo), None if hi is None else graph.const(hi))
+    why = f"it has more than {MAX_NODES} operators, or more than {MAX_DEPTH} nested ones: too many to be taken apart"
+    part = Part(Piece(guard, mask), "whole", (Term(opaque=(mask,)),), (), why)
+    return Analysis((part,), Decomposition((), (Near(mask, guard.lo, guard.hi),), guard.lo, guard.hi))
+
+
+def _analyse(graph: Graph, mask: Expr) -> Analysis:
     splitter = Splitter(graph)
     pieces = splitter.pieces(mask)
     parts = [part for piece in pieces for part in _parts(splitter, piece)]
@@ -94,11 +131,10 @@ def _parts(splitter: Splitter, piece: Piece) -> list[Part]:
 
 
 def _full(splitter: Splitter, piece: Piece) -> Part | None:
-    """A piece over all pairs with nothing but factors of i and of j."""
-    terms = tuple(Expander(splitter.graph, 1, 0).terms(piece.value))
-    plain = all(
-        not (term.gates or term.turns or term.degree or term.opaque or term.unsafe or term.product) for term in terms
-    )
+    """A piece over all pairs with nothing but factors of i and of j, waves of i - j among them."""
+    expander = Expander(splitter.graph, 1, 0)
+    terms = tuple(part for term in expander.terms(piece.value) for part in expander.without_turns(term))
+    plain = all(not (term.gates or term.degree or term.opaque or term.unsafe or term.product) for term in terms)
     if piece.guard.segments or piece.guard.pairs or not plain:
         return None
     return Part(piece, "full", terms, tuple(_stream(term, piece.guard, "full", 0) for term in terms), "")
@@ -132,13 +168,33 @@ def _why_not(piece: Piece, terms: tuple[Term, ...], first: int | None) -> str:
     if first is None:
         return "where it starts is known only at the call"
     if piece.guard.pairs:
-        return "it selects pairs by a condition that is no band, run of equal ids, or condition on i or j alone"
+        return _why_pairs(piece.guard.pairs)
     for term in terms:
         if term.opaque:
-            return "it has a factor that does not separate into a function of i and a function of j"
+            return _why_opaque(term.opaque)
         if term.unsafe:
             return "exp(x[i] - x[j]) separates only into halves that may overflow: write exp(sum(g[t], j < t <= i))"
     return ""
+
+
+def _why_pairs(conditions: tuple[Expr, ...]) -> str:
+    for condition in conditions:
+        if any(isinstance(node, PathSum) for node in mask_nodes(condition)):
+            return "it compares a sum over a path: compare cumulative sums instead, cumsum(x)[i] == cumsum(x)[j]"
+        if isinstance(condition, Apply) and condition.fn == "eq" and all(isinstance(x, At) for x in condition.args):
+            return "equal ids may come back after others: where they do not, write documents(id)"
+    return "it selects pairs by a condition that is no band, run of equal ids, or condition on i or j alone"
+
+
+def _why_opaque(factors: tuple[Expr, ...]) -> str:
+    nodes = {type(node) for factor in factors for node in mask_nodes(factor)}
+    if Levels in nodes:
+        return "the blocks of `levels` grow with the distance: no state of fixed size holds them"
+    if Lag in nodes:
+        return "a table over `lag` is no sum of a few exponentials and waves: its rank grows with the table"
+    if PathSum in nodes:
+        return "a sum over a path separates in exp alone: elsewhere write x[i] - x[j] with x = cumsum(g)"
+    return "it has a factor that does not separate into a function of i and a function of j"
 
 
 def _stream(term: Term, guard: Guard, side: str, first: int) -> Stream:

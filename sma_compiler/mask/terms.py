@@ -6,9 +6,37 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, MaskProduct, Param, PathSum, Position, Reduce, postorder
-from sma_compiler.mask.algebra import Monomial, Polynomial, TooLarge, add, build, by_distance, constant
+from sma_compiler.ir.nodes import (
+    Apply,
+    At,
+    Const,
+    Expr,
+    Kind,
+    Levels,
+    MaskProduct,
+    Param,
+    PathSum,
+    Reduce,
+    postorder,
+)
+from sma_compiler.mask.algebra import (
+    MAX_TERMS,
+    Monomial,
+    Polynomial,
+    TooLarge,
+    add,
+    build,
+    by_distance,
+    constant,
+    is_positional,
+    mask_nodes,
+    split,
+    tidy,
+)
 from sma_compiler.mask.nodes import Gate, Turn
+
+MAX_TURNS = 6
+"""A product of more waves than this is left alone: each doubles the state."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,7 @@ class Expander:
     def terms(self, value: Expr) -> list[Term]:
         """The value as a sum of terms; a part that resists is one opaque term."""
         try:
-            monomials = list(Polynomial(self._without_division(value), pairs_only=True).monomials())
+            monomials = list(Polynomial(self._normal(value), pairs_only=True).monomials())
         except TooLarge:
             return [Term(opaque=(value,))]
         groups: dict[tuple[tuple[Expr, int], ...], list[Monomial]] = {}
@@ -70,10 +98,40 @@ class Expander:
             kept = tuple((atom, power) for atom, power in monomial.powers if not _is_positional(atom))
             groups.setdefault(kept, []).append(monomial)
         found: list[Term] = []
-        for kept, members in groups.items():
-            for term in self._positional(members):
-                found += self._product([term, *self._factors(kept)])
+        try:
+            for kept, members in groups.items():
+                factors = self._factors(self._joined(kept))
+                for term in self._positional(members):
+                    found += self._product([term, *factors])
+        except TooLarge:
+            return [Term(opaque=(value,))]
         return found
+
+    def _joined(self, powers: tuple[tuple[Expr, int], ...]) -> tuple[tuple[Expr, int], ...]:
+        """Factors such as exp(-m * i) and m ** j as one exponential of i - j: apart they may overflow."""
+        g = self.graph
+        logs = {atom: log for atom, _ in powers if (log := self._log(atom)) is not None and _is_positional(log)}
+        if len(logs) < 2:
+            return powers
+        parts = [g.apply("mul", g.const(power), logs[atom]) for atom, power in powers if atom in logs]
+        total = add(g, parts)
+        distances = by_distance(g, total)
+        if distances is None or set(distances) - {0, 1}:
+            return powers
+        rest = tuple((atom, power) for atom, power in powers if atom not in logs)
+        return (*rest, (g.apply("exp", total), 1))
+
+    def _log(self, atom: Expr) -> Expr | None:
+        """The exponent of e that makes exp(e), b ** e, or 1 over one of them."""
+        g = self.graph
+        match atom:
+            case Apply(fn="exp", args=(exponent,)):
+                return exponent
+            case Apply(fn="pow", args=(base, exponent)) if not base.positions and not isinstance(exponent, Const):
+                return g.apply("mul", exponent, g.apply("log", base))
+            case Apply(fn="div", args=(Const(value=1), below)) if (log := self._log(below)) is not None:
+                return g.apply("neg", log)
+        return None
 
     def _factors(self, powers: tuple[tuple[Expr, int], ...]) -> list[list[Term] | Term]:
         return [self._atom(atom) for atom, power in powers for _ in range(power)]
@@ -82,7 +140,11 @@ class Expander:
         found = [Term()]
         for factor in factors:
             others = factor if isinstance(factor, list) else [factor]
+            if len(found) * len(others) > MAX_TERMS:
+                raise TooLarge
             found = [term.times(other) for term in found for other in others]
+            if any(len(term.turns) > MAX_TURNS for term in found):
+                raise TooLarge
         return found
 
     def _positional(self, members: list[Monomial]) -> list[Term]:
@@ -108,7 +170,6 @@ class Expander:
 
     def _atom(self, atom: Expr) -> list[Term] | Term:
         """A factor that is no sum or product."""
-        g = self.graph
         if "j" not in atom.positions:
             return Term(row=(atom,))
         if "i" not in atom.positions:
@@ -118,24 +179,11 @@ class Expander:
         if isinstance(atom, Reduce) and atom.fn in ("sum", "mean"):
             return self._contracted(atom)
         if isinstance(atom, Apply):
-            if atom.fn == "exp":
-                return self._exponential(atom, atom.args[0])
-            if atom.fn == "pow" and not atom.args[0].positions:
-                return self._exponential(atom, g.apply("mul", atom.args[1], g.apply("log", atom.args[0])))
+            if (log := self._log(atom)) is not None:
+                return self._exponential(atom, log)
             if atom.fn in ("cos", "sin"):
                 return self._wave(atom)
-            if atom.fn == "div" and isinstance(atom.args[1], Apply) and atom.args[1].fn in ("exp", "pow"):
-                return self._inverse(atom, atom.args[1])
         return Term(opaque=(atom,))
-
-    def _inverse(self, atom: Expr, power: Apply) -> list[Term] | Term:
-        """1 / exp(e) and 1 / b ** e."""
-        g = self.graph
-        exponent = power.args[0] if power.fn == "exp" else power.args[1]
-        negated = g.apply("neg", exponent)
-        flipped = g.apply("exp", negated) if power.fn == "exp" else g.apply("pow", power.args[0], negated)
-        found = self._atom(flipped)
-        return Term(opaque=(atom,)) if isinstance(found, Term) and found.opaque else found
 
     def _contracted(self, atom: Reduce) -> list[Term]:
         """A sum over an axis within the mask: the axis gets a name of its own and stays with the term."""
@@ -152,7 +200,7 @@ class Expander:
         """exp of a sum of path sums, a multiple of i - j, and functions of i alone or of j alone."""
         g = self.graph
         try:
-            monomials = list(Polynomial(self._without_division(exponent), pairs_only=True).monomials())
+            monomials = list(Polynomial(self._normal(exponent), pairs_only=True).monomials())
         except TooLarge:
             return Term(opaque=(atom,))
         static: list[Monomial] = []
@@ -230,19 +278,37 @@ class Expander:
         powers = by_distance(g, atom.args[0])
         if powers is not None and not set(powers) - {0, 1}:
             rate, phase = powers.get(1, g.const(0)), powers.get(0, g.const(0))
-            if self.sign < 0:
-                rate = g.apply("neg", rate)
+            rate, turned = self._positive(rate)
             along = {fn: Term(turns=(Turn(fn, rate),)) for fn in ("cos", "sin")}
+            if turned != (self.sign < 0):
+                along["sin"] = along["sin"].times(Term(row=(g.const(-1),)))
             if constant(phase) == 0:
                 return along[atom.fn]
             fixed = {fn: Term(row=(g.apply(fn, phase),)) for fn in ("cos", "sin")}
             return self._angle_sum(atom.fn, along, fixed)
-        halves = self._halves(atom.args[0])
+        halves = split(g, atom.args[0])
         if halves is None:
             return Term(opaque=(atom,))
         of_i = {fn: Term(row=(g.apply(fn, halves[0]),)) for fn in ("cos", "sin")}
         of_j = {fn: Term(col=(g.apply(fn, halves[1]),)) for fn in ("cos", "sin")}
         return self._angle_sum(atom.fn, of_i, of_j)
+
+    def _positive(self, rate: Expr) -> tuple[Expr, bool]:
+        """A rate without its sign, and whether it had one: cos(-x) is cos(x), sin(-x) is -sin(x)."""
+        factors = [monomial.factor for monomial in Polynomial(rate).monomials()]
+        turned = bool(factors) and all(factor < 0 for factor in factors)
+        return (tidy(self.graph, self.graph.apply("neg", rate)) if turned else rate), turned
+
+    def without_turns(self, term: Term) -> list[Term]:
+        """A term on both sides of the diagonal, its waves of i - j as sums of products of waves of i and of j."""
+        g = self.graph
+        found = [replace(term, turns=())]
+        for turn in term.turns:
+            of_i = {fn: Term(row=(g.apply(fn, g.apply("mul", turn.rate, g.position("i"))),)) for fn in ("cos", "sin")}
+            of_j = {fn: Term(col=(g.apply(fn, g.apply("mul", turn.rate, g.position("j"))),)) for fn in ("cos", "sin")}
+            of_j["sin"] = of_j["sin"].times(Term(row=(g.const(-1),)))
+            found = [each.times(wave) for each in found for wave in self._angle_sum(turn.fn, of_i, of_j)]
+        return found
 
     def _angle_sum(self, fn: str, a: dict[str, Term], b: dict[str, Term]) -> list[Term]:
         minus = Term(row=(self.graph.const(-1),))
@@ -250,49 +316,41 @@ class Expander:
             return [a["cos"].times(b["cos"]), a["sin"].times(b["sin"]).times(minus)]
         return [a["sin"].times(b["cos"]), a["cos"].times(b["sin"])]
 
-    def _halves(self, expr: Expr) -> tuple[Expr, Expr] | None:
-        """`expr` as a function of i plus a function of j."""
+    def _normal(self, value: Expr) -> Expr:
+        """a / b as a * (1 / b), so that a is expanded; the root or power of an exponential as an exponential."""
         g = self.graph
-        try:
-            monomials = list(Polynomial(expr, pairs_only=True).monomials())
-        except TooLarge:
-            return None
-        rows: list[Expr] = []
-        cols: list[Expr] = []
-        for monomial in monomials:
-            where = frozenset().union(*(atom.positions for atom, _ in monomial.powers))
-            if len(where) == 2:
-                return None
-            (cols if "j" in where else rows).append(build(g, monomial.factor, monomial.powers))
-        return add(g, rows), add(g, cols)
-
-    def _without_division(self, value: Expr) -> Expr:
-        """a / b as a * (1 / b), so that a is expanded."""
-        g = self.graph
-        done: dict[Expr, Expr] = {}
+        done = _Same()
         one = g.const(1)
-        for node in postorder((value,)):
-            rebuilt = g.rebuild(node, done)
-            if (
-                isinstance(rebuilt, Apply)
-                and rebuilt.fn == "div"
-                and len(rebuilt.args[0].positions) == 2
-                and not (isinstance(rebuilt.args[1], Const) and rebuilt.args[1].kind is Kind.INT)
-            ):
-                rebuilt = g.apply("mul", rebuilt.args[0], g.apply("div", one, rebuilt.args[1]))
+        for node in mask_nodes(value):
+            rebuilt = node if isinstance(node, At | Levels) else g.rebuild(node, done)
+            if isinstance(rebuilt, Apply) and len(rebuilt.positions) == 2:
+                x, *rest = rebuilt.args
+                if rebuilt.fn == "div" and not (_is_integer(x) or _is_integer(rest[0])):
+                    rebuilt = g.apply("mul", x, g.apply("div", one, rest[0]))
+                elif rebuilt.fn in ("abs", "relu") and self._log(x) is not None:
+                    rebuilt = x
+                elif rebuilt.fn == "sqrt" and (log := self._log(x)) is not None:
+                    rebuilt = g.apply("exp", g.apply("div", log, g.const(2)))
+                elif rebuilt.fn == "pow" and not rest[0].positions and (log := self._log(x)) is not None:
+                    rebuilt = g.apply("exp", g.apply("mul", log, rest[0]))
             done[node] = rebuilt
         return done[value]
 
 
+class _Same(dict[Expr, Expr]):
+    """A mapping of nodes where those that are not in it map to themselves."""
+
+    def __missing__(self, node: Expr) -> Expr:
+        return node
+
+
+def _is_integer(expr: Expr) -> bool:
+    return isinstance(expr, Const) and expr.kind is Kind.INT
+
+
 def _is_positional(atom: Expr) -> bool:
-    """Whether an atom depends on i and j as numbers only: no tensor is indexed in it."""
-    if not atom.positions:
-        return False
-    return all(
-        isinstance(node, Apply | Position | Const | Param)
-        and not (isinstance(node, Apply) and node.fn not in ("add", "sub", "mul", "neg", "pow", "div"))
-        for node in postorder((atom,))
-    )
+    """Whether an atom is a polynomial of i and j."""
+    return bool(atom.positions) and is_positional(atom)
 
 
 def relabel(graph: Graph, mask: Expr, old: str, new: str) -> Expr:

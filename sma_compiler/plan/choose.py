@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sma_compiler.facts.bounds import bounds
-from sma_compiler.facts.facts import NAMES, Facts, Site, linear, site
+from sma_compiler.facts.facts import NAMES, Facts, Site, site
 from sma_compiler.facts.sizes import Count
+from sma_compiler.facts.state import linear
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskTimes, Op, Size, Solve, postorder
 from sma_compiler.mask.algebra import constant

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from sma_compiler.facts.facts import linear
+from sma_compiler.facts.state import linear
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Const, Contraction, Expr, Kind, MaskTimes, Op, Solve, postorder
+from sma_compiler.mask.columns import held_by
 from sma_compiler.mask.elementary import elementary
 from sma_compiler.mask.nodes import Near, Stream
 from sma_compiler.mask.streams import decompose
 from sma_compiler.plan.choose import Choice, Plans
-from sma_compiler.torch_plans.cache import Cache, held_by
+from sma_compiler.torch_plans.cache import Cache
 from sma_compiler.torch_plans.dense import Band
 from sma_compiler.torch_plans.elementary import Elementary
 from sma_compiler.torch_plans.evaluate import Evaluator
