@@ -69,7 +69,8 @@ class Facts:
 class Site:
     """One contraction of an op with everything known of its mask.
 
-    behind: whether a near part reads positions before its band, through a product of masks.
+    behind: whether a near part reads positions, through a product of masks, that a cache of its band would lack: those
+    before its band, and beside streams all before the column, as the new pairs are then evaluated without a cache.
     """
 
     node: Contraction
@@ -88,7 +89,8 @@ def site(graph: Graph, node: Contraction, number: int) -> Site:
     """Analyse the mask of one contraction; `number` counts those of its kind."""
     analysis = analyse(graph, node.mask)
     name = f"{NAMES[type(node)]}{number}"
-    behind = any(reads_behind(graph, near.mask, near.hi) for near in analysis.decomposition.near)
+    parts = analysis.decomposition
+    behind = any(reads_behind(graph, near.mask, None if parts.streams else near.hi) for near in parts.near)
     return Site(node, name, analysis, _facts(graph, node, name, analysis, behind), behind)
 
 

@@ -113,7 +113,8 @@ class Contracting:
             for mask in self._near(history=True):
                 earlier = self._over(mask.line, node.b)
                 right = self._less(right, dense.weighted_sum(mask, a, earlier, solved, self.frame))
-        found = solve(self._whole(self._fresh), a, b, right, self.frame)
+        line = self._fresh if self.site.streams else self._line
+        found = solve(self._whole(line), a, b, right, self.frame)
         if self.site.streams and self.want_state:
             self._streamed("advance", found, "")
         return found

@@ -30,9 +30,10 @@ BLOCK = 64
 def solve(mask: Mask, a: Named, b: Named, u: Named, frame: Frame) -> Named:
     """x at the new positions, where x_i + sum over j < i of L_ij (a_i . b_j) x_j = u_i.
 
-    mask: over a line of new positions alone. a, b, u: over the new positions, or static.
+    a, b, u: over the new positions, or static.
     """
-    length, hi = mask.line.length, mask.band.hi
+    new, hi = mask.line.new, mask.band.hi
+    length = mask.line.length - new
     step = BLOCK if "key" not in mask.expr.axes else BLOCK // 4
     found: list[Named] = []
     sizes: list[int] = []
@@ -40,7 +41,8 @@ def solve(mask: Mask, a: Named, b: Named, u: Named, frame: Frame) -> Named:
         stop = min(start + step, length)
         begin = 0 if hi is None else min(start, max(0, start - hi))
         rows, columns = Run("i", start, stop), Run("j", begin, stop)
-        weights = linear_weights(mask.expr, mask.pairs(rows, columns), rows.take(a), columns.take(b), frame)
+        pairs = mask.pairs(Run("i", new + start, new + stop), Run("j", new + begin, new + stop))
+        weights = linear_weights(mask.expr, pairs, rows.take(a), columns.take(b), frame)
         right = rows.take(u)
         if begin < start:
             earlier = cut(join(found, "time", sizes), "time", begin, start).rename("time", "j")

@@ -151,7 +151,8 @@ def run_stabilised(
         logs = _logs([stream for _, stream in members], column, v, preparation)
         before = _before(logs, f"S{place}", frame, state)
         weights = _weigh(logs, before.top, frame.compute)
-        found, after = _RUN[plan](weights, before.sums, frame)
+        # with time reversed, what lies past the end of a row comes first, and adds nothing
+        found, after = _RUN[plan](weights, before.sums, replace(frame, lengths=None) if logs.upper else frame)
         part = _parted(logs, found, weights.top)
         parts.append([flip(x, "time") for x in part] if logs.upper else part)
         if not logs.upper:

@@ -109,7 +109,7 @@ def _recurrent(lane: Lane, frame: Frame, state: State | None) -> tuple[Named, Te
     walked = lane.each(lambda x: rename(x, names))
     shape, axes = lane.state_shape(frame), lane.state_axes()
     data = torch.zeros(shape, dtype=frame.compute, device=frame.device) if state is None else state[lane.name]
-    valid = frame.valid()
+    valid = frame.valid() if lane.side == "lower" else None  # what lies past the end of a row comes first, and is 0
     walk = Walk(walked, frame.length, origin_of(frame), frame.compute, wide=True)
     found, after = walk.run(Named(data, axes), rename(valid, names) if valid is not None else None)
     return rename(found, {"pos": "time"}), after.view(axes).expand(shape)

@@ -64,6 +64,39 @@ def test_positions_before_a_band_are_kept(mask: str) -> None:
     laws.check_steps_in_place(op, given)
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "strict * (causal @ full)",
+        "strict * (decay(g) @ transpose(decay(h)))",
+        "window(3) * strict * (band(0, 2) @ full)",
+        "strict * decay(g) + window(3) * strict * (band(0, 2) @ full)",
+    ],
+)
+def test_solve_sums_a_product_over_history(mask: str) -> None:
+    op = sma.compile(f"op f(k, v, g, h: [time, head]):\n    return solve({mask}, 0.1 * k, k, v)\n")
+    assert op.causal
+    given = samples(op.ir, default_sizes(op.ir, **SIZES), torch.float64)
+    row = {name: x[:1] for name, x in given.items()}
+    for plan in laws.plans_of(op):
+        laws.check_plan(op, given, plan)
+        laws.check_cuts(op, given, [1], [plan])
+        laws.check_cuts(op, given, [7, 8, 15], [plan, "quadratic"])
+        laws.check_pack(op, row, [1, 1, 9], plan)
+    laws.check_steps(op, given, 13, "auto")
+    laws.check_steps_in_place(op, given)
+
+
+def test_new_positions_see_a_product_over_the_band_before_them() -> None:
+    op = sma.compile(
+        "op f(q, k, v, g: [time, head]):\n    return attend(decay(g) + window(3) * (band(0, 2) @ full), q, k, v)\n"
+    )
+    given = samples(op.ir, default_sizes(op.ir, **SIZES), torch.float64)
+    for plan in laws.plans_of(op):
+        laws.check_plan(op, given, plan)
+        laws.check_cuts(op, given, [1, 7, 8], [plan, "quadratic"])
+
+
 def test_a_product_within_its_bands_keeps_no_more_than_them() -> None:
     op = compiled("(window(3) @ transpose(decay(h))) * window(3)")
     state = op.empty_state(head=2, value=3)

@@ -190,3 +190,23 @@ def test_strides_do_not_matter() -> None:
         for key, value in arguments.items()
     }
     torch.testing.assert_close(run(op, strided).result, run(op, arguments).result)
+
+
+@pytest.mark.parametrize(
+    ("signature", "result"),
+    [
+        ("q, k, v, y: [time, head]", "attend((i < j) * y[j], q, k, v)"),
+        ("q, k, v, y: [time, head]", "attend(y[i] * (i <= j) * exp(sum(y[t], i <= t < j)), q, k, v, normalize=max1)"),
+        ("k, v", "attend((i - j) * (i - j), 1, k, v, normalize=softmax)"),
+        ("k, v, g: [time, head]", "attend(exp(-abs(i - j)) * exp(g[j]), 1, sum(k, key), v, normalize=softmax)"),
+        ("v, g: [time, head]", "(decay(g) + transpose(decay(g)) + (i - j) * full) @ v"),
+    ],
+)
+def test_streams_that_look_ahead_end_with_their_row(signature: str, result: str) -> None:
+    op = make_op(signature, f"return {result}")
+    arguments = make_arguments(op, time=13, dtype=torch.float64)
+    arguments = {key: -x.abs() if key == "y" else x for key, x in arguments.items()}  # type: ignore[union-attr]
+    for plan in plans_of(op).legal:
+        found = run(op, arguments, plan.name, lengths=torch.tensor([13, 6])).result
+        assert error(found[0], evaluate(op, arguments)[0]) < 1e-12
+        assert error(found[1, :6], evaluate(op, between(op, arguments, 0, 6))[1]) < 1e-12

@@ -25,6 +25,8 @@ FORMS = [
     "attend({m}, q, k, v) + attend({n}, q, k, v)",
     "attend({m}, q, k, solve(strict * decay(g), 0.3 * k, k, v))",
     "solve(strict * decay(r) * h[j], 0.3 * k, k, attend({m}, q, k, v))",
+    "solve(strict * ({m}), 0.1 * k, k, v)",
+    "solve(strict * (({m}) @ ({n})), 0.02 * k, k, v)",
 ]
 
 
@@ -61,6 +63,11 @@ def test_plans_of_random_ops(m: str, n: str, form: str, cut: int) -> None:
     time = op.ir.result.axes.index("time")
     largest = max(1.0, float(expected.detach().abs().max()))  # terms of size 1 may cancel
     steep = max(float(slope.abs().max()) for slope in slopes if slope is not None) + largest
+    bounds = torch.tensor([0, cut, cut, length])
+    first_row = [
+        x[:1] if isinstance(x, Tensor) and "batch" in decl.dims else x for decl, x in zip(op.params, whole, strict=True)
+    ]
+    packed = op.reference(*first_row, cu_seqlens=bounds)
     after = None
     for plan in op.plans:
         found = op(*whole, plan=plan.name, backend="torch")
@@ -70,6 +77,8 @@ def test_plans_of_random_ops(m: str, n: str, form: str, cut: int) -> None:
             if slope is not None:
                 grad = torch.zeros_like(slope) if grad is None else grad
                 torch.testing.assert_close(grad, slope, rtol=1e-8, atol=1e-8 * steep)
+        pack = op(*first_row, plan=plan.name, backend="torch", cu_seqlens=bounds)
+        torch.testing.assert_close(pack, packed, rtol=1e-9, atol=1e-10 * largest)
         if op.causal:
             first, state = op(*part(op, arguments, 0, cut), plan=plan.name, backend="torch", return_state=True)
             second = op(*part(op, arguments, cut, length), plan=plan.name, backend="torch", initial_state=state)
