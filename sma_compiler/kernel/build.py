@@ -120,6 +120,10 @@ class E:
         """`self or other`, on the host."""
         return E(Binary(None, "or", self.node, other.node))
 
+    def both(self, other: E) -> E:
+        """`self and other`, on the host."""
+        return E(Binary(None, "and", self.node, other.node))
+
     def given(self) -> E:
         """`self is not None`."""
         return E(Binary(None, "is not", self.node, Literal(None, None)))

@@ -14,6 +14,7 @@ from sma_compiler.kernel.nodes import (
     For,
     Function,
     If,
+    Name,
     Raise,
     Return,
     Section,
@@ -25,6 +26,8 @@ from sma_compiler.kernel.nodes import (
 
 GLOBALS = frozenset({"tl", "triton", "torch", "float", "max", "ValueError"})
 """What an emitted file can name without defining it."""
+UNUSED = "_"
+"""Stands for an item of a tuple that nothing reads."""
 
 
 def verify(function: Function, known: Iterable[str]) -> None:
@@ -50,6 +53,8 @@ def _verify(body: Iterable[Statement], defined: set[str], types: dict[str, Tile 
         match statement:
             case Assign(targets=targets):
                 for target in targets:
+                    if target.name == UNUSED:
+                        continue
                     if types.setdefault(target.name, target.tile) != target.tile:
                         raise TileError(f"{where}: {target.name} changes its type")
                     defined.add(target.name)
@@ -124,7 +129,10 @@ def _clean(body: tuple[Statement, ...], used: set[str]) -> tuple[Statement, ...]
     for statement in body:
         match statement:
             case Assign(targets=targets, value=value):
-                if any(target.name in used for target in targets) or _has_effect(value):
+                if len(targets) > 1 and any(target.name in used for target in targets):
+                    held = tuple(x if x.name in used else Name(x.tile, UNUSED) for x in targets)
+                    kept.append(replace(statement, targets=held))
+                elif any(target.name in used for target in targets) or _has_effect(value):
                     kept.append(statement)
             case For(body=inner):
                 kept.append(replace(statement, body=_clean(inner, used)))

@@ -20,6 +20,33 @@ def column(p, t0, stride, o_t):
 
 
 @triton.jit
+def sequence(cu_ptr, i_s, T, C: tl.constexpr):
+    """Row of the batch, first position, end and first slot of a sequence; of a pack where there is `cu_ptr`."""
+    if cu_ptr is None:
+        return i_s, 0, T, 0
+    begin = tl.load(cu_ptr + i_s).to(tl.int32)
+    end = tl.load(cu_ptr + i_s + 1).to(tl.int32)
+    return tl.cast(0, tl.int64), begin, end, begin // C + i_s.to(tl.int32)
+
+
+@triton.jit
+def find_chunk(cu_ptr, i_b, slot, T, S, C: tl.constexpr):
+    """Sequence, first position and sequence's end of the chunk in a slot; nothing of a pack may be left of it."""
+    if cu_ptr is None:
+        return i_b, slot * C, T
+    low = 0
+    high = S - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        reached = tl.load(cu_ptr + middle) // C + middle <= slot
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle - 1)
+    begin = tl.load(cu_ptr + low).to(tl.int32)
+    end = tl.load(cu_ptr + low + 1).to(tl.int32)
+    return low.to(tl.int64), begin + (slot - begin // C - low) * C, end
+
+
+@triton.jit
 def load(p, mask, MASKED: tl.constexpr):
     """Entries of a tile; 0 where `mask` is false."""
     if MASKED:
