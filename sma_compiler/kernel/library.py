@@ -130,6 +130,12 @@ def gelu(x):
 
 
 @triton.jit
+def gelu_slope(x):
+    """The derivative of gelu: the normal distribution function plus x times its density."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
 def scan_parts_kernel(
     local_ptr,
     decay_ptr,

@@ -12,6 +12,9 @@ from sma_compiler.kernel.nodes import operands
 _LONG = 9
 """Nodes of an expression beyond which it gets a variable of its own."""
 
+_LARGEST_POWER = 64
+"""The largest literal exponent that is multiplied out."""
+
 _BINARY: dict[str, Callable[[E, E], E]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -105,10 +108,17 @@ class Lowering:
         return self.builder.helper(fn, values[0])
 
     def _power(self, exponent: Expr, base: E, power: E) -> E:
-        if isinstance(exponent, Const) and exponent.value in (2, 3):
-            held = self.builder.let("b_base", base)
-            return held * held if exponent.value == 2 else held * held * held
+        if isinstance(exponent, Const) and float(exponent.value).is_integer() and abs(exponent.value) <= _LARGEST_POWER:
+            whole = self._whole_power(self.builder.let("b_base", base), abs(int(exponent.value)))
+            return whole if exponent.value >= 0 else 1.0 / whole
         return pointwise("tl.exp2", power * pointwise("tl.log2", base))
+
+    def _whole_power(self, base: E, exponent: int) -> E:
+        """By squaring, for a base of either sign."""
+        if exponent <= 3:
+            return (lift(1.0), base, base * base, base * base * base)[exponent]
+        half = self.builder.let("b_base", self._whole_power(base, exponent // 2))
+        return half * half * base if exponent % 2 else half * half
 
     def together(self, *values: E) -> tuple[E, ...]:
         """Vectors over rows and over channels as columns and rows, where both or a matrix meet."""
