@@ -11,15 +11,18 @@ from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.check import mentioned, prune, verify
-from sma_compiler.kernel.chunk import Chunked, Forward
 from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
 from sma_compiler.kernel.gate_kernel import Gates
-from sma_compiler.kernel.host import host
-from sma_compiler.kernel.launch import HELPERS, Kernel, Launcher
+from sma_compiler.kernel.host import host, tensors
+from sma_compiler.kernel.launch import Launcher
 from sma_compiler.kernel.linear import linear
+from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.prepare import HELPERS, Kernel
 from sma_compiler.kernel.score_kernel import Scores
 from sma_compiler.kernel.split import LocalStates
+from sma_compiler.kernel.walk import forward_walk
+from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans
 
 MODULES = frozenset({"torch", "triton", "tl"})
@@ -80,16 +83,18 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     names = host(member, reserved)
     chosen = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
     cut = chosen.programs > 0
-    builders: dict[str, Chunked] = {}
+    walk = forward_walk(member)
+    named = tensors(walk, names)
+    builders: dict[str, Maker] = {}
     if chosen.scores:
-        builders["scores"] = Scores(member, names, reserved, parts=False)
+        builders["scores"] = Scores(member, names, reserved)
     if names.gates:
-        builders["gates"] = Gates(member, names, reserved, parts=False)
+        builders["gates"] = Gates(walk.paths, names, reserved)
     if cut:
-        builders["local_states"] = LocalStates(member, names, reserved, parts=True)
-    builders["forward"] = Forward(member, names, reserved, parts=cut, scores=chosen.scores)
+        builders["local_states"] = LocalStates(walk, names, named, reserved, parts=True)
+    builders["forward"] = WalkKernel(walk, names, named, reserved, parts=cut, scores=chosen.scores)
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
-    launcher = Launcher(member, names, chosen).build(kernels)
+    launcher = Launcher(member, walk, names, named, chosen).build(kernels)
     functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]
     functions.append(launcher)
     helpers = with_uses((*HELPERS, *(["scan_parts_kernel"] if cut else []), *_helpers(builders.values())))
@@ -98,7 +103,7 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     return Emitted(header(op, plans, "chunked", cut), helpers, tuple(functions))
 
 
-def _kernel(builder: Chunked, name: str) -> Kernel:
+def _kernel(builder: Maker, name: str) -> Kernel:
     """A kernel without what it does not use."""
     function = prune(builder.build(name))
     uses = mentioned(function.body)
@@ -106,7 +111,7 @@ def _kernel(builder: Chunked, name: str) -> Kernel:
     return Kernel(function, builder.arguments, uses)
 
 
-def _helpers(builders: Iterable[Chunked]) -> set[str]:
+def _helpers(builders: Iterable[Maker]) -> set[str]:
     """The leaf helpers that some kernels call."""
     return set().union(*(builder.b.helpers for builder in builders))
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sma_compiler.ir.nodes import Expr, Param, postorder
-from sma_compiler.kernel.build import E, call, size
+from sma_compiler.kernel.build import E
 from sma_compiler.kernel.gates import Path, Rows, is_positive, may_reset
 from sma_compiler.kernel.linear import Term, varies
-from sma_compiler.kernel.nodes import Tile
 
 
 @dataclass(frozen=True)
 class Split:
-    """A stream whose path is made ahead. ahead: its gates and small positive factors; row, col: the other factors."""
+    """A stream whose path is made ahead. ahead: its gates and small positive factors; row, col: the other factors.
+
+    `row` and `col` belong to the late and the early end.
+    """
 
     ahead: Term
     row: tuple[Expr, ...]
@@ -36,7 +38,7 @@ class Split:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """The tensors that hold the path: "row" and "col" [B, H, T], "all" [B, H, chunks], and counts of cuts."""
+        """The tensors that hold the path: "row" and "col" [B, H, T], "all" [B, H, slots], and counts of cuts."""
         ends = ("row", "col") if self.two_ended else ("row",)
         cuts = tuple(f"cut_{end}" for end in (*ends, "all")) if self.cuts else ()
         return (*ends, "all", *cuts)
@@ -63,29 +65,33 @@ def _reads_channels(expr: Expr) -> bool:
 
 def parts(path: Path, made: Split) -> dict[str, E]:
     """The tiles of a path by the array that holds each."""
-    assert path.row is not None
-    assert path.col is not None
-    assert path.total is not None
-    found = {"row": path.row, "col": path.col, "all": path.total}
-    if path.resets is not None:
-        found.update(zip(("cut_row", "cut_col", "cut_all"), path.resets, strict=True))
-    return {name: found[name] for name in made.arrays}
+    tiles = {
+        "row": path.late.exponent,
+        "col": path.early.exponent,
+        "all": path.total,
+        "cut_row": path.late.cuts,
+        "cut_col": path.early.cuts,
+        "cut_all": path.cuts,
+    }
+    found: dict[str, E] = {}
+    for name in made.arrays:
+        tile = tiles[name]
+        assert tile is not None
+        found[name] = tile
+    return found
 
 
-def path_from(loaded: dict[str, E], strict: bool) -> Path:
-    """The path that loaded arrays make."""
-    row = loaded.get("row")
-    resets = None
-    cut_row, cut_col = (loaded.get(name) for name in ("cut_row", "cut_col"))
-    cut_row, cut_col = cut_row or cut_col, cut_col or cut_row
-    if cut_row is not None and cut_col is not None:
-        resets = (cut_row, cut_col, loaded["cut_all"])
-    return Path(strict, row, loaded.get("col", row), loaded["all"], resets=resets)
+def fill(path: Path, loaded: dict[str, E]) -> None:
+    """Give a path the exponents that loaded arrays hold; where the ends share one, both have it."""
+    row, col = loaded.get("row"), loaded.get("col")
+    cut_row, cut_col = loaded.get("cut_row"), loaded.get("cut_col")
+    path.late.exponent, path.early.exponent = row or col, col or row
+    path.late.cuts, path.early.cuts = cut_row or cut_col, cut_col or cut_row
+    path.total, path.cuts = loaded["all"], loaded.get("cut_all")
 
 
-def address(pointer: E, name: str, head: E, t0: E, rows: Rows, length: E) -> E:
-    """Where one head keeps an array of a chunk; `head` is its index in [B, H]."""
+def address(pointer: E, name: str, head: E, t0: E, rows: Rows, length: E, slots: E, slot: E) -> E:
+    """Where one head keeps an array of a chunk; `head` is its index in [B, H], `slot` that of the chunk."""
     if name.endswith("all"):
-        count = call("tl.cdiv", length, size("C"), tile=Tile("int32"))
-        return pointer + head * count + t0 // size("C")
+        return pointer + head * slots + slot
     return pointer + head * length + (t0 + rows.offsets)

@@ -1,411 +1,325 @@
-"""The chunked plan, fused: one kernel walks the chunks of a sequence with the state of one head in registers.
+"""What the kernels of the chunked plan share: which program has which tiles, the tiles of a chunk, how states advance.
 
-Per chunk of C positions, with S [K, V] the state at its start:
+A walk goes through a sequence chunk by chunk of C positions, with the state of one head in registers: the matrix S
+[inner, outer], what the columns so far sum to. Per chunk, with S the state that comes in:
 
-    A = (Q K^T) * decay            the pairs inside the chunk
-    Y = A V + decay (Q S)          and those before it
-    S = decay S + K^T (decay V)
+    A = (P S^T) * decay            the pairs inside the chunk
+    Y = A X + decay (P S)          and those with what lies before it (after it, where the walk goes backward)
+    S = decay S + S^T (decay X)
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sma_compiler.ir.nodes import Apply, Expr, postorder
-from sma_compiler.kernel.ahead import Split, address, path_from, split
-from sma_compiler.kernel.arguments import Arguments
+from sma_compiler.ir.nodes import Const, Expr
+from sma_compiler.kernel.ahead import Split, address, fill, split
 from sma_compiler.kernel.build import (
-    Builder,
     E,
     arange,
     call,
     dot,
-    lift,
     pointwise,
     reduce_sum,
     size,
     trans,
-    where,
     zeros,
 )
-from sma_compiler.kernel.gates import Path, Rows, is_positive, path_of, scaled, static_rates, with_factors
-from sma_compiler.kernel.host import Host
-from sma_compiler.kernel.inputs import Inputs
-from sma_compiler.kernel.linear import Linear, is_tensor, plain
-from sma_compiler.kernel.lower import Lowering
-from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, with_factors
+from sma_compiler.kernel.host import Host, Tensors, suffix
+from sma_compiler.kernel.inputs import EXTENT, Inputs
+from sma_compiler.kernel.linear import is_tensor, plain
+from sma_compiler.kernel.lower import Lowering, operand
+from sma_compiler.kernel.maker import Maker, program
+from sma_compiler.kernel.nodes import Tile
+from sma_compiler.kernel.rows import Span, sequence, slots
+from sma_compiler.kernel.walk import Walk
 from sma_compiler.mask.nodes import Gate
 
-CONSTANTS = ("C", "BK", "BV", "K", "V", "MASKED", "DOT", "PRECISION", "STAGES")
-"""Names that every chunked kernel is compiled for."""
+CHANNELS = {"key": "K", "value": "V"}
+"""The size of each channel axis."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What one stream carries: the matrix [BK, BV], and where rows are normalised the sum of the keys [BK]."""
+    """What one stream carries: the matrix [inner, outer], and the vector along `Walk.vector` where there is one."""
 
     matrix: E
-    keys: E | None
+    vector: E | None
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The tiles of one chunk: its rows, operands [C, BK], [C, BK], [C, BV], and the path of every stream."""
+    """The tiles of one chunk: its rows, operands [C, inner], [C, inner], [C, outer], and the path of every stream.
 
+    t0: its first position. a, b: the factors of the scores' rank-one addition; None: 1, or no addition. other: the
+    operand [C, outer] of `Walk.sums`. p, a and other are missing where only columns count.
+    """
+
+    t0: E
     rows: Rows
     lowering: Lowering
-    q: E | None
-    k: E
-    v: E
+    p: E | None
+    s: E
+    x: E
+    a: E | None
+    b: E | None
+    other: E | None
     paths: tuple[Path, ...]
 
 
-class Chunked(ABC):
-    """What the chunked kernels of an op share: which expressions they read, and the tiles of a chunk.
+@dataclass(frozen=True)
+class Place:
+    """Which program this is: its tensors, the offsets of a chunk's rows, its sequence and what it has of it.
+
+    tile: which tile of the outer channels. part: which part of the sequence, where programs share it. first, end: the
+    positions it walks.
+    """
+
+    inputs: Inputs
+    offsets: E
+    span: Span
+    tile: E
+    part: E | None
+    first: E
+    end: E
+
+
+class Chunked(Maker):
+    """Builds a kernel that goes through the chunks of a walk.
 
     parts: whether several programs share a sequence, each with a part of it.
     """
 
-    def __init__(self, linear: Linear, host: Host, reserved: frozenset[str], parts: bool) -> None:
-        self.linear = linear
+    def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool) -> None:
+        super().__init__(host, reserved)
+        self.walk = walk
+        self.tensors = tensors
         self.parts = parts
-        self.before = "local" if parts else "initial"
-        self.splits = tuple(split(term) for term in linear.terms)
-        self.host = host
-        self.b = Builder(reserved | set(CONSTANTS))
-        self.arguments = Arguments(self.b)
-        self.several = len(linear.terms) > 1
+        self.inner, self.outer = EXTENT[walk.inner], EXTENT[walk.outer]
+        self.splits = tuple(split(term) for term in walk.paths)
+        self.several = len(walk.terms) > 1
 
-    @abstractmethod
-    def build(self, name: str) -> Function:
-        """The kernel."""
-
-    def place(self) -> tuple[Inputs, E, E, E]:
-        """Say which program this is: its inputs, the offsets of a chunk's rows, where its positions begin and end."""
-        b = self.b
-        b.section("Which value channels, head and sequence" + (", and which part of it" if self.parts else ""))
-        n_v = b.let("n_v", call("tl.cdiv", size("V"), size("BV"), tile=Tile("int32")))
-        i_v = b.let("i_v", program(0) % n_v)
-        i_h = b.let("i_h", (program(0) // n_v).to("int64"))
-        length = self.arguments.integer("T", self.host.sizes["time"])
-        part = program(1) % self.arguments.integer("PARTS", self.host.parts) if self.parts else None
-        if part is None:
-            i_b = b.let("i_b", program(1).to("int64"))
-            begin, end = lift(0), length
+    def place(self) -> Place:
+        """Say which program this is."""
+        b, outer = self.b, self.walk.outer
+        letter, channels = outer[0], CHANNELS[outer]
+        b.section(f"Which {outer} channels, head and sequence" + (", and which part of it" if self.parts else ""))
+        tiles = b.let(f"n_{letter}", call("tl.cdiv", size(channels), size(self.outer), tile=Tile("int32")))
+        tile = b.let(f"i_{letter}", program(0) % tiles)
+        i_h = b.let("i_h", (program(0) // tiles).to("int64"))
+        if not self.parts:
+            part = None
+            span = sequence(b, self.arguments, self.host, b.let("i_s", program(1).to("int64")))
+            first, end = span.begin, span.end
         else:
-            i_b = b.let("i_b", (program(1) // self.arguments.integer("PARTS", self.host.parts)).to("int64"))
-            span = self.arguments.integer("SPAN", self.host.span)
-            part = b.let("i_p", part)
-            begin = b.let("begin", part * span)
-            end = b.let("end", pointwise("tl.minimum", begin + span, length, dtype="int32"))
-        inputs = Inputs(b, self.arguments, self.linear.op, self.host, i_b, i_h, part)
-        o_c = b.let("o_c", arange("C"), show=False)
-        o_k = b.let("o_k", arange("BK"), show=False)
-        o_v = b.let("o_v", i_v * size("BV") + arange("BV"), show=False)
-        inputs.use_channels("key", o_k, b.let("m_k", o_k < size("K"), show=False))
-        inputs.use_channels("value", o_v, b.let("m_v", o_v < size("V"), show=False))
+            parts = self.arguments.integer("PARTS", self.tensors.parts)
+            span = sequence(b, self.arguments, self.host, b.let("i_s", (program(1) // parts).to("int64")))
+            part = b.let("i_p", program(1) % parts)
+            width = self.arguments.integer("SPAN", self.tensors.span)
+            first = b.let("first", span.begin + part * width)
+            end = b.let("last", pointwise("tl.minimum", first + width, span.end, dtype="int32"))
+        inputs = Inputs(b, self.arguments, self.host, span.batch, i_h, span.sequence)
+        offsets = b.let("o_c", arange("C"), show=False)
+        held = {axis: arange(EXTENT[axis]) for axis in CHANNELS}
+        held[outer] = tile * size(self.outer) + held[outer]
+        held = {axis: b.let(f"o_{axis[0]}", held[axis], show=False) for axis in CHANNELS}
+        for axis, channel in held.items():
+            inputs.use_channels(axis, channel, b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False))
         b.section("Where the rows of this head begin")
-        return inputs, o_c, begin, end
+        return Place(inputs, offsets, span, tile, part, first, end)
+
+    def state_of_part(self, place: Place) -> E:
+        """The index of this program's state in [S, PARTS, H]."""
+        inputs = place.inputs
+        if place.part is None:
+            return inputs.place()
+        part = inputs.sequence * self.arguments.integer("PARTS", self.tensors.parts) + place.part
+        return part * self.arguments.integer("H", self.host.heads) + inputs.head
 
     def suffix(self, number: int) -> str:
         """What tells the variables of several streams apart."""
-        return str(number) if self.several else ""
+        return suffix(number, len(self.walk.terms))
 
-    def factors(self, queries: bool) -> tuple[Expr, ...]:
-        """What a kernel reads to weigh pairs, besides the score; without `queries`, what keys and paths need."""
+    def steps(self, place: Place) -> E:
+        """Where chunks start, from the first or from the last."""
+        start, stop, step = place.first, place.end, size("C")
+        if self.walk.backward:
+            count = call("tl.cdiv", place.end - place.first, size("C"), tile=Tile("int32"))
+            start, stop, step = place.first + (count - 1) * size("C"), place.first - 1, -size("C")
+        return call("tl.range", start, stop, step, tile=Tile("int32"), num_stages=size("STAGES"))
+
+    def factors(self, rows: bool) -> tuple[Expr, ...]:
+        """What a kernel reads to weigh pairs, besides the products; without `rows`, what columns and paths need."""
         found: list[Expr] = []
-        for term, made in zip(self.linear.terms, self.splits, strict=True):
-            row, col = (term.row, term.col) if made is None else (made.row, made.col)
-            found += [*(row if queries else ()), *col]
+        for term, path, made in zip(self.walk.terms, self.walk.paths, self.splits, strict=True):
+            late, early = (path.row, path.col) if made is None else (made.row, made.col)
+            at_rows, at_columns = (early, late) if self.walk.backward else (late, early)
+            found += [*(at_rows if rows else ()), *at_columns]
             found += [gate.log for gate in term.gates] if made is None else []
+        if self.walk.offset is not None:
+            found += self.walk.offset if rows else self.walk.offset[1:]
         return tuple(found)
-
-    def operand(self, expr: Expr, name: str, lowering: Lowering, valid: E) -> E:
-        """q, k or v as a matrix product takes it; what is computed is 0 outside the tensor."""
-        if is_tensor(expr):
-            return lowering.raw(expr).to("dot")
-        value = self.b.helper("keep", self.b.let(f"b_{name}", lowering.value(expr)), valid, size("MASKED"))
-        return self.b.let(f"b_{name}", value.to("dot"))
 
     def chunk(
-        self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E, around: Iterable[Expr]
+        self, place: Place, static: Lowering, rates: dict[Gate, E], t0: E, around: Iterable[Expr], rows: bool = True
     ) -> Chunk:
-        """Load rows t0 .. t0 + C and make the paths; `around` are further expressions of the same rows."""
-        exprs = (self.linear.q, self.linear.k, self.linear.v, *self.factors(queries=True), *around)
-        lowering, rows = self._load(inputs, static, t0, o_c, end, exprs)
-        q = self.operand(self.linear.q, "q", lowering, inputs.inside["key"])
-        k, v = self._keys_and_values(inputs, lowering)
-        return Chunk(rows, lowering, q, k, v, self._paths(inputs, lowering, rows, rates, t0, queries=True))
+        """Load rows t0 .. t0 + C and make the paths.
 
-    def keys(self, inputs: Inputs, static: Lowering, rates: dict[Gate, E], t0: E, o_c: E, end: E) -> Chunk:
-        """The same without queries, for what only keys and values decide."""
-        exprs = (self.linear.k, self.linear.v, *self.factors(queries=False))
-        lowering, rows = self._load(inputs, static, t0, o_c, end, exprs)
-        k, v = self._keys_and_values(inputs, lowering)
-        return Chunk(rows, lowering, None, k, v, self._paths(inputs, lowering, rows, rates, t0, queries=False))
-
-    def _load(
-        self, inputs: Inputs, static: Lowering, t0: E, o_c: E, end: E, exprs: tuple[Expr, ...]
-    ) -> tuple[Lowering, Rows]:
-        b, linear = self.b, self.linear
+        around: further expressions of the same rows. rows: False for what only the columns decide.
+        """
+        b, walk, inputs = self.b, self.walk, place.inputs
+        beside = walk.sums.other if rows and walk.sums is not None else None
+        operands = [*((walk.p,) if rows else ()), walk.s, walk.x, *((beside,) if beside is not None else ())]
         b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
-        m_t = b.let("m_t", t0 + o_c < end, show=False)
-        rows = Rows(o_c, m_t, pointwise("tl.minimum", end - t0, size("C"), dtype="int32"))
-        operands = {plain(x) for x in (linear.q, linear.k, linear.v) if is_tensor(x)}
-        inputs.enter(m_t)
-        return inputs.chunk(exprs, static, t0, o_c, m_t, operands), rows
+        valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
+        found = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
+        inputs.enter(valid)
+        kept = {plain(x) for x in operands if is_tensor(x)}
+        exprs = (*operands, *self.factors(rows), *around)
+        lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
+        p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
+        s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
+        x = operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
+        other = None
+        if beside is not None and walk.sums is not None:
+            other = operand(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
+        first, second = walk.offset or (None, None)
+        a = self._offset(first, lowering, valid) if rows else None
+        paths = self._paths(place, lowering, found, rates, t0, rows)
+        return Chunk(t0, found, lowering, p, s, x, a, self._offset(second, lowering, valid), other, paths)
 
-    def _keys_and_values(self, inputs: Inputs, lowering: Lowering) -> tuple[E, E]:
-        k = self.operand(self.linear.k, "k", lowering, inputs.inside["key"])
-        return k, self.operand(self.linear.v, "v", lowering, inputs.inside["value"])
+    def _offset(self, expr: Expr | None, lowering: Lowering, valid: E) -> E | None:
+        if expr is None or (isinstance(expr, Const) and expr.value == 1):
+            return None
+        return self.b.let("b_offset", self.b.helper("keep", lowering.value(expr), valid, size("MASKED")))
 
     def _paths(
-        self, inputs: Inputs, lowering: Lowering, rows: Rows, rates: dict[Gate, E], t0: E, queries: bool
+        self, place: Place, lowering: Lowering, rows: Rows, rates: dict[Gate, E], t0: E, at_rows: bool
     ) -> tuple[Path, ...]:
         """The path of every stream: loaded where it was made ahead."""
-        if any(term.gates or term.row or term.col for term in self.linear.terms):
+        if any(term.gates or term.row or term.col for term in self.walk.terms):
             self.b.section("Decay from the start of the chunk, as powers of 2")
+        backward = self.walk.backward
         found: list[Path] = []
-        for number, (term, made) in enumerate(zip(self.linear.terms, self.splits, strict=True)):
+        for number, (term, made) in enumerate(zip(self.walk.paths, self.splits, strict=True)):
             suffix = self.suffix(number)
+            path = Path(term.strict, backward, guarded=self.walk.sums is not None)
+            late, early = (term.row, term.col) if made is None else (made.row, made.col)
+            if not at_rows:
+                late, early = (late, ()) if backward else ((), early)
             if made is None:
-                seen = term if queries else replace(term, row=())
-                found.append(path_of(seen, rates, lowering, rows, suffix))
-                continue
-            loaded = self._loaded(inputs, made, number, rows, t0, queries)
-            path = path_from(loaded, term.strict)
-            found.append(with_factors(path, made.row if queries else (), made.col, lowering, rows, suffix))
+                seen = replace(term, row=late, col=early)
+                found.append(path_of(seen, rates, lowering, rows, suffix, path))
+            else:
+                fill(path, self._loaded(place, made, number, rows, t0, at_rows))
+                found.append(with_factors(path, late, early, lowering, rows, suffix))
         return tuple(found)
 
-    def _loaded(self, inputs: Inputs, made: Split, number: int, rows: Rows, t0: E, queries: bool) -> dict[str, E]:
-        b = self.b
+    def _loaded(self, place: Place, made: Split, number: int, rows: Rows, t0: E, at_rows: bool) -> dict[str, E]:
+        """The arrays of a path. Exponents of late ends past the end of the sequence are -inf where it matters."""
+        b, backward = self.b, self.walk.backward
         length = self.arguments.integer("T", self.host.sizes["time"])
+        unused = "" if at_rows or not made.two_ended else "col" if backward else "row"
         found: dict[str, E] = {}
         for part in made.arrays:
-            if not queries and made.two_ended and part.endswith("row"):
+            if unused and part.endswith(unused):
                 continue
             pointer = self.arguments.pointer(f"{part}{self.suffix(number)}", self.host.gates[number, part])
-            at = address(pointer, part, inputs.place(of_part=False), t0, rows, length)
+            slot = place.span.slot + (t0 - place.span.begin) // size("C")
+            count = slots(self.arguments, self.host)
+            at = address(pointer, part, place.inputs.row(), t0, rows, length, count, slot)
             dtype = "int32" if part.startswith("cut") else "fp32"
             if part.endswith("all"):
                 value = call("tl.load", at, tile=Tile(dtype))
             else:
                 value = b.helper("load", at, rows.valid, size("MASKED"), dtype=dtype)
             found[part] = b.let(f"b_{part}{self.suffix(number)}", value)
+        if backward or self.walk.sums is not None:
+            late = b.helper("never", found["row"], rows.valid, size("MASKED"))
+            if made.two_ended:
+                b.set(found["row"], late)
+            else:
+                found["col"] = found["row"]
+                found["row"] = b.let(f"b_late{self.suffix(number)}", late)
         return found
 
     def advance(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Carry the states over a chunk."""
         b = self.b
-        b.section("State at the end of the chunk")
+        b.section(f"State at the {'start' if self.walk.backward else 'end'} of the chunk")
         for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
             suffix = self.suffix(number)
-            decay = path.to_end()
-            factors = path.col_factors
+            decay = path.leaving()
+            factors = path.columns.factors
             if decay is not None:
                 factors = [b.let(f"b_out{suffix}", decay), *factors]
-            values = chunk.v
+            values = chunk.x
             if factors:
-                scaled_values = scaled(chunk.v.to("fp32"), factors, column=True)
+                scaled_values = scaled(chunk.x.to("fp32"), factors, column=True)
                 values = b.let(f"b_u{suffix}", scaled_values.to("dot"))
             across = path.across()
-            matrix, keys = state.matrix, state.keys
+            matrix, vector = state.matrix, state.vector
             if across is not None:
                 across = b.let(f"b_across{suffix}", across)
                 matrix = matrix * across
-            b.set(state.matrix, dot(trans(chunk.k), values, matrix))
-            if state.keys is not None and keys is not None:
-                grown = reduce_sum(scaled(chunk.k.to("fp32"), factors, column=True), 0)
-                b.set(state.keys, (keys if across is None else keys * across) + grown)
+            b.set(state.matrix, dot(trans(chunk.s), values, matrix))
+            if state.vector is not None and vector is not None:
+                summed, more = (chunk.s, []) if self.walk.offset is None else (chunk.x, [chunk.b] if chunk.b else [])
+                grown = reduce_sum(scaled(summed.to("fp32"), [*more, *factors], column=True), 0)
+                b.set(state.vector, (vector if across is None else vector * across) + grown)
 
     def empty_state(self, number: int) -> State:
         """A state of zeros."""
         b, suffix = self.b, self.suffix(number)
-        matrix = b.let(f"b_s{suffix}", zeros("BK", "BV"))
-        if self.linear.normalize == "none":
+        matrix = b.let(f"b_s{suffix}", zeros(self.inner, self.outer))
+        if not self.walk.vector:
             return State(matrix, None)
-        return State(matrix, b.let(f"b_z{suffix}", zeros("BK")))
+        return State(matrix, b.let(f"b_z{suffix}", zeros(EXTENT[self.walk.vector])))
 
-
-class Forward(Chunked):
-    """Builds the fused forward kernel. scores: whether Q K^T was made ahead."""
-
-    def __init__(self, linear: Linear, host: Host, reserved: frozenset[str], parts: bool, scores: bool) -> None:
-        super().__init__(linear, host, reserved, parts)
-        self.ahead = scores
-
-    def build(self, name: str) -> Function:
-        """The kernel."""
-        b, linear = self.b, self.linear
-        inputs, o_c, begin, end = self.place()
-        around = [linear.op.result]
-        p_y, y_stride = inputs.result("y")
-        static = inputs.static((linear.q, linear.k, linear.v, *self.factors(queries=True), *around))
-        rates = static_rates(linear.terms, static)
-        states = self._initial_states(inputs)
-        steps = call("tl.range", begin, end, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
-        b.space()
-        with b.loop("t0", steps, Tile("int32")) as t0:
-            chunk = self.chunk(inputs, static, rates, t0, o_c, end, around)
-            beside = self._beside()
-            scores = self._scores(inputs, chunk, t0) if self.ahead else None
-            y = self._rows_of(chunk, states, scores, beside)
-            self.advance(chunk, states)
-            b.section("Output")
-            chunk.lowering.bind(linear.op.result if beside is not None else linear.attend, y)
-            address, mask = inputs.addresses(p_y, y_stride, "value", t0, o_c, chunk.rows.valid)
-            b.helpers.add("store")
-            result = chunk.lowering.value(linear.op.result)
-            b.do(call("store", address, result, mask, size("MASKED"), tile=Tile("ptr")))
-        self._final_states(inputs, states)
-        doc = ("One program carries the state of one head and BV value channels along a sequence.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
-
-    def _initial_states(self, inputs: Inputs) -> tuple[State, ...]:
-        b = self.b
-        b.section("State: what the keys and values before a position sum to")
+    def initial_states(self, place: Place) -> tuple[State, ...]:
+        """The states that the program begins with, from memory where there are any."""
+        b, walk = self.b, self.walk
+        given = self.tensors.local if self.parts else self.tensors.initial
+        _, s, x = walk.names
+        b.section(f"State: what {s} and {x} {'after' if walk.backward else 'before'} a position sum to")
+        index = self.state_of_part(place)
         found: list[State] = []
-        for number in range(len(self.linear.terms)):
-            suffix = self.suffix(number)
+        for number in range(len(walk.terms)):
             state = self.empty_state(number)
-            matrix, keys = state.matrix, state.keys
             found.append(state)
-            pointer = self.arguments.pointer(f"initial{suffix}", self.host.state(self.before, "matrix", number))
-            with b.branch(pointer.given()):
-                address, mask = inputs.state(pointer, "matrix", of_part=self.parts)
-                b.set(matrix, call("tl.load", address, mask=mask, other=0.0, tile=matrix.tile))
-            if keys is not None:
-                pointer = self.arguments.pointer(f"initial_keys{suffix}", self.host.state(self.before, "keys", number))
+            if ("matrix", number) in given:
+                pointer = self.arguments.pointer(f"initial{self.suffix(number)}", given["matrix", number])
                 with b.branch(pointer.given()):
-                    address, mask = inputs.state(pointer, "keys", of_part=self.parts)
-                    b.set(keys, call("tl.load", address, mask=mask, other=0.0, tile=keys.tile))
+                    at, mask = place.inputs.matrix(pointer, index, walk.inner, walk.outer)
+                    b.set(state.matrix, call("tl.load", at, mask=mask, other=0.0, tile=state.matrix.tile))
+            if state.vector is not None and ("vector", number) in given:
+                pointer = self.arguments.pointer(f"initial_keys{self.suffix(number)}", given["vector", number])
+                with b.branch(pointer.given()):
+                    at, mask = place.inputs.vector(pointer, index)
+                    b.set(state.vector, call("tl.load", at, mask=mask, other=0.0, tile=state.vector.tile))
         return tuple(found)
 
-    def _final_states(self, inputs: Inputs, states: tuple[State, ...]) -> None:
-        b = self.b
-        b.space()
-        last = None
-        if inputs.part is not None:
-            last = inputs.part.eq(self.arguments.integer("PARTS", self.host.parts) - 1)
-        for number, state in enumerate(states):
-            suffix = self.suffix(number)
-            pointer = self.arguments.pointer(f"final{suffix}", self.host.state("final", "matrix", number))
-            with b.branch(pointer.given()):
-                b.do(inputs.keep_state(pointer, "matrix", state.matrix, only=last))
-                if state.keys is not None:
-                    pointer = self.host.state("final", "keys", number)
-                    pointer = self.arguments.pointer(f"final_keys{suffix}", pointer)
-                    b.do(inputs.keep_state(pointer, "keys", state.keys, only=last))
-
-    def _scores(self, inputs: Inputs, chunk: Chunk, t0: E) -> E:
-        """Q K^T of the chunk, [C, C], as it was made ahead."""
-        groups = self.arguments.integer("G", self.host.groups)
-        group = inputs.head // self.arguments.constant("G_SHARED", self.host.heads // self.host.groups)
-        length = self.arguments.integer("T", self.host.sizes["time"])
-        pointer = self.arguments.pointer("scores", self.host.scores)
-        at = score_address(pointer, inputs.batch * groups + group, length, t0, chunk.rows.offsets)
-        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
-        return self.b.let("b_scores", value)
-
-    def _rows_of(self, chunk: Chunk, states: tuple[State, ...], scores: E | None, beside: Expr | None) -> E:
-        """The contraction's rows, [C, BV]; where they are a sum with `beside`, the sum."""
-        b = self.b
-        assert chunk.q is not None
-        b.section("Pairs with the keys before the chunk, through the state")
-        y, norm = self._through_states(chunk, states)
-        if beside is not None:
-            b.set(y, y + chunk.lowering.value(beside))
-        b.section("Pairs inside the chunk")
-        if scores is None:
-            scores = b.let("b_scores", dot(chunk.q, trans(chunk.k)))
-        b.set(scores, self.weighted(scores, chunk))
-        b.set(y, dot(scores.to("dot"), chunk.v, y))
-        if norm is not None:
-            b.set(norm, norm + reduce_sum(scores, 1))
-        outer = [] if self.several else chunk.paths[0].row_factors
-        if outer:
-            b.set(y, scaled(y, outer, column=True))
-        if norm is None:
-            return y
-        if outer:
-            b.set(norm, scaled(norm, outer, column=False))
-        return self._divide(y, norm)
-
-    def _beside(self) -> Expr | None:
-        """x where the result is the contraction plus x, and x can be added before the last product: no divisor."""
-        result, linear = self.linear.op.result, self.linear
-        if not (isinstance(result, Apply) and result.fn == "add" and linear.attend in result.args):
-            return None
-        others = [arg for arg in result.args if arg is not linear.attend]
-        if linear.normalize != "none" or len(others) != 1 or not {"time", "value"} <= set(others[0].axes):
-            return None
-        gated = all(term.gates and all(is_positive(factor) for factor in term.row) for term in linear.terms)
-        return others[0] if (gated or self.several) and linear.attend not in postorder(others) else None
-
-    def weighted(self, scores: E, chunk: Chunk) -> E:
-        """Scores times the weights of the pairs, 0 where a query does not see a key."""
-        first = chunk.paths[0]
-        if not self.several and first.row is None and not first.col_factors:
-            return where(first.support(chunk.rows), scores, 0.0)
-        total: E | None = None
-        for number, path in enumerate(chunk.paths):
-            decay = path.between(chunk.rows)
-            ones = where(path.support(chunk.rows), 1.0, 0.0)
-            weight = self.b.let(f"b_w{self.suffix(number)}", ones if decay is None else decay)
-            factors = scaled(weight, path.col_factors, column=False)
-            if self.several:
-                factors = scaled(factors, path.row_factors, column=True)
-            if path.col_factors or (self.several and path.row_factors):
-                self.b.set(weight, factors)
-            total = weight if total is None else total + weight
-        assert total is not None
-        return scores * total
-
-    def _through_states(self, chunk: Chunk, states: tuple[State, ...]) -> tuple[E, E | None]:
-        b = self.b
-        assert chunk.q is not None
-        y: E | None = None
-        norm: E | None = None
-        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
-            suffix = self.suffix(number)
-            decay = path.from_start()
-            factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
-            if self.several:
-                factors += path.row_factors
-            rows = scaled(dot(chunk.q, state.matrix.to("dot")), factors, column=True)
-            if y is None:
-                y = b.let("b_y", rows)
-            else:
-                b.set(y, y + rows)
-            if state.keys is not None:
-                sums = reduce_sum(chunk.q.to("fp32") * state.keys.row, 1)
-                sums = scaled(sums, factors, column=False)
-                if norm is None:
-                    norm = b.let("b_n", sums)
-                else:
-                    b.set(norm, norm + sums)
-        assert y is not None
-        return y, norm
-
-    def _divide(self, y: E, norm: E) -> E:
-        """Rows over the sum of their weights: 0 where it is 0 (`sum`); over at least 1 in size (`max1`)."""
-        b = self.b
-        if self.linear.normalize == "max1":
-            floor = pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0)
-            b.set(y, y / floor.col)
+    def keep_state(self, place: Place, state: State, part: str, pointer: E, index: E, only: E | None = None) -> None:
+        """Write the matrix or the vector of a state to its place, where `only` holds."""
+        value = state.matrix if part == "matrix" else state.vector
+        assert value is not None
+        if part == "matrix":
+            at, mask = place.inputs.matrix(pointer, index, self.walk.inner, self.walk.outer)
         else:
-            b.set(norm, where(norm.eq(0.0), 0.0, 1.0 / norm))
-            b.set(y, y * norm.col)
-        return y
+            at, mask = place.inputs.vector(pointer, index)
+        self.b.do(call("tl.store", at, value, mask=mask if only is None else mask & only, tile=Tile("ptr")))
 
+    def row_of_tile(self, place: Place) -> E:
+        """The index of this program's rows in [tiles, B, H]."""
+        batches = self.arguments.integer("B", self.host.sizes["batch"])
+        heads = self.arguments.integer("H", self.host.heads)
+        return (place.tile * batches + place.inputs.batch) * heads + place.inputs.head
 
-def score_address(pointer: E, place: E, length: E, t0: E, rows: E) -> E:
-    """Where Q K^T of a chunk is kept, for one of [B, G]."""
-    return pointer + (place * length + t0) * size("C") + (rows.col * size("C") + rows.row)
-
-
-def program(axis: int) -> E:
-    """The index of this program along one axis of the grid."""
-    return call("tl.program_id", axis, tile=Tile("int32"))
+    def write_row(self, place: Place, pointer: E, chunk: Chunk, value: E) -> None:
+        """Write a number for each row of a chunk to [tiles, B, H, T]."""
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        at = pointer + self.row_of_tile(place) * length + (chunk.t0 + chunk.rows.offsets)
+        self.b.helpers.add("store")
+        self.b.do(call("store", at, value, chunk.rows.valid, size("MASKED"), tile=Tile("ptr")))

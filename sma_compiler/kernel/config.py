@@ -16,14 +16,14 @@ MULTIPROCESSORS = 132
 
 @dataclass(frozen=True)
 class Config:
-    """chunk: positions of a chunk. value: value channels of a program.
+    """chunk: positions of a chunk. outer: channels of a program along the axis that programs share among them.
 
     programs: how many should run at once, where sequences are cut into parts for it; 0: they are not.
     scores: whether Q K^T is made ahead, where many programs would make it again.
     """
 
     chunk: int
-    value: int
+    outer: int
     warps: int
     stages: int
     programs: int = 0
@@ -48,18 +48,18 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     value = max(16, power_of_two(sizes["value"]))
     rows = sizes["batch"] * sizes["head"]
     if dtype == "float32":
-        found = Config(chunk=16, value=min(16, value), warps=4, stages=1)
+        found = Config(chunk=16, outer=min(16, value), warps=4, stages=1)
     elif target != "sm_90":
-        found = Config(chunk=64, value=min(32, value), warps=4, stages=1)
+        found = Config(chunk=64, outer=min(32, value), warps=4, stages=1)
     elif value >= 512:
-        found = Config(chunk=64, value=128, warps=8, stages=2, scores=True)
+        found = Config(chunk=64, outer=128, warps=8, stages=2, scores=True)
     elif normalised and sizes["key"] <= 128 < 2 * value:
-        found = Config(chunk=64, value=128, warps=8, stages=2)
+        found = Config(chunk=64, outer=128, warps=8, stages=2)
     elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
-        found = Config(chunk=64, value=32, warps=4, stages=3)
+        found = Config(chunk=64, outer=32, warps=4, stages=3)
     else:
-        found = Config(chunk=64, value=64, warps=4, stages=2 if varying or sizes["key"] > 128 else 3)
-    programs = rows * -(-sizes["value"] // found.value)
+        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or sizes["key"] > 128 else 3)
+    programs = rows * -(-sizes["value"] // found.outer)
     if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
     return found

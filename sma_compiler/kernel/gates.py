@@ -34,84 +34,117 @@ class Rows:
 
 
 @dataclass
-class Path:
-    """Exponents (log2) of one stream in one chunk.
+class End:
+    """What one end of every path in a chunk brings.
 
-    row [C]: from the chunk's start to each query; col [C]: to each key; total: over the whole chunk; None: 0.
-    rate: log2 of the gate where it is constant and the only one; row - col is then taken from the distance. shift: what
-    the ends of the path add to the distance. resets: counts of cuts before each query, before each key, in the chunk.
-    fold_row, fold_col: log2 of positive factors. row_factors, col_factors: the other factors.
+    exponent [C]: log2 of the decay from the chunk's start to it; None: 0. fold [C]: log2 of positive factors, where
+    they are not part of the exponent.
+    cuts [C]: how many cuts of the chunk come before it. factors: the other factors.
+    """
+
+    exponent: E | None = None
+    fold: E | None = None
+    cuts: E | None = None
+    factors: list[E] = field(default_factory=list)
+
+    @property
+    def folded(self) -> E | None:
+        """The exponent with the folded factors; None: 0."""
+        return _plus(self.exponent, self.fold)
+
+
+@dataclass
+class Path:
+    """Exponents (log2) of one stream in one chunk, for a walk whose rows are the late or (`backward`) the early ends.
+
+    total: over the whole chunk; None: 0. cuts: how many the chunk has. rate: log2 of the gate where it is constant and
+    the only one; exponents of pairs are then taken from the distance. shift: what the ends add to the distance.
+    guarded: whether factors at rows past the end must be 0 as well.
     """
 
     strict: bool
-    row: E | None = None
-    col: E | None = None
+    backward: bool = False
+    guarded: bool = False
+    late: End = field(default_factory=End)
+    early: End = field(default_factory=End)
     total: E | None = None
+    cuts: E | None = None
     rate: E | None = None
     shift: int = 0
-    resets: tuple[E, E, E] | None = None
-    fold_row: E | None = None
-    fold_col: E | None = None
-    row_factors: list[E] = field(default_factory=list)
-    col_factors: list[E] = field(default_factory=list)
 
-    def from_start(self) -> E | None:
-        """The decay from the chunk's start to each query, [C]; None: 1."""
-        exponent = _plus(self.row, self.fold_row)
+    @property
+    def rows(self) -> End:
+        """The ends at the rows of the walk."""
+        return self.early if self.backward else self.late
+
+    @property
+    def columns(self) -> End:
+        """The ends at its columns."""
+        return self.late if self.backward else self.early
+
+    def entering(self) -> E | None:
+        """The decay between each row and where the state comes into the chunk, [C]; None: 1."""
+        return self._to_end() if self.backward else self._from_start()
+
+    def leaving(self) -> E | None:
+        """The decay between each column and where the state goes out of the chunk, [C]; None: 1."""
+        return self._from_start() if self.backward else self._to_end()
+
+    def _from_start(self) -> E | None:
+        """The decay from the chunk's start to each late end."""
+        exponent = self.late.folded
         if exponent is None:
             return None
-        return exp2(exponent if self.resets is None else where(self.resets[0].eq(0), exponent, MINUS_INFINITY))
+        return exp2(exponent if self.late.cuts is None else where(self.late.cuts.eq(0), exponent, MINUS_INFINITY))
 
-    def to_end(self) -> E | None:
-        """The decay from each key to the chunk's end, [C]; None: 1."""
-        if self.total is None or self.col is None:
+    def _to_end(self) -> E | None:
+        """The decay from each early end to the chunk's end."""
+        if self.total is None or self.early.exponent is None:
             return None
-        exponent = self.total - self.col
-        if self.fold_col is not None:
-            exponent = exponent + self.fold_col
-        if self.resets is not None:
-            exponent = where(self.resets[1].eq(self.resets[2]), exponent, MINUS_INFINITY)
+        exponent = self.total - self.early.exponent
+        if self.early.fold is not None:
+            exponent = exponent + self.early.fold
+        if self.early.cuts is not None and self.cuts is not None:
+            exponent = where(self.early.cuts.eq(self.cuts), exponent, MINUS_INFINITY)
         return exp2(exponent)
 
     def across(self) -> E | None:
         """The decay of a state over the whole chunk; None: 1."""
         if self.total is None:
             return None
-        return exp2(self.total if self.resets is None else where(self.resets[2].eq(0), self.total, MINUS_INFINITY))
+        return exp2(self.total if self.cuts is None else where(self.cuts.eq(0), self.total, MINUS_INFINITY))
 
-    def support(self, rows: Rows, transposed: bool = False) -> E:
-        """Where a query sees a key, [C, C]; `transposed`: keys by queries."""
-        query, key = _ends(rows.offsets, rows.offsets, transposed)
-        seen = query > key if self.strict else query >= key
-        if self.resets is not None:
-            before_query, before_key = _ends(self.resets[0], self.resets[1], transposed)
-            seen = seen & before_query.eq(before_key)
+    def support(self, rows: Rows) -> E:
+        """Where a row sees a column, [C, C]."""
+        late, early = self._ends(rows.offsets, rows.offsets)
+        seen = late > early if self.strict else late >= early
+        if self.late.cuts is not None and self.early.cuts is not None:
+            before_late, before_early = self._ends(self.late.cuts, self.early.cuts)
+            seen = seen & before_late.eq(before_early)
         return seen
 
-    def between(self, rows: Rows, transposed: bool = False) -> E | None:
+    def between(self, rows: Rows) -> E | None:
         """The decays of all pairs of the chunk, 0 outside the support, [C, C]; None: the support alone."""
-        if self.row is None or self.col is None:
+        if self.late.exponent is None or self.early.exponent is None:
             return None
         if self.rate is not None:
-            query, key = _ends(rows.offsets, rows.offsets, transposed)
-            distance = query - key + self.shift if self.shift else query - key
+            late, early = self._ends(rows.offsets, rows.offsets)
+            distance = late - early + self.shift if self.shift else late - early
             exponent = distance * self.rate
-            row, col = self.fold_row, self.fold_col
+            if self.rows.fold is not None:
+                exponent = exponent + self.rows.fold.col
+            if self.columns.fold is not None:
+                exponent = exponent + self.columns.fold.row
         else:
-            query, key = _ends(_plus(self.row, self.fold_row), self.col, transposed)
-            exponent = query - key
-            row, col = None, self.fold_col
-        for fold, column in ((row, not transposed), (col, transposed)):
-            if fold is not None:
-                exponent = exponent + (fold.col if column else fold.row)
-        return exp2(where(self.support(rows, transposed), exponent, MINUS_INFINITY))
+            late, early = self._ends(self.late.exponent, self.early.exponent)
+            exponent = late - early
+        return exp2(where(self.support(rows), exponent, MINUS_INFINITY))
 
-
-def _ends(query: E | None, key: E | None, transposed: bool) -> tuple[E, E]:
-    """What belongs to queries and to keys, laid out along the axes of a [C, C] tile."""
-    assert query is not None
-    assert key is not None
-    return (query.row, key.col) if transposed else (query.col, key.row)
+    def _ends(self, late: E | None, early: E | None) -> tuple[E, E]:
+        """What belongs to late and early ends, laid out along the axes of a [C, C] tile."""
+        assert late is not None
+        assert early is not None
+        return (late.row, early.col) if self.backward else (late.col, early.row)
 
 
 def _plus(a: E | None, b: E | None) -> E | None:
@@ -131,9 +164,11 @@ def static_rates(terms: tuple[Term, ...], static: Lowering) -> dict[Gate, E]:
     return found
 
 
-def path_of(term: Term, rates: dict[Gate, E], lowering: Lowering, rows: Rows, suffix: str) -> Path:
-    """Build the exponents of one stream in one chunk; `suffix` tells the variables of several streams apart."""
-    path = Path(term.strict)
+def path_of(term: Term, rates: dict[Gate, E], lowering: Lowering, rows: Rows, suffix: str, path: Path) -> Path:
+    """Build the exponents of one stream in one chunk; `path` has none yet.
+
+    term: its `row` and `col` are the late and the early end. suffix: tells the variables of several streams apart.
+    """
     for gate in term.gates:
         if gate in rates:
             _constant(path, gate, rates[gate], rows, alone=len(term.gates) == 1)
@@ -145,20 +180,23 @@ def path_of(term: Term, rates: dict[Gate, E], lowering: Lowering, rows: Rows, su
 def with_factors(
     path: Path, row: Iterable[Expr], col: Iterable[Expr], lowering: Lowering, rows: Rows, suffix: str
 ) -> Path:
-    """Fold factors at the query and at the key into a path."""
+    """Fold factors of the late and of the early end into a path."""
     b = lowering.builder
+    late, early = path.late, path.early
     for factor in row:
-        _factor(path, factor, lowering, rows, query=True)
+        _factor(path, late, factor, lowering, rows)
     for factor in col:
-        _factor(path, factor, lowering, rows, query=False)
-    if path.row is not None and path.fold_row is not None and path.rate is None:
-        path.row, path.fold_row = b.let(f"b_row{suffix}", path.row + path.fold_row), None
-    if path.col is not None and path.fold_col is not None and path.rate is None:
-        path.col, path.fold_col = b.let(f"b_col{suffix}", path.col - path.fold_col), None
-    for name in ("row", "col", "fold_row", "fold_col"):
-        value = getattr(path, name)
-        if value is not None:
-            setattr(path, name, b.named(f"b_{name}{suffix}", value))
+        _factor(path, early, factor, lowering, rows)
+    if late.exponent is not None and late.fold is not None and path.rate is None:
+        late.exponent, late.fold = b.let(f"b_row{suffix}", late.exponent + late.fold), None
+    if early.exponent is not None and early.fold is not None and path.rate is None:
+        early.exponent, early.fold = b.let(f"b_col{suffix}", early.exponent - early.fold), None
+    for end, name in ((late, "row"), (early, "col")):
+        if end.exponent is not None:
+            end.exponent = b.named(f"b_{name}{suffix}", end.exponent)
+    for end, name in ((late, "row"), (early, "col")):
+        if end.fold is not None:
+            end.fold = b.named(f"b_fold_{name}{suffix}", end.fold)
     return path
 
 
@@ -188,6 +226,7 @@ def may_reset(log: Expr) -> bool:
 
 def _varying(path: Path, gate: Gate, lowering: Lowering, rows: Rows, suffix: str) -> None:
     b = lowering.builder
+    late, early = path.late, path.early
     value = _log2(gate.log, lowering)
     if not is_tensor(gate.log):
         value = b.helper("keep", value, rows.valid, size("MASKED"))
@@ -196,49 +235,42 @@ def _varying(path: Path, gate: Gate, lowering: Lowering, rows: Rows, suffix: str
         cut = b.let(f"b_cut{suffix}", (step < LOWEST).to("int32"))
         b.set(step, where(cut.eq(1), 0.0, step))
         seen = b.let(f"n_cut{suffix}", cumsum(cut))
-        counts = (
-            seen if gate.query_closed else seen - cut,
-            seen - cut if gate.key_closed else seen,
-            b.let(f"n_all{suffix}", reduce_sum(cut, 0)),
-        )
-        if path.resets is not None:
-            counts = tuple(x + y for x, y in zip(path.resets, counts, strict=True))  # type: ignore[assignment]
-        path.resets = (b.named(f"n_row{suffix}", counts[0]), b.named(f"n_col{suffix}", counts[1]), counts[2])
+        at_late = _plus(late.cuts, seen if gate.query_closed else seen - cut)
+        at_early = _plus(early.cuts, seen - cut if gate.key_closed else seen)
+        path.cuts = _plus(path.cuts, b.let(f"n_all{suffix}", reduce_sum(cut, 0)))
+        late.cuts = b.named(f"n_row{suffix}", at_late) if at_late is not None else None
+        early.cuts = b.named(f"n_col{suffix}", at_early) if at_early is not None else None
     cum = b.let(f"b_cum{suffix}", cumsum(step))
     total = b.let(f"b_all{suffix}", reduce_sum(step, 0))
-    path.row = _plus(path.row, cum if gate.query_closed else cum - step)
-    path.col = _plus(path.col, cum - step if gate.key_closed else cum)
+    late.exponent = _plus(late.exponent, cum if gate.query_closed else cum - step)
+    early.exponent = _plus(early.exponent, cum - step if gate.key_closed else cum)
     path.total = _plus(path.total, total)
 
 
 def _constant(path: Path, gate: Gate, rate: E, rows: Rows, alone: bool) -> None:
-    row = rows.offsets + 1 if gate.query_closed else rows.offsets
-    col = rows.offsets if gate.key_closed else rows.offsets + 1
-    path.row = _plus(path.row, row * rate)
-    path.col = _plus(path.col, col * rate)
+    late = rows.offsets + 1 if gate.query_closed else rows.offsets
+    early = rows.offsets if gate.key_closed else rows.offsets + 1
+    path.late.exponent = _plus(path.late.exponent, late * rate)
+    path.early.exponent = _plus(path.early.exponent, early * rate)
     path.total = _plus(path.total, rows.count * rate)
     if alone:
         path.rate = rate
         path.shift = int(gate.query_closed) + int(gate.key_closed) - 1
 
 
-def _factor(path: Path, factor: Expr, lowering: Lowering, rows: Rows, query: bool) -> None:
+def _factor(path: Path, end: End, factor: Expr, lowering: Lowering, rows: Rows) -> None:
     """Fold a positive factor of a gated stream into the exponents; keep any other as it is."""
     factor = plain(factor)
     value = lift(float(factor.value)) if isinstance(factor, Const) else lowering.value(factor)
     if factor.kind is Kind.BOOL:
         value = where(value, 1.0, 0.0)
-    if varies(factor) and not query:
+    if varies(factor) and (end is path.columns or path.guarded):
         value = lowering.builder.helper("keep", value, rows.valid, size("MASKED"))
-    if path.row is None or not is_positive(factor):
-        factors = path.row_factors if query else path.col_factors
-        factors.append(lowering.builder.named("b_factor", value))
+    if end.exponent is None or not is_positive(factor):
+        end.factors.append(lowering.builder.named("b_factor", value))
         return
     folded = lift(math.log2(factor.value)) if isinstance(factor, Const) else pointwise("tl.log2", value)
-    if query:
-        path.fold_row = _plus(path.fold_row, folded)
-    else:
-        path.fold_col = _plus(path.fold_col, folded)
+    end.fold = _plus(end.fold, folded)
 
 
 def scaled(value: E, factors: list[E], column: bool) -> E:

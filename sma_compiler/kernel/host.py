@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import keyword
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from sma_compiler.ir.nodes import Apply, Const, Expr, Param, Size
+from sma_compiler.ir.nodes import Apply, Const, Expr, Param, ParamDecl, Size
 from sma_compiler.kernel.ahead import split
 from sma_compiler.kernel.build import Builder, E, binary, lift, path
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear
+from sma_compiler.kernel.walk import Walk, forward_walk
 
 SIZES = {"batch": "B", "time": "T", "head": "H", "key": "K", "value": "V"}
 """The letter of each axis."""
@@ -19,21 +21,25 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 @dataclass(frozen=True)
 class Host:
-    """A launcher under construction. parameters: by the spec's names. sizes: by axis.
+    """A launcher under construction. parameters: tensors and numbers by the names that expressions have for them.
 
+    decls: what is declared of each. shared: those of which several heads may share one entry. sizes: by axis.
     gates: the arrays of paths that are made ahead, by stream and part.
+    pack: where the sequences of a pack begin, or None; sequences: how many there are, else the batch.
+    slots: how many chunks a row of the batch has, with those that a pack leaves empty; stretches: likewise.
     groups: how many groups of heads have a q and k of their own; scores: Q K^T of each inside every chunk.
-    parts: how many programs share a sequence; span: how many positions each has.
     """
 
     builder: Builder
     parameters: dict[str, E]
+    decls: dict[str, ParamDecl]
+    shared: frozenset[str]
     sizes: dict[str, E]
-    result: E
-    states: dict[tuple[str, str, int], E]
     gates: dict[tuple[int, str], E]
-    parts: E
-    span: E
+    pack: E
+    sequences: E
+    slots: E
+    stretches: E
     groups: E
     scores: E
 
@@ -41,13 +47,6 @@ class Host:
     def heads(self) -> E:
         """H."""
         return self.sizes["head"]
-
-    def state(self, when: str, part: str, number: int) -> E:
-        """The state of a stream, its `matrix` [B, H, K, V] or its `keys` [B, H, K]: `initial`, `final`, or `local`.
-
-        `local` are those of every part, [B, parts, H, ...], with the `decay` [B, parts, H] over each.
-        """
-        return self.states[when, part, number]
 
     def number(self, expr: Expr) -> E:
         """A number known at the launch, as Python computes it."""
@@ -67,10 +66,66 @@ class Host:
         raise AssertionError(type(expr).__name__)
 
 
-def host(linear: Linear, reserved: frozenset[str]) -> Host:
+@dataclass(frozen=True)
+class Tensors:
+    """What the pointers of one walk stand for in its launcher; the kernel has no pointer for what is missing here.
+
+    outputs: by `Output.name`. initial, final: states by part and stream; `matrix` is [S, H, K, V], `vector` [S, H, K].
+    local: those of every part, [S, parts, H, ...], with the `decay` [S, parts, H] over each. norm: [B, T, H], what rows
+    are divided by. sums: by kind and stream, see `sums.py`. parts: how many programs share a sequence; span: how many
+    positions each has.
+    """
+
+    parts: E
+    span: E
+    outputs: dict[str, E] = field(default_factory=dict)
+    initial: dict[tuple[str, int], E] = field(default_factory=dict)
+    final: dict[tuple[str, int], E] = field(default_factory=dict)
+    local: dict[tuple[str, int], E] = field(default_factory=dict)
+    sums: dict[tuple[str, int], E] = field(default_factory=dict)
+    norm: E | None = None
+
+
+def states_of(walk: Walk, names: Callable[[str], str], letter: str) -> dict[tuple[str, int], E]:
+    """Names in a launcher for the states of a walk, by part and stream."""
+    found: dict[tuple[str, int], E] = {}
+    for number in range(len(walk.terms)):
+        name = f"{letter}{suffix(number, len(walk.terms))}"
+        found["matrix", number] = path(names(name))
+        if walk.vector:
+            found["vector", number] = path(names(f"{name}_keys"))
+    return found
+
+
+def local_states(walk: Walk, names: Callable[[str], str], letter: str = "") -> dict[tuple[str, int], E]:
+    """Names in a launcher for the states of the parts of a walk; `letter` tells those of several walks apart."""
+    found = states_of(walk, names, f"local{letter}")
+    for number, term in enumerate(walk.terms):
+        if term.gates:
+            found["decay", number] = path(names(f"decay{letter}{suffix(number, len(walk.terms))}"))
+    return found
+
+
+def tensors(walk: Walk, host: Host) -> Tensors:
+    """The names of everything that a forward walk reads and writes beside the op's parameters."""
+    fresh = host.builder.fresh
+    return Tensors(
+        parts=path(fresh("parts")),
+        span=path(fresh("span")),
+        outputs={output.name: path(fresh(output.name)) for output in walk.outputs},
+        initial=states_of(walk, fresh, "s0"),
+        final=states_of(walk, fresh, "s1"),
+        local=local_states(walk, fresh),
+        norm=path(fresh("norm")) if walk.normalize != "none" else None,
+    )
+
+
+def host(linear: Linear, reserved: frozenset[str], extra: Iterable[ParamDecl] = (), name: str = "") -> Host:
     """The names of a launcher for an op.
 
     reserved: names of the file that its parameters must not hide.
+    extra: tensors that expressions read and that are no parameters of the op, with all their heads.
+    name: of the launcher, the op's by default.
 
     Raises:
         NoTritonKernel: the op has the name of something else in the file.
@@ -78,21 +133,20 @@ def host(linear: Linear, reserved: frozenset[str]) -> Host:
     op = linear.op
     if op.name in reserved or keyword.iskeyword(op.name):
         raise NoTritonKernel(op.name, "chunked", f"`{op.name}` has a meaning of its own in the file: rename the op")
-    builder = Builder({*reserved, op.name})
-    parameters = {decl.name: path(builder.fresh(decl.name)) for decl in op.params}
+    builder = Builder({*reserved, name or op.name})
+    decls = {decl.name: decl for decl in (*op.params, *extra)}
+    parameters = {decl: path(builder.fresh(decl)) for decl in decls}
+    shared = frozenset(decl.name for decl in op.params if {"key", "value"} & set(decl.dims))
     sizes = {axis: path(builder.fresh(letter)) for axis, letter in SIZES.items()}
-    states: dict[tuple[str, str, int], E] = {}
     gates: dict[tuple[int, str], E] = {}
-    for number in range(len(linear.terms)):
-        suffix = str(number) if len(linear.terms) > 1 else ""
-        for when, letter in (("initial", "s0"), ("final", "s1"), ("local", "local")):
-            states[when, "matrix", number] = path(builder.fresh(f"{letter}{suffix}"))
-            if linear.normalize != "none":
-                states[when, "keys", number] = path(builder.fresh(f"{letter}{suffix}_keys"))
-        if linear.terms[number].gates:
-            states["local", "decay", number] = path(builder.fresh(f"decay{suffix}"))
-        made = split(linear.terms[number])
+    for number, term in enumerate(forward_walk(linear).paths):
+        made = split(term)
         for part in made.arrays if made is not None else ():
-            gates[number, part] = path(builder.fresh(f"gate_{part}{suffix}"))
-    result, *others = (path(builder.fresh(name)) for name in ("y", "parts", "span", "groups", "scores"))
-    return Host(builder, parameters, sizes, result, states, gates, *others)
+            gates[number, part] = path(builder.fresh(f"gate_{part}{suffix(number, len(linear.terms))}"))
+    rest = (path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "stretches", "groups", "scores"))
+    return Host(builder, parameters, decls, shared, sizes, gates, *rest)
+
+
+def suffix(number: int, count: int) -> str:
+    """What tells the variables of several streams apart."""
+    return str(number) if count > 1 else ""

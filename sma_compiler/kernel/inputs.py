@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 
-from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Op, Param, ParamDecl, Reduce, children, postorder
+from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Param, ParamDecl, Reduce, children, postorder
 from sma_compiler.kernel.arguments import Arguments, strided
 from sma_compiler.kernel.build import Builder, E, call, path, size
 from sma_compiler.kernel.host import Host
@@ -20,7 +20,7 @@ EXTENT = {"key": "BK", "value": "BV"}
 class Inputs:
     """The parameters of an op inside one kernel.
 
-    batch, head: the program's sequence and head; part: which part of the sequence.
+    batch, head: the row of the batch and the head that the program reads; sequence: by which it keeps states.
     heads: how many heads `head` counts, on the host; None: all.
     channels: offsets along `key` and `value`, and where they are valid.
     """
@@ -29,20 +29,18 @@ class Inputs:
         self,
         builder: Builder,
         arguments: Arguments,
-        op: Op,
         host: Host,
         batch: E,
         head: E,
-        part: E | None = None,
+        sequence: E,
         heads: E | None = None,
     ) -> None:
         self.builder = builder
         self.host = host
         self.arguments = arguments
-        self.decls = {decl.name: decl for decl in op.params}
         self.batch = batch
         self.head = head
-        self.part = part
+        self.sequence = sequence
         self.heads = heads or host.heads
         self.channels: dict[str, tuple[E, E]] = {}
         self.inside: dict[str, E] = {}
@@ -61,7 +59,7 @@ class Inputs:
     def base(self, name: str) -> E:
         """The address of a tensor's entries for this program's sequence and head."""
         if name not in self._bases:
-            self._bases[name] = self._base(name, self.decls[name], self.host.parameters[name])
+            self._bases[name] = self._base(name, self.host.decls[name], self.host.parameters[name])
         return self._bases[name]
 
     def stride(self, name: str) -> E:
@@ -82,7 +80,7 @@ class Inputs:
 
     def _head(self, name: str, decl: ParamDecl, host: E) -> E:
         """Which head of a tensor serves this program's: several share one where the tensor has fewer."""
-        if not set(decl.dims) & {"key", "value"}:
+        if name not in self.host.shared:
             return self.head
         shared = self.heads // host.attr("shape").at(decl.dims.index("head"))
         return self.head // self.arguments.constant(f"{name.upper()}_SHARED", shared)
@@ -152,41 +150,37 @@ class Inputs:
         shape = (extent, EXTENT[channel])
         return call("tile", base, t0, stride, rows, offsets, tile=Tile("ptr", shape)), self.inside[channel]
 
-    def result(self, name: str) -> tuple[E, E]:
-        """The address of this program's rows of the output [B, T, H, V], and the stride of its positions."""
-        host = self.host.result
+    def result(self, name: str, host: E, axes: tuple[str, ...]) -> tuple[E, E]:
+        """The address of this program's rows of an output with these axes, and the stride of its positions."""
         address = self.arguments.pointer(name, host)
-        for axis, dimension, place in (("batch", 0, self.batch), ("head", 2, self.head)):
-            address = address + place * self.arguments.stride(name, axis, host, dimension)
-        return self.builder.let(f"p_{name}", address), self.arguments.stride(name, "time", host, 1)
+        for axis, place in (("batch", self.batch), ("head", self.head)):
+            address = address + place * self.arguments.stride(name, axis, host, axes.index(axis))
+        stride = self.arguments.stride(name, "time", host, axes.index("time"))
+        return self.builder.let(f"p_{name}", address), stride
 
-    def state(self, pointer: E, part: str, of_part: bool = False) -> tuple[E, E]:
-        """The addresses of this program's part of a state, contiguous [B, H, K, V] (`keys`: [B, H, K]), and a mask.
+    def matrix(self, pointer: E, place: E, inner: str, outer: str) -> tuple[E, E]:
+        """The addresses of this program's part of a state, [..., K, V] and contiguous, as [inner, outer]; and a mask.
 
-        of_part: the tensor is [B, PARTS, H, ...], with a state for each part of a sequence.
+        place: the index of the state.
         """
+        (o_i, m_i), (o_o, m_o) = self.channels[inner], self.channels[outer]
+        rows = o_i.col * size("V") if inner == "key" else o_i.col
+        columns = o_o.row * size("V") if outer == "key" else o_o.row
+        address = pointer + place * (size("K") * size("V")) + (rows + columns)
+        return address, m_i.col & m_o.row
+
+    def vector(self, pointer: E, place: E) -> tuple[E, E]:
+        """The addresses of this program's part of a vector along `key`, [..., K] and contiguous; and a mask."""
         o_k, m_k = self.channels["key"]
-        place = self.place(of_part)
-        if part == "keys":
-            return pointer + place * size("K") + o_k, m_k
-        o_v, m_v = self.channels["value"]
-        address = pointer + place * (size("K") * size("V")) + (o_k.col * size("V") + o_v.row)
-        return address, m_k.col & m_v.row
+        return pointer + place * size("K") + o_k, m_k
 
-    def place(self, of_part: bool) -> E:
-        """The index of this program's head in [B, H], or in [B, PARTS, H]."""
-        heads = self.arguments.integer("H", self.host.heads)
-        first = self.batch
-        if of_part and self.part is not None:
-            first = self.batch * self.arguments.integer("PARTS", self.host.parts) + self.part
-        return first * heads + self.head
+    def place(self) -> E:
+        """The index of this program's state in [S, H]."""
+        return self.sequence * self.arguments.integer("H", self.host.heads) + self.head
 
-    def keep_state(self, pointer: E, part: str, value: E, of_part: bool = False, only: E | None = None) -> E:
-        """Store a state, where `only` holds."""
-        address, mask = self.state(pointer, part, of_part)
-        if only is not None:
-            mask = mask & only
-        return call("tl.store", address, value, mask=mask, tile=Tile("ptr"))
+    def row(self) -> E:
+        """The index of this program's rows in [B, H]."""
+        return self.batch * self.arguments.integer("H", self.host.heads) + self.head
 
 
 def tensors_of(exprs: Iterable[Expr]) -> tuple[Param, ...]:

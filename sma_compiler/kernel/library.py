@@ -72,6 +72,14 @@ def keep(x, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
+def never(x, mask, MASKED: tl.constexpr):
+    """Set exponents to -inf outside the tensor: what they would weigh is 0."""
+    if MASKED:
+        return tl.where(mask, x, -float("inf"))
+    return x
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for 0 <= x <= 1, exact to rounding also where x is tiny."""
     y = 1.0 + x
@@ -144,8 +152,12 @@ def scan_parts_kernel(
     N,
     PARTS,
     BLOCK: tl.constexpr,
+    BACKWARD: tl.constexpr = False,
 ):
-    """Replace the state that each part adds by the one it begins with; it has N numbers."""
+    """Replace the state that each part adds by the one it begins with; it has N numbers.
+
+    BACKWARD: the last part is the first to be walked.
+    """
     i_h = tl.program_id(1)
     i_b = tl.program_id(2)
     o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -154,7 +166,8 @@ def scan_parts_kernel(
     if initial_ptr is not None:
         place = (i_b * H + i_h).to(tl.int64)
         b_s = tl.load(initial_ptr + place * N + o_n, mask=m_n, other=0.0)
-    for i_p in range(PARTS):
+    for step in range(PARTS):
+        i_p = PARTS - 1 - step if BACKWARD else step
         place = ((i_b * PARTS + i_p) * H + i_h).to(tl.int64)
         p_local = local_ptr + place * N + o_n
         b_local = tl.load(p_local, mask=m_n, other=0.0)

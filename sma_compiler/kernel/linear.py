@@ -56,7 +56,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Linear:
-    """An op of the family. `q`, `k` have the key axis, `v` the value axis; `attend` is where the result reads y."""
+    """An op of the family. `q`, `k` have the key axis, `v` the value axis; `attend` is where the result reads y.
+
+    backward: whether queries see what comes after them, and not what came before.
+    """
 
     op: Op
     attend: Attend
@@ -65,6 +68,7 @@ class Linear:
     v: Expr
     terms: tuple[Term, ...]
     normalize: str
+    backward: bool
 
 
 def linear(op: Op, plans: Plans, plan: str) -> Linear:
@@ -101,15 +105,15 @@ def linear(op: Op, plans: Plans, plan: str) -> Linear:
         Term((*stream.row, *rows), (*stream.col, *cols, *more), stream.gates, stream.first == 1)
         for stream in mask.streams
     )
-    return Linear(op, attend, q, k, v, terms, attend.normalize)
+    return Linear(op, attend, q, k, v, terms, attend.normalize, mask.streams[0].side == "upper")
 
 
 def _unfit(streams: tuple[Stream, ...], near: bool) -> str:
     if near or not streams:
         return "a band of the mask is no stream"
     for stream in streams:
-        if stream.side != "lower":
-            return "the mask looks ahead"
+        if stream.side == "full" or stream.side != streams[0].side:
+            return "the mask looks both ways"
         if stream.segments:
             return "runs of equal ids have no kernel yet: pass the pack as cu_seqlens"
         if stream.degree or stream.turns:

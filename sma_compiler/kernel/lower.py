@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Reduce
-from sma_compiler.kernel.build import Builder, E, TileError, lift, pointwise, reduce_sum, where
-from sma_compiler.kernel.linear import plain
+from sma_compiler.kernel.build import Builder, E, TileError, lift, pointwise, reduce_sum, size, where
+from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.nodes import operands
 
 _LONG = 9
@@ -126,6 +126,14 @@ class Lowering:
         if len(shapes) <= 1:
             return values
         return tuple(value.col if value.tile.shape == (self.rows,) else _as_row(value) for value in values)
+
+
+def operand(b: Builder, expr: Expr, name: str, lowering: Lowering, valid: E) -> E:
+    """An operand as a matrix product takes it; what is computed is 0 outside the tensor."""
+    if is_tensor(expr):
+        return lowering.raw(expr).to("dot")
+    value = b.helper("keep", b.let(f"b_{name}", lowering.value(expr)), valid, size("MASKED"))
+    return b.let(f"b_{name}", value.to("dot"))
 
 
 def _as_row(value: E) -> E:

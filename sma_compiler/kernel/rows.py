@@ -13,6 +13,7 @@ from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import Builder, E, call, size
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.nodes import Name, Tile
+from sma_compiler.kernel.walk import STRETCH
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E) -> Sp
     return Span(index, of, begin, end, slot)
 
 
+def first_stretch(b: Builder, arguments: Arguments, host: Host, span: Span) -> E:
+    """The entry of a sequence's first stretch, in arrays with an entry for each."""
+    unused = _names(b, ("i_b", "int64"), ("begin", "int32"), ("end", "int32"))
+    (stretch,) = _names(b, ("stretch", "int32"))
+    given = (_pack(arguments, host), span.sequence, _length(arguments, host))
+    _call(b, "sequence", (*unused, stretch), *given, chunks=STRETCH)
+    return stretch
+
+
 def slots(arguments: Arguments, host: Host) -> E:
     """How many entries arrays for each chunk have in a row of the batch."""
     return arguments.integer("SLOTS", host.slots)
@@ -62,6 +72,7 @@ def _names(b: Builder, *wanted: tuple[str, str]) -> tuple[E, ...]:
     return tuple(E(Name(Tile(dtype), b.fresh(name))) for name, dtype in wanted)
 
 
-def _call(b: Builder, helper: str, targets: tuple[E, ...], *args: E) -> None:
+def _call(b: Builder, helper: str, targets: tuple[E, ...], *args: E, chunks: int = 1) -> None:
     b.helpers.add(helper)
-    b.assign(targets, call(helper, *args, size("C"), tile=Tile("int32")))
+    length = size("C") * chunks if chunks > 1 else size("C")
+    b.assign(targets, call(helper, *args, length, tile=Tile("int32")))

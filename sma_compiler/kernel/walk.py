@@ -13,10 +13,16 @@ pass is one such walk, and so is the gradient of each operand (dY = cotangent of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sma_compiler.ir.nodes import Expr, Param
-from sma_compiler.kernel.linear import Term
+from sma_compiler.ir.nodes import Expr
+from sma_compiler.kernel.linear import Linear, Term
+
+RESULT = ("batch", "time", "head", "value")
+"""The axes of an op's result."""
+
+STRETCH = 4
+"""Chunks of a stretch: at its end the states of two walks meet, so that sums for gate gradients stay short."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +31,45 @@ class Output:
 
     name: the tensor on the host. expr: an expression that may read `Walk.result`. axes: of the tensor, in order; where
     they lack the outer axis, the expression is summed over it, each program's channels apart: [tiles, B, H, T], fp32.
+    optional: whether the launcher may pass None for the tensor.
     """
 
     name: str
     expr: Expr
     axes: tuple[str, ...]
+    optional: bool = True
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What gradients of gates and factors need of a walk: sums of the whole weights M_rc = other_r . x_c times y's.
+
+    other: the operand with the outer axis at rows (q in the walk of dQ, k in that of dK). name: what kernels call it.
+    pairs: whether pairs inside chunks count as well; this walk then leaves its states at the ends of stretches for
+    the walk that counts no pairs, which multiplies its own with them.
+    """
+
+    other: Expr
+    name: str
+    pairs: bool
 
 
 @dataclass(frozen=True)
 class Walk:
     """One kernel's contraction.
 
-    name: the kernel's role ("forward", "dq", ...). p, s, x: operands. inner, outer: their axes. terms: streams, whose
-    `row` factors are those at r and `col` those at c. backward: columns lie at or after rows, and the state is carried
-    from the end. offset: the factors (a, b) of a rank-one addition to the scores. result: the leaf that stands for y
-    in the outputs. normalize: how rows are divided. reads: every parameter and cotangent that expressions may read.
+    name: the kernel's role ("forward", "dq", ...). p, s, x: operands; names: what kernels call them. inner, outer:
+    their axes. terms: streams, told by rows and columns: `row` factors are those at r and `col` those at c, a gate's
+    `query_closed` is whether the path holds r, `key_closed` whether it holds c. backward: columns lie at or after rows,
+    and the state is carried from the end. offset: the factors (a, b) of a rank-one addition to the scores. result: the
+    leaf that stands for y in the outputs. normalize: how rows are divided.
     """
 
     name: str
     p: Expr
     s: Expr
     x: Expr
+    names: tuple[str, str, str]
     inner: str
     outer: str
     terms: tuple[Term, ...]
@@ -54,4 +78,41 @@ class Walk:
     result: Expr
     outputs: tuple[Output, ...]
     normalize: str = "none"
-    reads: tuple[Param, ...] = ()
+    sums: Sums | None = None
+
+    @property
+    def paths(self) -> tuple[Term, ...]:
+        """The streams told by time: `row` is the late end of each path, `col` the early one."""
+        return tuple(turned(term) for term in self.terms) if self.backward else self.terms
+
+    @property
+    def vector(self) -> str:
+        """The axis of the vector carried beside the state: sums of s to divide by, or of x; "": there is none."""
+        if self.offset is not None:
+            return self.outer
+        return self.inner if self.normalize != "none" else ""
+
+
+def turned(term: Term) -> Term:
+    """A stream with rows and columns exchanged."""
+    gates = tuple(replace(g, query_closed=g.key_closed, key_closed=g.query_closed) for g in term.gates)
+    return replace(term, row=term.col, col=term.row, gates=gates)
+
+
+def forward_walk(linear: Linear) -> Walk:
+    """The walk that computes an op's result."""
+    return Walk(
+        name="forward",
+        p=linear.q,
+        s=linear.k,
+        x=linear.v,
+        names=("q", "k", "v"),
+        inner="key",
+        outer="value",
+        terms=linear.terms,
+        backward=linear.backward,
+        offset=None,
+        result=linear.attend,
+        outputs=(Output("y", linear.op.result, RESULT, optional=False),),
+        normalize=linear.normalize,
+    )

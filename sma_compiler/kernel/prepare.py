@@ -1,0 +1,199 @@
+"""What the launchers of a file share: sizes and checks of arguments, and launches of the kernels that work ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import ParamDecl
+from sma_compiler.kernel.arguments import Arguments
+from sma_compiler.kernel.build import E, Operand, lift, path, sequence
+from sma_compiler.kernel.config import Config
+from sma_compiler.kernel.host import SIZES, Host, Tensors
+from sma_compiler.kernel.inputs import tensors_of
+from sma_compiler.kernel.linear import Linear
+from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.walk import STRETCH, Walk
+
+HELPERS = ("dense", "coarsest")
+"""Functions of the host that every launcher uses."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that a launcher starts. uses: every name its body mentions."""
+
+    function: Function
+    arguments: Arguments
+    uses: frozenset[str]
+
+    def launch(self, grid: E, constants: Mapping[str, Operand], warps: int) -> E:
+        """The expression that starts it; of the constants it takes those that it uses."""
+        for name, given in constants.items():
+            if name in self.uses:
+                self.arguments.constant(name, given)
+        return self.arguments.launch(self.function.name, grid, num_warps=warps)
+
+
+class Launch:
+    """The statements that launchers of one op share, in the order in which a launcher has them."""
+
+    def __init__(self, linear: Linear, host: Host) -> None:
+        self.linear = linear
+        self.host = host
+        self.b = host.builder
+        self.tensors = [decl for decl in linear.op.params if not decl.number]
+
+    @property
+    def first(self) -> E:
+        """The first tensor, whose device and dtype the results have."""
+        return self.host.parameters[self.tensors[0].name]
+
+    def empty(self, shape: list[E], dtype: Operand) -> E:
+        """A new tensor."""
+        return path("torch.empty").call(sequence(shape), dtype=dtype, device=self.first.attr("device"))
+
+    def sizes(self) -> None:
+        """B, T, H, K and V, each from the first tensor that has the axis; H is the largest."""
+        b, host = self.b, self.host
+        for axis in SIZES:
+            holders = [decl for decl in self.tensors if axis in decl.dims]
+            sizes = [size_of(host, decl, axis) for decl in holders[: len(holders) if axis == "head" else 1]]
+            b.set(host.sizes[axis], path("max").call(*sizes) if len(sizes) > 1 else sizes[0])
+
+    def checks(self) -> None:
+        """Refuse wrong shapes, and make channels contiguous."""
+        b, host = self.b, self.host
+        for decl in self.tensors:
+            tensor = host.parameters[decl.name]
+            grouped = "head" in decl.dims and bool({"key", "value"} & set(decl.dims))
+            expected = [size_of(host, decl, a) if a == "head" and grouped else host.sizes[a] for a in decl.dims]
+            wrong = tensor.attr("shape").ne(sequence(expected))
+            if grouped:
+                wrong = either(wrong, (host.heads % size_of(host, decl, "head")).ne(0))
+            with b.branch(wrong):
+                b.fail(path("ValueError").call(f"{decl.name} must be {shape_of(decl, grouped)}"))
+        with b.branch(host.pack.given().both(host.sizes["batch"].ne(1))):
+            b.fail(path("ValueError").call("a pack must have B = 1"))
+        channels = [host.parameters[decl.name] for decl in self.tensors if {"key", "value"} & set(decl.dims)]
+        for tensor in channels:
+            b.set(tensor, path("dense").call(tensor))
+        b.section("")
+
+    def sequences(self) -> None:
+        """How many sequences there are."""
+        b, host = self.b, self.host
+        b.set(host.sequences, host.sizes["batch"])
+        with b.branch(host.pack.given()):
+            b.set(host.sequences, host.pack.attr("shape").at(0) - 1)
+
+    def slots(self, chunk: E) -> None:
+        """How many chunks a row of the batch has, without reading where the sequences of a pack begin."""
+        b, host = self.b, self.host
+        b.set(host.slots, path("triton.cdiv").call(host.sizes["time"], chunk))
+        with b.branch(host.pack.given()):
+            b.set(host.slots, host.sizes["time"] // chunk + host.sequences)
+
+    def stretches(self, chunk: E) -> None:
+        """How many stretches of chunks there are; after `slots`."""
+        b, host = self.b, self.host
+        b.set(host.stretches, path("triton.cdiv").call(host.slots, STRETCH))
+        with b.branch(host.pack.given()):
+            b.set(host.stretches, host.sizes["time"] // (chunk * STRETCH) + host.sequences)
+
+    def operands(self) -> list[E]:
+        """The tensors whose dtypes decide that of matrix products."""
+        attend = self.linear.attend
+        return [self.host.parameters[node.name] for node in tensors_of((attend.q, attend.k, attend.v))]
+
+    def scores(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
+        """Make Q K^T of every chunk."""
+        b, host = self.b, self.host
+        batch, time = host.sizes["batch"], host.sizes["time"]
+        b.section("Scores inside every chunk, once for the heads that share q and k")
+        groups = [
+            size_of(host, host.decls[node.name], "head")
+            for node in tensors_of((self.linear.q, self.linear.k))
+            if "head" in node.axes
+        ]
+        b.set(host.groups, path("max").call(1, *groups))
+        shape = [batch, host.groups, time, lift(constants["C"])]
+        b.set(host.scores, self.empty(shape, path("torch.float32")))
+        b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
+        b.section("")
+
+    def gates(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
+        """Make the decays of every chunk."""
+        b, host = self.b, self.host
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
+        b.section("Decays inside every chunk")
+        for (_, part), array in host.gates.items():
+            dtype = path("torch.int32" if part.startswith("cut") else "torch.float32")
+            b.set(array, self.empty([batch, heads, host.slots if part.endswith("all") else time], dtype))
+        b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, 1))
+        b.section("")
+
+    def parts(
+        self, kernel: Kernel, walk: Walk, tensors: Tensors, constants: Mapping[str, Operand], tiles: E, config: Config
+    ) -> E:
+        """Cut sequences so that enough programs run at once, and make the state that each part begins with.
+
+        Returns how many programs walk along the sequences of one head and tile.
+        """
+        b, host = self.b, self.host
+        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        chunk = lift(constants["C"])
+        b.section("As many parts of each sequence as the device runs at once, of at least 4 chunks")
+        wanted = b.let("wanted", path("max").call(1, lift(config.programs) // (batch * heads * tiles)))
+        per_part = path("triton.cdiv").call(path("triton.cdiv").call(time, chunk), wanted)
+        b.set(tensors.span, chunk * path("max").call(4, per_part))
+        b.set(tensors.parts, path("max").call(1, path("triton.cdiv").call(time, tensors.span)))
+        with b.branch(host.pack.given()):
+            b.assign((tensors.span, tensors.parts), sequence([time, lift(1)]))
+        for (part, number), state in tensors.local.items():
+            b.set(state, tensors.initial.get((part, number), lift(None)))
+        with b.branch(tensors.parts > 1):
+            shapes = {"matrix": [heads, key, value], "vector": [heads, key], "decay": [heads]}
+            for (part, _), state in tensors.local.items():
+                b.set(state, self.empty([batch, tensors.parts, *shapes[part]], path("torch.float32")))
+            grid = sequence([heads * tiles, batch * tensors.parts])
+            b.do(kernel.launch(grid, constants, config.warps))
+            for (part, number), state in tensors.local.items():
+                if part == "decay":
+                    continue
+                count = key * value if part == "matrix" else key
+                decay = tensors.local.get(("decay", number), lift(None))
+                grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
+                before = tensors.initial.get((part, number), lift(None))
+                scan = path("scan_parts_kernel").at(grid)
+                direction = {"BACKWARD": True} if walk.backward else {}
+                b.do(scan.call(state, decay, before, heads, count, tensors.parts, BLOCK=1024, **direction))
+        return host.sequences * tensors.parts
+
+
+def either(*conditions: E) -> E:
+    """Whether any of some conditions of the host holds."""
+    found = conditions[0]
+    for condition in conditions[1:]:
+        found = found.either(condition)
+    return found
+
+
+def name_of(x: E) -> str:
+    """The name of a variable."""
+    node = x.node
+    name = getattr(node, "name", None)
+    assert isinstance(name, str)
+    return name
+
+
+def size_of(host: Host, decl: ParamDecl, axis: str) -> E:
+    """The size of one axis of a tensor."""
+    return host.parameters[decl.name].attr("shape").at(decl.dims.index(axis))
+
+
+def shape_of(decl: ParamDecl, grouped: bool) -> str:
+    """A shape in letters; `grouped`: several heads may share one entry."""
+    letters = {**SIZES, "head": "G" if grouped else "H"}
+    shape = f"[{', '.join(letters[axis] for axis in decl.dims)}]"
+    return f"{shape}, G a divisor of H" if grouped else shape

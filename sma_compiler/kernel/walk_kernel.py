@@ -1,0 +1,238 @@
+"""The kernel of a walk, fused: one program carries the state of one head and a tile of outer channels."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from sma_compiler.ir.nodes import Apply, Expr, postorder
+from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where
+from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
+from sma_compiler.kernel.gates import is_positive, scaled, static_rates
+from sma_compiler.kernel.host import Host, Tensors
+from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.kernel.score_kernel import score_address
+from sma_compiler.kernel.sums import PathSums
+from sma_compiler.kernel.walk import Output, Walk
+
+
+class WalkKernel(Chunked):
+    """Builds the kernel. scores: whether P S^T was made ahead."""
+
+    def __init__(
+        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, scores: bool
+    ) -> None:
+        super().__init__(walk, host, tensors, reserved, parts)
+        self.ahead = scores
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, walk = self.b, self.walk
+        place = self.place()
+        around = [output.expr for output in walk.outputs]
+        around += [walk.sums.other] if walk.sums is not None else []
+        rows = {output.name: self._rows(place, output) for output in walk.outputs if walk.outer in output.axes}
+        static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
+        rates = static_rates(walk.paths, static)
+        sums = PathSums(self, place) if walk.sums is not None else None
+        states = self.initial_states(place)
+        b.space()
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            chunk = self.chunk(place, static, rates, t0, around)
+            if sums is not None and walk.backward:
+                sums.meet(chunk, states)
+            beside = self._beside()
+            scores = self._scores(place, chunk) if self.ahead else None
+            y = self._rows_of(place, chunk, states, scores, beside, sums)
+            self.advance(chunk, states)
+            if sums is not None and not walk.backward:
+                sums.meet(chunk, states)
+            b.section("Output")
+            chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
+            for output in walk.outputs:
+                self._write(place, chunk, output, rows.get(output.name))
+        self._final_states(place, states)
+        carries = f"carries the state of one head and {self.outer} {walk.outer} channels along a sequence"
+        doc = f"One program {carries}{', from its end' if walk.backward else ''}."
+        return b.function(name, (doc,), self.arguments.parameters, jit=True)
+
+    def _rows(self, place: Place, output: Output) -> tuple[E, E]:
+        return place.inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
+
+    def _write(self, place: Place, chunk: Chunk, output: Output, rows: tuple[E, E] | None) -> None:
+        """Write an output: its tile, or what its tile sums to."""
+        b, outer = self.b, self.walk.outer
+        pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+        with b.branch(pointer.given()) if output.optional else nullcontext():
+            value = chunk.lowering.value(output.expr)
+            inside = place.inputs.inside[outer]
+            if rows is None:
+                value = b.helper("keep", value, inside, size("MASKED"))
+                self.write_row(place, pointer, chunk, reduce_sum(value, 1))
+            else:
+                at, mask = place.inputs.addresses(*rows, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+                b.helpers.add("store")
+                b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
+
+    def _final_states(self, place: Place, states: tuple[State, ...]) -> None:
+        b, final = self.b, self.tensors.final
+        b.space()
+        last = None
+        if place.part is not None:
+            parts = self.arguments.integer("PARTS", self.tensors.parts)
+            last = place.part.eq(0 if self.walk.backward else parts - 1)
+        index = place.inputs.place()
+        for number, state in enumerate(states):
+            suffix = self.suffix(number)
+            for part, name in (("matrix", "final"), ("vector", "final_keys")):
+                if (part, number) in final:
+                    pointer = self.arguments.pointer(f"{name}{suffix}", final[part, number])
+                    with b.branch(pointer.given()):
+                        self.keep_state(place, state, part, pointer, index, only=last)
+
+    def _scores(self, place: Place, chunk: Chunk) -> E:
+        """P S^T of the chunk, [C, C], as it was made ahead."""
+        groups = self.arguments.integer("G", self.host.groups)
+        group = place.inputs.head // self.arguments.constant("G_SHARED", self.host.heads // self.host.groups)
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        pointer = self.arguments.pointer("scores", self.host.scores)
+        at = score_address(pointer, place.inputs.batch * groups + group, length, chunk.t0, chunk.rows.offsets)
+        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
+        return self.b.let("b_scores", value)
+
+    def _rows_of(
+        self,
+        place: Place,
+        chunk: Chunk,
+        states: tuple[State, ...],
+        scores: E | None,
+        beside: Expr | None,
+        sums: PathSums | None,
+    ) -> E:
+        """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum."""
+        b = self.b
+        assert chunk.p is not None
+        b.section(f"Pairs with what lies {'after' if self.walk.backward else 'before'} the chunk, through the state")
+        y, norm = self._through_states(chunk, states, sums)
+        if beside is not None:
+            b.set(y, y + chunk.lowering.value(beside))
+        b.section("Pairs inside the chunk")
+        if scores is None:
+            scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+        if self.walk.offset is not None:
+            b.set(scores, scores + _product(chunk.a, chunk.b))
+        weights = self._weights(chunk)
+        if sums is not None and sums.asked.pairs and self.several:
+            sums.weigh(chunk, scores, weights)
+        b.set(scores, scores * _total(weights) if weights else where(chunk.paths[0].support(chunk.rows), scores, 0.0))
+        if sums is not None and sums.asked.pairs and not self.several:
+            sums.weigh(chunk, scores, [])
+        b.set(y, dot(scores.to("dot"), chunk.x, y))
+        if norm is not None:
+            b.set(norm, norm + reduce_sum(scores, 1))
+        outer = [] if self.several else chunk.paths[0].rows.factors
+        if outer:
+            b.set(y, scaled(y, outer, column=True))
+        if norm is None:
+            return y
+        if outer:
+            b.set(norm, scaled(norm, outer, column=False))
+        self._keep_norm(place, chunk, norm)
+        return self._divide(y, norm)
+
+    def _beside(self) -> Expr | None:
+        """x where the result is the contraction plus x, and x can be added before the last product: no divisor."""
+        walk = self.walk
+        result = walk.outputs[0].expr if len(walk.outputs) == 1 else None
+        if not (isinstance(result, Apply) and result.fn == "add" and walk.result in result.args):
+            return None
+        others = [arg for arg in result.args if arg is not walk.result]
+        if walk.normalize != "none" or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
+            return None
+        gated = all(term.gates and all(is_positive(factor) for factor in term.row) for term in walk.terms)
+        return others[0] if (gated or self.several) and walk.result not in postorder(others) else None
+
+    def _weights(self, chunk: Chunk) -> list[E]:
+        """The weights of pairs by stream, 0 where a row does not see a column; none where that is all there is."""
+        first = chunk.paths[0]
+        if not self.several and first.rows.exponent is None and not first.columns.factors:
+            return []
+        found: list[E] = []
+        for number, path in enumerate(chunk.paths):
+            decay = path.between(chunk.rows)
+            ones = where(path.support(chunk.rows), 1.0, 0.0)
+            weight = self.b.let(f"b_w{self.suffix(number)}", ones if decay is None else decay)
+            factors = scaled(weight, path.columns.factors, column=False)
+            if self.several:
+                factors = scaled(factors, path.rows.factors, column=True)
+            if path.columns.factors or (self.several and path.rows.factors):
+                self.b.set(weight, factors)
+            found.append(weight)
+        return found
+
+    def _through_states(self, chunk: Chunk, states: tuple[State, ...], sums: PathSums | None) -> tuple[E, E | None]:
+        b, walk = self.b, self.walk
+        assert chunk.p is not None
+        y: E | None = None
+        norm: E | None = None
+        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
+            suffix = self.suffix(number)
+            decay = path.entering()
+            factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
+            if self.several:
+                factors += path.rows.factors
+            rows = dot(chunk.p, state.matrix.to("dot"))
+            if walk.offset is not None and state.vector is not None:
+                rows = rows + (state.vector.row if chunk.a is None else chunk.a.col * state.vector.row)
+            rows = scaled(rows, factors, column=True)
+            if sums is not None:
+                rows = b.let(f"b_rows{suffix}" if self.several else "b_y", rows)
+                sums.through(chunk, number, rows if self.several else scaled(rows, path.rows.factors, column=True))
+            if y is None:
+                y = rows if sums is not None and not self.several else b.let("b_y", rows)
+            else:
+                b.set(y, y + rows)
+            if walk.normalize != "none" and state.vector is not None:
+                divisors = scaled(reduce_sum(chunk.p.to("fp32") * state.vector.row, 1), factors, column=False)
+                if norm is None:
+                    norm = b.let("b_n", divisors)
+                else:
+                    b.set(norm, norm + divisors)
+        assert y is not None
+        return y, norm
+
+    def _keep_norm(self, place: Place, chunk: Chunk, norm: E) -> None:
+        """Write what rows are divided by, [B, T, H], once for all tiles."""
+        if self.tensors.norm is None:
+            return
+        b, inputs = self.b, place.inputs
+        pointer = self.arguments.pointer("norm", self.tensors.norm)
+        heads = self.arguments.integer("H", self.host.heads)
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        with b.branch(pointer.given()):
+            at = pointer + (inputs.batch * length + (chunk.t0 + chunk.rows.offsets)) * heads + inputs.head
+            b.do(call("tl.store", at, norm, mask=chunk.rows.valid & place.tile.eq(0), tile=Tile("ptr")))
+
+    def _divide(self, y: E, norm: E) -> E:
+        """Rows over the sum of their weights: 0 where it is 0 (`sum`); over at least 1 in size (`max1`)."""
+        b = self.b
+        if self.walk.normalize == "max1":
+            floor = pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0)
+            b.set(y, y / floor.col)
+        else:
+            b.set(norm, where(norm.eq(0.0), 0.0, 1.0 / norm))
+            b.set(y, y * norm.col)
+        return y
+
+
+def _product(a: E | None, b: E | None) -> E | float:
+    """a_r b_c as a tile that broadcasts; None stands for 1."""
+    if a is None or b is None:
+        return b.row if b is not None else a.col if a is not None else 1.0
+    return a.col * b.row
+
+
+def _total(weights: list[E]) -> E:
+    total, *others = weights
+    for weight in others:
+        total = total + weight
+    return total
