@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Kind, Param, Reduce, Size, children, postorder
+from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Kind, Reduce, children, postorder
 
 OUTSIDE = frozenset({"batch", "time", "head"})
 """Axes that a gradient keeps where its leaf lacks them: kernels sum over all others."""
@@ -127,7 +127,7 @@ def gradients(
 
     cut: outputs whose cotangent is exactly 0 where they are cut off, whatever their derivative.
     """
-    pairs = [(unplaced(graph, output), cotangent, output in cut) for output, cotangent in outputs]
+    pairs = [(unplaced(graph, output), given, output in cut) for output, given in outputs]
     wanted = frozenset(leaves)
     nodes = _between([output for output, _, _ in pairs], wanted)
     selected: set[Expr] = set()
@@ -135,11 +135,13 @@ def gradients(
 
     def add(node: Expr, cotangent: X) -> None:
         if node in nodes:
-            cotangent = _summed(cotangent, node)
-            found[node] = found[node] + cotangent if node in found else cotangent
+            new, old = _summed(cotangent, node), found.get(node)
+            if old is not None:
+                new = old * 2.0 if new.expr is old.expr else old + new
+            found[node] = new
 
-    for output, cotangent, may_be_cut in pairs:
-        add(output, X(graph, cotangent))
+    for output, given, may_be_cut in pairs:
+        add(output, X(graph, given))
         if may_be_cut:
             selected.add(output)
     for node in reversed(nodes):
@@ -151,7 +153,7 @@ def gradients(
                 add(child, cotangent)
             if node in selected or _selects(node):
                 selected.add(child)
-    return {leaf: found[leaf].expr for leaf in nodes if leaf in wanted and leaf in found}
+    return {leaf: made.expr for leaf, made in found.items() if leaf in wanted}
 
 
 def unplaced(graph: Graph, expr: Expr) -> Expr:
@@ -207,8 +209,9 @@ def _selects(node: Expr) -> bool:
 
 
 def _unbounded(fn: str, args: tuple[Expr, ...]) -> bool:
-    """Whether a derivative may be infinite at finite parameters."""
-    return fn in _UNBOUNDED or (fn == "mul" and any(not isinstance(arg, Const | Param | Size) for arg in args))
+    """Whether a derivative may be infinite at finite parameters: the function's own, or a factor that it is."""
+    inside = (node.fn for node in postorder(args) if isinstance(node, Apply)) if fn == "mul" else ()
+    return fn in _UNBOUNDED or not _UNBOUNDED.isdisjoint(inside)
 
 
 def _summed(cotangent: X, node: Expr) -> X:

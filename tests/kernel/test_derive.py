@@ -68,7 +68,9 @@ def compare(graph: Graph, result: Expr, leaves: Mapping[Param, Tensor], plain: b
     y = value_of(result, values, plain)
     cotangent = graph.param("dy", Kind.REAL, result.axes, False)
     dy = torch.linspace(-1, 2, y.data.numel(), dtype=torch.float64).reshape(y.data.shape)
-    assert y.data.requires_grad
+    if not y.data.requires_grad:
+        assert not gradients(graph, [(result, cotangent)], leaves)
+        return
     expected = torch.autograd.grad(y.data, list(given.values()), dy, allow_unused=True, materialize_grads=True)
     fixed = {leaf: named(x, leaf.axes) for leaf, x in leaves.items()}
     found = gradients(graph, [(result, cotangent)], leaves)

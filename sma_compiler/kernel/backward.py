@@ -1,0 +1,380 @@
+"""The gradients of a member of the family: which walks make them, and what each parameter's gradient is the sum of.
+
+With the result E(Y) = a Y + b, Y = N / divisor and dN the cotangent of N, three walks give the gradients of q, k, v as
+contractions. What their expressions read gets its part by the chain rule, as a further output of the same walk;
+parameters of gates and factors get theirs in the chain kernel (`chain.py`), from sums that the walks leave behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from sma_compiler.facts.bounds import bounds
+from sma_compiler.ir.graph import Graph
+from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Param, ParamDecl, Reduce, children, postorder
+from sma_compiler.kernel.derive import gradients, unplaced
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.gates import is_positive
+from sma_compiler.kernel.linear import Linear, Term, varies
+from sma_compiler.kernel.walk import RESULT, Output, Sums, Walk, forward_walk, turned
+from sma_compiler.mask.nodes import Gate
+from sma_compiler.source import NOWHERE
+
+ROWS = ("tile", "batch", "head", "time")
+"""The axes of what a walk sums over its outer axis, the channels of each program apart."""
+
+CHANNELS = ("key", "value")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a parameter's gradient: a tensor of the host with these axes; those the parameter lacks are summed."""
+
+    param: str
+    tensor: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Link:
+    """The cotangents that one stream brings to the chain rule: leaves that the chain kernel gives tiles.
+
+    gates: of each log gate. rows: sums over columns of the weights without the factors `row`; cols: over rows, without
+    the factors `col`. row, col: the factors that are not folded into exponents, as products.
+    """
+
+    term: Term
+    gates: tuple[tuple[Gate, Param], ...]
+    rows: Param
+    cols: Param
+    row: Expr | None
+    col: Expr | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the chain kernel computes: `outputs` are gradients as expressions of the leaves of `links`."""
+
+    links: tuple[Link, ...]
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
+class Backward:
+    """How the gradients of an op are computed.
+
+    reads: the tensors that a backward pass has beside the op's parameters: `dy`, and of normalised rows `y` and `norm`.
+    before: a forward walk for what needs Y itself. dq, dk, dv: the three walks. chain: None where no gate or factor
+    has parameters. pieces: the gradients, in the order of the op's parameters.
+    """
+
+    linear: Linear
+    reads: tuple[ParamDecl, ...]
+    before: Walk | None
+    dq: Walk
+    dk: Walk
+    dv: Walk
+    chain: Chain | None
+    pieces: tuple[Piece, ...]
+
+    @property
+    def walks(self) -> tuple[Walk, ...]:
+        """All walks, in the order they run."""
+        return tuple(walk for walk in (self.before, self.dq, self.dk, self.dv) if walk is not None)
+
+    def pieces_of(self, param: str) -> tuple[Piece, ...]:
+        """The parts of one parameter's gradient."""
+        return tuple(piece for piece in self.pieces if piece.param == param)
+
+
+def backward(linear: Linear, graph: Graph) -> Backward:
+    """The gradients of an op.
+
+    Raises:
+        NoTritonKernel: this version has no kernel for them.
+    """
+    return _Maker(linear, graph).made()
+
+
+def needs_whole(walk: Walk) -> bool:
+    """Whether a program must hold the whole outer axis, because an expression sums over it."""
+    exprs = (walk.x, *(output.expr for output in walk.outputs))
+    return any(isinstance(node, Reduce) and node.axis == walk.outer for node in _inside(exprs))
+
+
+class _Maker:
+    """Builds a `Backward`."""
+
+    def __init__(self, linear: Linear, graph: Graph) -> None:
+        self.linear = linear
+        self.graph = graph
+        self.op = linear.op
+        self.taken = {decl.name for decl in self.op.params}
+        self.leaves = tuple(
+            graph.param(decl.name, decl.kind, decl.dims, False)
+            for decl in self.op.params
+            if decl.kind is Kind.REAL and not decl.number
+        )
+        self.parts: dict[tuple[str, str], list[tuple[Param, Expr]]] = {}
+        self.pieces: list[Piece] = []
+        self.cotangents: set[Expr] = set()
+
+    def made(self) -> Backward:
+        """All of it."""
+        linear, graph = self.linear, self.graph
+        dy = self._leaf("dy", RESULT)
+        self.cotangents.add(dy)
+        found = gradients(graph, [(self.op.result, dy)], [linear.attend, *self.leaves])
+        if linear.attend not in found:
+            raise self._refused("the result does not depend on its contraction")
+        cotangent = found.pop(linear.attend)
+        if self._reads_result(cotangent):
+            raise self._refused("the result is not linear in its contraction, so its gradient has no kernel")
+        reads = [dy]
+        offset = None
+        if linear.normalize != "none":
+            y, norm = self._leaf("y", RESULT), self._leaf("norm", ("batch", "time", "head"))
+            reads += [y, norm]
+            cotangent, offset = self._normalised(cotangent, y, norm)
+        walks = self._walks(cotangent, offset)
+        for param in self._in(found):
+            self._direct(param, found[param])
+        for name, operand in (("dq", linear.q), ("dk", linear.k), ("dv", linear.v)):
+            made = gradients(graph, [(operand, walks[name].result)], self.leaves)
+            for param in self._in(made):
+                self._part(name, walks[name].outer, param, made[param])
+        before = self._before()
+        dq, dk, dv = (replace(walk, outputs=self._outputs(name, walk.outer)) for name, walk in walks.items())
+        chain = self._chain()
+        if chain is not None:
+            dq = replace(dq, sums=Sums(linear.q, "q", pairs=True))
+            dk = replace(dk, sums=Sums(linear.k, "k", pairs=False))
+        order = [leaf.name for leaf in self.leaves]
+        pieces = tuple(sorted(self.pieces, key=lambda piece: order.index(piece.param)))
+        decls = tuple(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in reads)
+        return Backward(linear, decls, before, dq, dk, dv, chain, pieces)
+
+    def _refused(self, reason: str) -> NoTritonKernel:
+        return NoTritonKernel(self.op.name, "chunked", reason)
+
+    def _leaf(self, name: str, axes: tuple[str, ...]) -> Param:
+        """A tensor of the backward pass, under a name that no parameter has."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return self.graph.param(name, Kind.REAL, axes, False)
+
+    def _in(self, found: Mapping[Expr, Expr]) -> list[Param]:
+        """The parameters that have a gradient there."""
+        return [param for param in self.leaves if param in found]
+
+    def _reads_result(self, expr: Expr) -> bool:
+        return any(node is self.linear.attend for node in postorder((expr,)))
+
+    def _normalised(self, cotangent: Expr, y: Expr, norm: Expr) -> tuple[Expr, Expr]:
+        """The cotangents of numerator and divisor from that of Y = numerator / divisor."""
+        graph = self.graph
+        along = graph.apply("neg", graph.reduce("sum", graph.apply("mul", cotangent, y), "value"))
+        if self.linear.normalize == "sum":
+            live = graph.apply("ne", norm, graph.const(0.0))
+            numerator = graph.apply("mul", live, graph.apply("div", cotangent, norm))
+            return numerator, graph.apply("mul", live, graph.apply("div", along, norm))
+        divisor = graph.apply("max", graph.apply("abs", norm), graph.const(1.0))
+        (slope,) = gradients(graph, [(graph.apply("log", divisor), graph.const(1.0))], [norm]).values()
+        return graph.apply("div", cotangent, divisor), graph.apply("mul", along, slope)
+
+    def _walks(self, cotangent: Expr, offset: Expr | None) -> dict[str, Walk]:
+        """The walks without their outputs."""
+        linear, graph, one = self.linear, self.graph, self.graph.const(1.0)
+        q, k, v = linear.q, linear.k, linear.v
+
+        def result(x: Expr) -> Expr:
+            found = graph.mask_times(linear.attend.mask, x)
+            self.cotangents.add(found)
+            return found
+
+        ahead = Walk(
+            name="dq",
+            p=cotangent,
+            s=v,
+            x=k,
+            names=("dn", "v", "k"),
+            inner="value",
+            outer="key",
+            terms=linear.terms,
+            backward=linear.backward,
+            offset=None if offset is None else (offset, one),
+            result=result(k),
+            outputs=(),
+        )
+        back = replace(ahead, terms=tuple(turned(term) for term in linear.terms), backward=not linear.backward)
+        dk = replace(
+            back,
+            name="dk",
+            p=v,
+            s=cotangent,
+            x=q,
+            names=("v", "dn", "q"),
+            offset=None if offset is None else (one, offset),
+            result=result(q),
+        )
+        dv = replace(
+            back,
+            name="dv",
+            p=k,
+            s=q,
+            x=cotangent,
+            names=("k", "q", "dn"),
+            inner="key",
+            outer="value",
+            offset=None,
+            result=result(cotangent),
+        )
+        return {"dq": ahead, "dk": dk, "dv": dv}
+
+    def _direct(self, param: Param, expr: Expr) -> None:
+        """The part of a gradient that does not pass through the contraction's operands."""
+        if self._reads_result(expr):
+            self._part("before", "value", param, expr)
+        elif "key" in param.axes:
+            self._part("dk", "key", param, expr)
+        else:
+            self._part("dv", "value", param, expr)
+
+    def _part(self, walk: str, outer: str, param: Param, expr: Expr) -> None:
+        if any(axis in CHANNELS and axis != outer for axis in param.axes):
+            raise self._refused(f"the gradient of `{param.name}` mixes channels of keys and values")
+        if outer not in param.axes:
+            expr = self._unsummed(expr, outer)
+        self.parts.setdefault((walk, param.name), []).append((param, expr))
+
+    def _unsummed(self, expr: Expr, axis: str) -> Expr:
+        """A gradient before it was summed over an axis: what it is linear in lies under one such sum."""
+        match expr:
+            case Reduce(fn="sum", x=x) if expr.axis == axis:
+                return x
+            case Apply(fn=fn, args=args):
+                linear_in = [arg for arg in args if self._is_linear(arg)]
+                new = {arg: self._unsummed(arg, axis) for arg in linear_in}
+                return self.graph.apply(fn, *(new.get(arg, arg) for arg in args), span=expr.span)
+        raise self._refused("a gradient has no tile form")
+
+    def _is_linear(self, expr: Expr) -> bool:
+        """Whether an expression holds a cotangent and so is no mere coefficient."""
+        return not self.cotangents.isdisjoint(_inside((expr,)))
+
+    def _outputs(self, walk: str, outer: str) -> tuple[Output, ...]:
+        """What a walk writes for the parameters: its parts, those of each parameter added."""
+        found: list[Output] = []
+        for (name, _), parts in self.parts.items():
+            if name != walk:
+                continue
+            param = parts[0][0]
+            expr = parts[0][1]
+            for _, more in parts[1:]:
+                expr = self.graph.apply("add", expr, more)
+            axes: tuple[str, ...] = ("batch", "time", "head", outer) if outer in param.axes else ROWS[1:]
+            found.append(Output(self._piece(param, walk, ROWS if outer not in param.axes else axes), expr, axes))
+        return tuple(found)
+
+    def _piece(self, param: Param, source: str, axes: tuple[str, ...]) -> str:
+        """Name a part of a gradient."""
+        name = f"d{param.name}"
+        if any(piece.tensor == name for piece in self.pieces):
+            name = f"{name}_{source}"
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        self.pieces.append(Piece(param.name, name, axes))
+        return name
+
+    def _before(self) -> Walk | None:
+        """The forward walk once more, where a gradient needs what the contraction gave."""
+        outputs = self._outputs("before", "value")
+        if self.linear.normalize != "none" and self.op.result is not self.linear.attend:
+            outputs = (Output("y", self.linear.attend, RESULT, optional=False), *outputs)
+        return replace(forward_walk(self.linear), name="again", outputs=outputs) if outputs else None
+
+    def _chain(self) -> Chain | None:
+        several = len(self.linear.terms) > 1
+        links = tuple(self._link(term, str(n) if several else "") for n, term in enumerate(self.linear.terms))
+        cotangents = [pair for link in links for pair in self._cotangents(link)]
+        cut = [unplaced(self.graph, gate.log) for link in links for gate, _ in link.gates]
+        found = gradients(self.graph, cotangents, self.leaves, cut)
+        outputs: list[Output] = []
+        for param in self._in(found):
+            along = "time" if varies(param) else "stretch"
+            axes = ("batch", along, "head", *(axis for axis in param.axes if axis in CHANNELS))
+            outputs.append(Output(self._piece(param, "chain", axes), found[param], axes))
+        return Chain(links, tuple(outputs)) if outputs else None
+
+    def _link(self, term: Term, suffix: str) -> Link:
+        axes = ("batch", "time", "head")
+        steps = [f"dgate{suffix}" if n == 0 else f"dgate{suffix}_{n}" for n in range(len(term.gates))]
+        gates = tuple((gate, self._leaf(name, axes)) for gate, name in zip(term.gates, steps, strict=True))
+        rows, cols = self._leaf(f"rows{suffix}", axes), self._leaf(f"cols{suffix}", axes)
+        return Link(term, gates, rows, cols, self._other(term, term.row), self._other(term, term.col))
+
+    def _cotangents(self, link: Link) -> list[tuple[Expr, Expr]]:
+        """The gates and factors of a stream with their cotangents."""
+        graph, term = self.graph, link.term
+        found: list[tuple[Expr, Expr]] = [(unplaced(graph, gate.log), leaf) for gate, leaf in link.gates]
+        for factors, outside, sums in ((term.row, link.row, link.rows), (term.col, link.col, link.cols)):
+            whole: Expr = sums
+            if outside is not None:
+                found.append((outside, sums))
+                whole = graph.apply("mul", outside, sums)
+            for factor in factors:
+                if is_folded(term, factor):
+                    found += _through_log(graph, unplaced(graph, factor), whole)
+        return found
+
+    def _other(self, term: Term, factors: Iterable[Expr]) -> Expr | None:
+        """The product of the factors that stay outside the exponents."""
+        found: Expr | None = None
+        for factor in factors:
+            if not is_folded(term, factor):
+                new = unplaced(self.graph, factor)
+                found = new if found is None else self.graph.apply("mul", found, new)
+        return found
+
+
+def _through_log(graph: Graph, x: Expr, cotangent: Expr) -> list[tuple[Expr, Expr]]:
+    """What the logarithm of a positive x hands to the operands of x; a cotangent of 0 stays 0 where x is 0."""
+    match x:
+        case Const():
+            return []
+        case Apply(fn="mul", args=(a, b)) if Kind.BOOL not in (a.kind, b.kind):
+            return _through_log(graph, a, cotangent) + _through_log(graph, b, cotangent)
+        case Apply(fn="div", args=(a, b)):
+            return _through_log(graph, a, cotangent) + _through_log(graph, b, graph.apply("neg", cotangent))
+        case Apply(fn="sqrt", args=(a,)):
+            return _through_log(graph, a, graph.apply("mul", cotangent, graph.const(0.5)))
+        case Apply(fn="exp", args=(a,)):
+            return [(a, cotangent)]
+        case Apply(fn="sigmoid", args=(a,)):
+            return [(a, graph.apply("mul", cotangent, graph.apply("sigmoid", graph.apply("neg", a))))]
+    over = graph.apply("div", cotangent, x)
+    if bounds(x)[0] <= 0:
+        zero = graph.const(0.0)
+        over = graph.apply("where", graph.apply("eq", cotangent, zero), zero, over)
+    return [(x, over)]
+
+
+def is_folded(term: Term, factor: Expr) -> bool:
+    """Whether a factor enters the exponents of a path as its logarithm."""
+    return bool(term.gates) and is_positive(factor)
+
+
+def _inside(exprs: Iterable[Expr]) -> set[Expr]:
+    """Every node of some expressions, without what lies inside contractions."""
+    seen: set[Expr] = set()
+    stack = list(exprs)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if isinstance(node, Apply | Reduce):
+                stack.extend(children(node))
+    return seen
