@@ -1,13 +1,14 @@
 """Sums of the pairs' weights that gradients of gates and of factors need, made inside a walk.
 
 Of a pair (r, c), M_rc is its whole weight: path and factors times both products, so that the gradient of a log gate is
-the sum of M over the pairs whose path holds it. For each stream, [tiles, B, H, T] in fp32 by tiles of outer channels:
+the sum of M over the pairs whose path holds it. A factor that is no exponent may be 0: for its gradient M is summed
+without it. For each stream, [tiles, B, H, T] in fp32 by tiles of outer channels:
 
     net      what late ends have of a chunk's pairs without the diagonal, less what early ends have; with what rows have
              through the state, counted + where rows are the late ends, else -
-    rows     the sum over columns, all of them
-    columns  the sum over rows, of the chunk's pairs alone
-    through  the sum over columns outside the chunk; of the walk that counts no pairs
+    rows     the sum over columns, all of them, without the row's factors
+    columns  the sum over rows, of the chunk's pairs alone, without the column's factors
+    through  the sum over columns outside the chunk, without the row's factors; of the walk that counts no pairs
 
 At the end of every stretch the walk that counts pairs keeps its `states` [B, H, stretches, K, V] and `vectors`
 [B, H, stretches, K]; the other one sums their products with its own to `anchors` [tiles, B, H, stretches]: the weight
@@ -42,54 +43,58 @@ class PathSums:
         self.first = first_stretch(kernel.b, kernel.arguments, kernel.host, place.span)
 
     def through(self, chunk: Chunk, number: int, rows: E) -> None:
-        """Take what rows [C, outer] have of one stream through the state."""
+        """Take what rows [C, outer] have of one stream through the state, without their factors."""
         value = reduce_sum(self._other(chunk).to("fp32") * rows, 1)
         self.inter[number] = self.b.let(f"b_through{self.kernel.suffix(number)}", value)
         if not self.asked.pairs:
             self._write("through", number, chunk, self.inter[number])
 
-    def weigh(self, chunk: Chunk, scores: E, weights: list[E]) -> None:
-        """Sum the weights of the chunk's pairs. scores: those of one stream, or of all before they are weighted."""
+    def weigh(self, chunk: Chunk, scores: E, decays: list[E]) -> None:
+        """Sum the weights of the chunk's pairs.
+
+        scores: without factors of rows. decays: of each stream, without factors, where the scores do not hold them.
+        """
         b = self.b
         b.section("Sums of the pairs' weights")
         products = b.let("b_products", dot(self._other(chunk), trans(chunk.x)))
         for number, (term, path) in enumerate(zip(self.kernel.walk.terms, chunk.paths, strict=True)):
             suffix = self.kernel.suffix(number)
-            pairs = scores * weights[number] if weights else scaled(scores, path.rows.factors, column=True)
-            pairs = b.let(f"b_pairs{suffix}", pairs * products)
+            pairs = b.let(f"b_pairs{suffix}", (scores * decays[number] if decays else scores) * products)
+            at_rows, at_columns = path.rows.factors, path.columns.factors if decays else []
             offsets = chunk.rows.offsets
             if ("rows", number) in self.named:
-                self._write("rows", number, chunk, self.inter[number] + reduce_sum(pairs, 1))
+                rows = reduce_sum(scaled(pairs, at_columns, column=False), 1)
+                self._write("rows", number, chunk, self.inter[number] + rows)
             if ("columns", number) in self.named:
-                self._write("columns", number, chunk, reduce_sum(pairs, 0))
+                self._write("columns", number, chunk, reduce_sum(scaled(pairs, at_rows, column=True), 0))
             if ("net", number) in self.named:
-                apart = pairs
+                apart = scaled(scaled(pairs, at_rows, column=True), at_columns, column=False)
                 if not term.strict:
-                    apart = b.let(f"b_apart{suffix}", where(offsets.col.ne(offsets.row), pairs, 0.0))
-                rows, columns = self.inter[number] + reduce_sum(apart, 1), reduce_sum(apart, 0)
+                    apart = where(offsets.col.ne(offsets.row), apart, 0.0)
+                apart = b.named(f"b_apart{suffix}", apart)
+                inter = scaled(self.inter[number], at_rows, column=True)
+                rows, columns = inter + reduce_sum(apart, 1), reduce_sum(apart, 0)
                 self._write("net", number, chunk, columns - rows if self.kernel.walk.backward else rows - columns)
         b.space()
 
     def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Where a stretch ends: keep the states, or multiply them with those that the other walk has kept."""
-        walk, arguments = self.kernel.walk, self.kernel.arguments
-        index = (chunk.t0 - self.place.span.begin) // size("C")
-        ends = (index % STRETCH).eq(STRETCH - 1) | (chunk.t0 + size("C") >= self.place.span.end)
+        b, walk, arguments = self.b, self.kernel.walk, self.kernel.arguments
+        b.section("Where a stretch of chunks ends, the states of both walks meet")
+        index = b.let("i_c", (chunk.t0 - self.place.span.begin) // size("C"))
+        ends = b.let("ends", (index % STRETCH).eq(STRETCH - 1) | (chunk.t0 + size("C") >= self.place.span.end))
+        stretch = b.let("i_e", self.first + index // STRETCH)
         stretches = arguments.integer("STRETCHES", self.kernel.host.stretches)
-        stretch = self.first + index // STRETCH
-        place = self.place.inputs.row() * stretches + stretch
         inputs = self.place.inputs
+        place = b.let("place", inputs.row() * stretches + stretch)
         for number, state in enumerate(states):
-            if ("states", number) not in self.named:
-                continue
             suffix = self.kernel.suffix(number)
             pointer = arguments.pointer(f"states{suffix}", self.named["states", number])
             kept = [(state.matrix, inputs.matrix(pointer, place, walk.inner, walk.outer))]
             if state.vector is not None:
                 vectors = arguments.pointer(f"vectors{suffix}", self.named["vectors", number])
                 kept.append((state.vector, inputs.vector(vectors, place)))
-            self.b.section("Where a stretch of chunks ends, the states of both walks meet")
-            with self.b.branch(pointer.given()), self.b.branch(ends):
+            with b.branch(pointer.given()), b.branch(ends):
                 if self.asked.pairs:
                     self._keep(kept)
                 else:

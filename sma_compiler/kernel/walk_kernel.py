@@ -120,12 +120,15 @@ class WalkKernel(Chunked):
             scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
         if self.walk.offset is not None:
             b.set(scores, scores + _product(chunk.a, chunk.b))
-        weights = self._weights(chunk)
-        if sums is not None and sums.asked.pairs and self.several:
-            sums.weigh(chunk, scores, weights)
+        weights = self._decays(chunk)
+        pairs = sums if sums is not None and sums.asked.pairs else None
+        apart = self.several or bool(chunk.paths[0].columns.factors)
+        if pairs is not None and apart:
+            pairs.weigh(chunk, scores, weights)
+        self._scale(chunk, weights)
         b.set(scores, scores * _total(weights) if weights else where(chunk.paths[0].support(chunk.rows), scores, 0.0))
-        if sums is not None and sums.asked.pairs and not self.several:
-            sums.weigh(chunk, scores, [])
+        if pairs is not None and not apart:
+            pairs.weigh(chunk, scores, [])
         b.set(y, dot(scores.to("dot"), chunk.x, y))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
@@ -151,8 +154,8 @@ class WalkKernel(Chunked):
         gated = all(term.gates and all(is_positive(factor) for factor in term.row) for term in walk.terms)
         return others[0] if (gated or self.several) and walk.result not in postorder(others) else None
 
-    def _weights(self, chunk: Chunk) -> list[E]:
-        """The weights of pairs by stream, 0 where a row does not see a column; none where that is all there is."""
+    def _decays(self, chunk: Chunk) -> list[E]:
+        """The decays of pairs by stream, 0 where a row does not see a column; none where that is all there is."""
         first = chunk.paths[0]
         if not self.several and first.rows.exponent is None and not first.columns.factors:
             return []
@@ -160,14 +163,17 @@ class WalkKernel(Chunked):
         for number, path in enumerate(chunk.paths):
             decay = path.between(chunk.rows)
             ones = where(path.support(chunk.rows), 1.0, 0.0)
-            weight = self.b.let(f"b_w{self.suffix(number)}", ones if decay is None else decay)
+            found.append(self.b.let(f"b_w{self.suffix(number)}", ones if decay is None else decay))
+        return found
+
+    def _scale(self, chunk: Chunk, weights: list[E]) -> None:
+        """Give the weights of pairs the factors that are no exponents; those of the rows of one stream come later."""
+        for weight, path in zip(weights, chunk.paths, strict=False):
             factors = scaled(weight, path.columns.factors, column=False)
             if self.several:
                 factors = scaled(factors, path.rows.factors, column=True)
             if path.columns.factors or (self.several and path.rows.factors):
                 self.b.set(weight, factors)
-            found.append(weight)
-        return found
 
     def _through_states(self, chunk: Chunk, states: tuple[State, ...], sums: PathSums | None) -> tuple[E, E | None]:
         b, walk = self.b, self.walk
@@ -178,7 +184,7 @@ class WalkKernel(Chunked):
             suffix = self.suffix(number)
             decay = path.entering()
             factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
-            if self.several:
+            if self.several and sums is None:
                 factors += path.rows.factors
             rows = dot(chunk.p, state.matrix.to("dot"))
             if walk.offset is not None and state.vector is not None:
@@ -186,7 +192,8 @@ class WalkKernel(Chunked):
             rows = scaled(rows, factors, column=True)
             if sums is not None:
                 rows = b.let(f"b_rows{suffix}" if self.several else "b_y", rows)
-                sums.through(chunk, number, rows if self.several else scaled(rows, path.rows.factors, column=True))
+                sums.through(chunk, number, rows)
+                rows = scaled(rows, path.rows.factors if self.several else [], column=True)
             if y is None:
                 y = rows if sums is not None and not self.several else b.let("b_y", rows)
             else:
