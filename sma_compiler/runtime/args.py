@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from sma_compiler.call_errors import (
     BadSequenceBounds,
@@ -35,6 +34,7 @@ from sma_compiler.call_errors import (
 )
 from sma_compiler.ir.nodes import Kind, Op, ParamDecl
 from sma_compiler.ir.roles import Roles
+from sma_compiler.torch_plans.readable import readable as readable
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -203,14 +203,6 @@ def _head_size(op: Op, owners: list[tuple[ParamDecl, int]]) -> int:
 def self_check() -> bool:
     """Whether `SMA_SELF_CHECK=1` asks for every check of values, on any device."""
     return os.environ.get("SMA_SELF_CHECK", "0") not in ("", "0")
-
-
-def readable(tensor: Tensor) -> bool:
-    """Whether the values of a tensor may be looked at: not while torch traces, transforms or captures the call."""
-    if torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return not (wrapped or isinstance(tensor, FakeTensor) or tensor.is_meta)
 
 
 def check_turns(op: Op, roles: Roles, arguments: Arguments) -> None:

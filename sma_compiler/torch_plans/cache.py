@@ -22,6 +22,7 @@ from sma_compiler.torch_plans.frame import Frame
 from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.named_ops import arranged, join, select, spread
 from sma_compiler.torch_plans.pairs import Line, fresh_line
+from sma_compiler.torch_plans.scope import Mode
 
 State = Mapping[str, Tensor]
 
@@ -54,7 +55,7 @@ class Cache:
         found, valid = dict(line.held), frame.valid()
         for name in names:
             expr = self.held[name]
-            new = evaluator.tensor(expr, expr in self.wide)
+            new = evaluator.limit(expr, Mode.WIDE if expr in self.wide else Mode.PLAIN)
             new = new if valid is None else select(valid, new, 0)
             if state is not None:
                 past = Named(state[name], stored_axes(expr))

@@ -94,13 +94,26 @@ class Evaluator(Scope):
 
         A static expression comes back without `time`. `log`: its logarithm, -inf where it is 0.
         """
-        mode = Mode.LOG if log else Mode.PLAIN
+        return self._scope(expr, frame).value(expr, Mode.LOG if log else Mode.PLAIN)
+
+    def gate(self, expr: Expr, frame: Frame) -> Named:
+        """A log gate, like `along`; where it is -inf, all that it is made of has the gradient 0.
+
+        But the logarithm of a static base (`gamma ** (i - j)`): a base of 0 has a gradient other than 0, which its
+        logarithm does not know.
+        """
+        scope = self._scope(expr, frame)
+        if isinstance(expr, Apply) and expr.fn == "log" and "time" not in expr.axes and not expr.positions:
+            return scope.value(expr)
+        return scope.limit(expr)
+
+    def _scope(self, expr: Expr, frame: Frame) -> Scope:
         if not expr.positions:
-            return self.value(expr, mode)
+            return self
         (letter,) = expr.positions
         if letter not in self._along:
             self._along[letter] = Along(self, letter, frame)
-        return self._along[letter].value(expr, mode)
+        return self._along[letter]
 
     def bind(self, expr: Expr, value: Named) -> None:
         """Says what the value of a contraction is, before anything that uses it is evaluated."""
@@ -161,7 +174,7 @@ class Along(Scope):
             case _ if not node.positions:
                 return self.evaluator.value(node, mode)
             case At(x=x):
-                return self.evaluator.value(x, mode)
+                return self.evaluator.limit(x, mode)
             case Position():
                 return positions(self.frame.start, self.frame.length, self.device)
         return None

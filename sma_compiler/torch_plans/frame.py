@@ -26,6 +26,10 @@ class Evaluates(Protocol):
         """
         ...
 
+    def gate(self, expr: Expr, frame: Frame) -> Named:
+        """A log gate, like `along`; where it is -inf, all that it is made of has the gradient 0."""
+        ...
+
     def axis_size(self, axis: str) -> int:
         """The size of an axis in this call, also under a fresh name."""
         ...

@@ -223,7 +223,7 @@ class Preparation:
         return choose(self._valid, x, 0) if self._valid is not None and "time" in x.axes else x
 
     def _gate(self, log: Expr, key_closed: bool, query_closed: bool) -> LogGate:
-        return LogGate(self.masked(self.frame.along(log)), key_closed, query_closed)
+        return LogGate(self.masked(self.frame.evaluate.gate(log, self.frame)), key_closed, query_closed)
 
     def _written(self, which: int, stream: Stream, contracted: tuple[str, ...], k: Named, v: Named | None) -> Written:
         keys, held = _apart(self._factors(stream.col, [k]), contracted)

@@ -151,9 +151,9 @@ class OnLine(Scope):
 def _held(evaluator: Evaluator, line: Line, x: Expr, mode: Mode) -> tuple[Named, int]:
     """A tensor over the line (in the dtype that `mode` asks for), and the index on the line of its first entry."""
     if line.new == 0:
-        return evaluator.value(x, mode), 0
+        return evaluator.limit(x, mode), 0
     if x not in line.held:
-        return evaluator.value(x, mode), line.new
+        return evaluator.limit(x, mode), line.new
     found = line.held[x]
     if x.kind is Kind.REAL:
         found = found.to(torch.float64 if mode is Mode.WIDE else evaluator.dtype)
@@ -173,7 +173,7 @@ class Sums:
         there are (None: the gates are integers). A static gate comes back as it is.
         """
         if (gate, mode) not in self._made:
-            self._made[gate, mode] = self._sums(self._scope.value(gate, mode))
+            self._made[gate, mode] = self._sums(self._scope.limit(gate, mode))
         return self._made[gate, mode]
 
     def _sums(self, gate: Named) -> tuple[Named, Named | None]:

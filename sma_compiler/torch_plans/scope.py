@@ -1,7 +1,8 @@
 """Evaluates an expression where its position letters have one meaning: values, logarithms and supports.
 
 What a boolean factor or a `where` leaves out has the gradient 0, even where the derivative of what it leaves out is
-infinite or NaN: there, functions are given the argument 1 instead of their own (a *guard* says where).
+infinite or NaN: there, functions are given the argument 1 instead of their own (a *guard* says where). So has a log
+gate or an exponent of -inf, which leaves out all that it is made of (`Scope.limit`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sma_compiler.torch_plans.named_ops import (
     select,
     spread,
 )
+from sma_compiler.torch_plans.readable import readable
 from sma_compiler.torch_plans.traits import Traits
 
 
@@ -62,6 +64,7 @@ class Scope(ABC):
         self.device = device
         self.traits = traits
         self._done: dict[Ask, Named] = {}
+        self._limits: dict[tuple[Expr, Mode], Named | None] = {}
         self._guards = Guards()
 
     @abstractmethod
@@ -73,8 +76,21 @@ class Scope(ABC):
         """The size of an axis in this call."""
 
     def value(self, expr: Expr, mode: Mode = Mode.PLAIN) -> Named:
-        """The value of an expression (or its logarithm, its support), without recursion."""
-        root = self._ask(expr, mode, None)
+        """The value of an expression (or its logarithm, its support)."""
+        return self._evaluated(self._ask(expr, mode, None))
+
+    def limit(self, expr: Expr, mode: Mode = Mode.PLAIN) -> Named:
+        """The value of an expression, with gradients only where it is not -inf."""
+        found = self.value(expr, mode)
+        if expr.kind is not Kind.REAL or self.traits.linear(expr):
+            return found
+        guard = self._limited(None, expr, mode, found)
+        if guard is None:
+            return found
+        return select(guard.holds, self._evaluated(self._ask(expr, mode, guard)), -torch.inf)
+
+    def _evaluated(self, root: Ask) -> Named:
+        """One thing and all that it needs, without recursion."""
         rules: dict[Ask, Rule] = {}
         stack = [root]
         while stack:
@@ -126,7 +142,34 @@ class Scope(ABC):
         """What must be known before the guards of the operands are."""
         if ask.mode is Mode.SUPPORT:
             return []
-        return self._asks(self._selecting(ask.node), Mode.SUPPORT)
+        found = self._asks(self._selecting(ask.node), Mode.SUPPORT)
+        exponent = self._exponent(ask.node)
+        return found if exponent is None else [*found, self._ask(exponent, Mode.PLAIN, None)]
+
+    def _exponent(self, node: Expr) -> Expr | None:
+        """The argument of an exponential, where its own derivatives may be infinite."""
+        match node:
+            case Apply(fn="exp", args=(x,)) if x.kind is Kind.REAL and not self.traits.linear(x):
+                return x
+            case Apply(fn="mul", args=args) if self._selecting(node):
+                found = [self._exponent(arg) for arg in args if arg.kind is not Kind.BOOL]
+                return found[0] if len(found) == 1 else None
+        return None
+
+    def _limited(self, guard: Guard | None, expr: Expr, mode: Mode, value: Named) -> Guard | None:
+        """A guard, and where an expression is not -inf; the guard as it is, where that is known to be nowhere."""
+        key = expr, mode
+        if key not in self._limits:
+            dead = functions.is_infinite(value.data)
+            known = dead.device.type == "cpu" and readable(dead) and not bool(dead.any())
+            self._limits[key] = None if known else Named(~dead, value.axes)
+        holds = self._limits[key]
+        return guard if holds is None else self._guards.meet(guard, holds, ("limit", *key))
+
+    def _inside_exp(self, guard: Guard | None, x: Expr) -> Guard | None:
+        """The guard of an exponent under that of its exponential."""
+        known = self._done.get(self._ask(x, Mode.PLAIN, None))
+        return guard if known is None or self.traits.linear(x) else self._limited(guard, x, Mode.PLAIN, known)
 
     def _support_of(self, node: Expr) -> Named:
         return self._done[self._ask(node, Mode.SUPPORT, None)]
@@ -155,6 +198,8 @@ class Scope(ABC):
                 return self._where_rule(node, mode, guard)
             case Apply() if self._selecting(node):
                 return self._product_rule(node, mode, guard)
+            case Apply(fn="exp", args=(x,)) if self._exponent(node) is not None:
+                return self._exp_rule(x, mode, guard)
             case Apply(fn="sin" | "cos", args=args):
                 return Rule(self._asks(args, Mode.WIDE, guard), self._pointwise(node, mode, guard))
             case Apply(args=args):
@@ -220,16 +265,23 @@ class Scope(ABC):
         if node.fn == "mul" and len(numbers) == 1:
             (only,) = numbers
             if isinstance(only, Apply) and only.fn == "exp":
-                return Rule(
-                    [self._ask(only.args[0], mode, inner)],
-                    lambda x: _exp(select(inner.holds, x.to(self._width(mode)), -torch.inf)),
-                )
+                return self._exp_rule(only.args[0], mode, inner)
             return Rule([self._ask(only, mode, inner)], lambda x: x if outside else select(inner.holds, x, 0))
         pointwise = self._pointwise(node, mode, inner)
         return Rule(
             self._asks(node.args, mode, inner),
             lambda *args: pointwise(*args) if outside else select(inner.holds, pointwise(*args), 0),
         )
+
+    def _exp_rule(self, x: Expr, mode: Mode, guard: Guard | None) -> Rule:
+        """exp(x) where its guard holds, 0 elsewhere; where x is -inf it has the gradient 0."""
+        within = self._inside_exp(guard, x)
+
+        def combine(x: Named) -> Named:
+            x = x.to(self._width(mode))
+            return _exp(x if within is None else select(within.holds, x, -torch.inf))
+
+        return Rule([self._ask(x, mode, within)], combine)
 
     def _reduce(self, fn: str, x: Named, axis: str, dtype: torch.dtype) -> Named:
         x = spread(x, axis, self.axis_size(axis))
@@ -280,7 +332,7 @@ class Scope(ABC):
             case At(x=x) if positive(x) and (found := self.leaf(node, Mode.LOG)) is not None:
                 return Rule((), lambda: found)
             case Apply(fn="exp", args=(x,)):
-                return Rule([self._ask(x, Mode.PLAIN, guard)], lambda x: x.to(self.dtype))
+                return self._log_exp_rule(x, guard)
             case Apply(fn="sigmoid", args=(x,)):
                 return Rule(
                     [self._ask(x, Mode.PLAIN, guard)],
@@ -304,6 +356,14 @@ class Scope(ABC):
                 guard = self._guards.renamed(guard, new, old)
                 return Rule([self._ask(x, Mode.LOG, guard)], lambda x: x.rename(old, new))
         return Rule([self._ask(node, Mode.PLAIN, guard)], lambda x: self._map(functions.safe_log, x))
+
+    def _log_exp_rule(self, x: Expr, guard: Guard | None) -> Rule:
+        within = self._inside_exp(guard, x)
+
+        def combine(x: Named) -> Named:
+            return x.to(self.dtype) if within is None else select(within.holds, x.to(self.dtype), -torch.inf)
+
+        return Rule([self._ask(x, Mode.PLAIN, within)], combine)
 
     def _log_product_rule(self, node: Apply, guard: Guard | None) -> Rule:
         sign = -1 if node.fn == "div" else 1

@@ -179,7 +179,7 @@ def _logs(streams: Sequence[Stream], column: Named, v: Named, preparation: Prepa
     if resets is not None and stream.side == "upper":
         resets = flip(shifted(flip(resets, "time"), "time", False), "time")
     cuts = [] if resets is None else [apply(lambda c, x: torch.where(c, -torch.inf, x), resets, zero)]
-    gates = [(gate, frame.along(gate.log)) for gate in stream.gates]
+    gates = [(gate, frame.evaluate.gate(gate.log, frame)) for gate in stream.gates]
     columns = tuple((one.first, total(column, *along([*one.col, *one.feed]), gone=-torch.inf)) for one in streams)
     row = total(*along(stream.row), gone=-torch.inf)
     valued = any("value" in x.axes for x in (row, *(log for _, log in (*gates, *columns))))

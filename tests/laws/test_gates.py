@@ -104,3 +104,37 @@ def test_a_cut_is_exact(name: str, plan: str, dtype: torch.dtype, at: int) -> No
         if which != GATES[name] and "time" in next(decl.dims for decl in op.params if decl.name == which):
             assert not grad[:, :at].any(), which
         assert bool(grad.isfinite().all()), which
+
+
+ARITHMETIC = [
+    "decay(g * a) @ v",
+    "transpose(decay(g * a)) @ v",
+    "decay(g / a) @ v",
+    "decay(log(exp(g) * a)) @ v",
+    "decay(-softplus(-g * a)) @ v",
+    "decay(where(g < -1, g * a, g)) @ v",
+    "(decay(g * a) * (i - j)) @ v",
+    "attend(strict * exp(sum(g[t] * a, j < t < i)), q, k, v)",
+    "attend(decay(g * ak), q, k, v)",
+    "attend(decay(g * a), q, k, v, activation=silu)",
+    "attend(decay(g * a), q, k, v, normalize=softmax)",
+    "attend(decay(g * a), 1, sum(k, key), v, normalize=softmax)",
+    "attend(causal * exp(g[j] * a), 1, sum(k, key), v, normalize=softmax)",
+    "attend(causal * exp(g[j] * a), q, k, v, normalize=softmax)",
+    "attend(causal * exp(g[j] * a), q, k, v)",
+    "solve(strict * decay(g * a), 0.3 * k, k, v)",
+    "attend(decay(g * a), q, k, v) + attend(decay(g * a), k, q, v, normalize=sum)",
+]
+
+
+@pytest.mark.parametrize("result", ARITHMETIC)
+def test_gates_of_minus_infinity_made_by_arithmetic(result: str) -> None:
+    """Whatever a gate of -inf is made of has the gradient 0 there, and a finite one elsewhere."""
+    op = sma.compile(f"op f(q, k, v, g: [time, head], a: [head], ak: [head, key]):\n    return {result}\n")
+    given = inputs(op, time=40)
+    given["g"] = -given["g"].abs().index_fill(1, torch.tensor([3, 20]), math.inf)
+    given["a"], given["ak"] = given["a"].abs() + 0.1, given["ak"].abs() + 0.1
+    for plan in laws.plans_of(op):
+        laws.check_plan(op, given, plan)
+        if op.causal:
+            laws.check_cuts(op, given, [4, 20, 33], [plan, "auto"])
