@@ -228,6 +228,16 @@ class StateMismatch(Mistake):
         super().__init__(f"{op}: the {what} of state tensor {name!r} is {found}, but this call needs {expected}")
 
 
+class ForgottenPositions(Mistake):
+    """A state whose cache lacks positions that the call's wider window reads."""
+
+    def __init__(self, op: str, cache: str, kept: int, read: int) -> None:
+        super().__init__(
+            f"{op}: this call reads {read} earlier position{'s' if read != 1 else ''} of {cache!r}, but the state keeps "
+            f"{kept}: it was made with a narrower window; make it with the widest one that it is continued with"
+        )
+
+
 class NoStates(Mistake):
     """A state was asked of an op that is not causal, or given to it."""
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sma_compiler.call_errors import CapacityExceeded, ForeignState, NotAState, StateMismatch
+from sma_compiler.call_errors import CapacityExceeded, ForeignState, ForgottenPositions, NotAState, StateMismatch
 from sma_compiler.ir.nodes import Kind
-from sma_compiler.runtime.args import Arguments, Number, readable
+from sma_compiler.runtime.args import Arguments, Number, readable, self_check
 from sma_compiler.runtime.pack import Pack
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state import State
@@ -82,6 +82,7 @@ def check_state(program: Program, arguments: Arguments, rows: int, state: object
 
     Raises:
         NotAState, ForeignState, StateMismatch: say what differs.
+        ForgottenPositions: a window is wider than it was, and reads what is kept no more.
     """
     op = program.op.name
     if not isinstance(state, State):
@@ -103,6 +104,39 @@ def check_state(program: Program, arguments: Arguments, rows: int, state: object
             raise StateMismatch(op, name, "dtype", tensor.dtype, dtype)
         if tensor.device != arguments.device:
             raise StateMismatch(op, name, "device", tensor.device, arguments.device)
+    _check_window(program, arguments, state)
+
+
+def _check_window(program: Program, arguments: Arguments, state: State) -> None:
+    """Refuse a cache that lacks positions which this call reads (on the CPU, and anywhere under SMA_SELF_CHECK=1)."""
+    seen = state["position"]
+    if not any(decl.kind is Kind.INT for decl in program.op.params if decl.number):
+        return
+    if not readable(seen) or not (self_check() or seen.device.type == "cpu"):
+        return
+    for name, slots in _slots_read(program, arguments).items():
+        kept = (state[name] >= 0).sum(1)
+        lacking = kept < seen.clamp(max=slots)
+        if bool(lacking.any()):
+            row = int(lacking.nonzero()[0])
+            cache = name.removesuffix(".pos")
+            raise ForgottenPositions(program.op.name, cache, int(kept[row]), min(int(seen[row]), slots))
+
+
+def _slots_read(program: Program, arguments: Arguments) -> dict[str, int]:
+    """How many earlier positions a call with these numbers reads of each cache, by the name of its `pos`."""
+    sizes = {axis: size for axis, size in arguments.sizes.items() if axis not in ("batch", "time")}
+    if any(type(number) not in (int, float) for number in (*sizes.values(), *arguments.numbers.values())):
+        return {}  # symbolic, while torch traces the call
+    key = ("slots", *sorted(sizes.items()), *sorted(arguments.numbers.items()))
+    if key not in program.layouts:
+        cpu = torch.device("cpu")
+        program.layouts[key] = {
+            name: (tuple(tensor.shape[1:]), tensor.dtype)
+            for name, tensor in empty_state(program, sizes, arguments.numbers, 1, torch.float32, cpu).items()
+            if _is_positions(name)
+        }
+    return {name: shape[0] for name, (shape, _) in program.layouts[key].items()}
 
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
