@@ -236,7 +236,7 @@ class Chunked(Maker):
             else:
                 value = b.helper("load", at, rows.valid, size("MASKED"), dtype=dtype)
             found[part] = b.let(f"b_{part}{self.suffix(number)}", value)
-        if backward or self.walk.sums is not None:
+        if "row" in found and (backward or self.walk.sums is not None):
             late = b.helper("never", found["row"], rows.valid, size("MASKED"))
             if made.two_ended:
                 b.set(found["row"], late)

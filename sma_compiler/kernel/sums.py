@@ -108,7 +108,7 @@ class PathSums:
     def _anchor(self, number: int, kept: list[tuple[E, tuple[E, E]]], stretches: E, stretch: E) -> None:
         total: E | None = None
         for value, (at, mask) in kept:
-            other = call("tl.load", at, mask=mask, other=0.0, tile=Tile("in", value.tile.shape))
+            other = self.b.let("b_kept", call("tl.load", at, mask=mask, other=0.0, tile=Tile("in", value.tile.shape)))
             product = value * other.to("fp32")
             for axis in reversed(range(len(value.tile.shape))):
                 product = reduce_sum(product, axis)
