@@ -182,16 +182,25 @@ def _scores(q: Named, k: Named, scale: Named, frame: Frame) -> Named:
 
 
 def _softmax(node: Attend, expr: Expr, pairs: Pairs, operands: Operands, scale: Named, frame: Frame) -> Partial:
-    """exp(score) * mask, relative to the largest of each row."""
+    """exp(score) * mask, relative to the largest of each row.
+
+    Scores that do not depend on the row may be large and alike (RWKV-4): the logarithms are then added in fp64, and the
+    largest is rounded before it is subtracted.
+    """
     q, k, v = operands
-    logs = full_pairs(add(_scores(q, k, scale, frame), pairs.log_mask(expr)), pairs)
+    score, mask = _scores(q, k, scale, frame), pairs.log_mask(expr)
+    if "time" not in node.q.axes:
+        score, mask = score.to(torch.float64), mask.to(torch.float64)
+    logs = full_pairs(add(score, mask), pairs)
     at, rest = logs.axes.index("j"), dropped(logs.axes, "j")
     if logs.size("j") == 0:
+        logs = logs.to(frame.compute)
         nothing = logs.data.sum(at)
         numerator = contract(logs, v, "j")
         return Partial(numerator, Named(nothing, rest), Named(nothing - torch.inf, rest))
-    top = logs.data.detach().amax(at)
-    weights = Named((logs.data - functions.finite(top).unsqueeze(at)).exp(), logs.axes)
+    top = logs.data.detach().amax(at).to(frame.compute)
+    shifted = logs.data - functions.finite(top).unsqueeze(at)
+    weights = Named(shifted.to(frame.compute).exp(), logs.axes)
     numerator = contract(*dots(frame, weights, v), "j")
     return Partial(numerator, Named(weights.data.sum(at), rest), Named(top, rest))
 

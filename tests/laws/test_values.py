@@ -13,8 +13,10 @@ from sma_compiler.verify.poison import leaks
 from tests.laws import laws
 from tests.laws.inputs import NAMES, WITH_PLAN, inputs
 
+CLOSE = {torch.float64: 1e-9, torch.float32: 2e-6}
 ROUNDED = {torch.float64: 1e-9, torch.float32: 1e4 * 2.0**-22}
-"""Scores of 1e4 and a mask's logarithm are added in the dtype of the computation: 1e-3 is lost of them in fp32."""
+"""Scores of 1e4 that depend on the row are added to a mask's logarithm in the dtype of the computation: 1e-3 is lost of
+them in fp32."""
 
 
 @pytest.mark.parametrize(("name", "plan"), WITH_PLAN)
@@ -40,8 +42,9 @@ def test_large_scores(name: str, dtype: torch.dtype) -> None:
         given["w"] = 5
     result, lse = op(**given, return_lse=True)
     exact, exact_lse = op.reference(**given, return_lse=True)
-    laws.assert_near(result, exact, name, ROUNDED[dtype])
-    laws.assert_near(lse, exact_lse, f"{name}, lse", min(1e-6, ROUNDED[dtype]))
+    close = ROUNDED if name in ("alibi", "forgetting") else CLOSE
+    laws.assert_near(result, exact, name, close[dtype])
+    laws.assert_near(lse, exact_lse, f"{name}, lse", min(1e-6, close[dtype]))
     arguments, leaves = laws.with_leaves(given)
     for which, grad in laws.gradients(op(**arguments), leaves, laws.cotangent_of(result)).items():
         assert bool(grad.isfinite().all()), which
@@ -54,10 +57,10 @@ def test_large_columns(plan: str, size: float, dtype: torch.dtype) -> None:
     op = sma.library("rwkv4")
     given = inputs(op, dtype, time=40)
     given["k"] = given["k"] + size
-    laws.check_plan(op, given, plan, ROUNDED[dtype])
+    laws.check_plan(op, given, plan, CLOSE[dtype])
     given["k"] = size * given["k"].sign() * torch.arange(40)[:, None] / 40
-    laws.check_plan(op, given, plan, ROUNDED[dtype])
-    laws.check_cuts(op, given, [11, 30], [plan, "quadratic"], ROUNDED[dtype])
+    laws.check_plan(op, given, plan, CLOSE[dtype])
+    laws.check_cuts(op, given, [11, 30], [plan, "quadratic"], CLOSE[dtype])
 
 
 @pytest.mark.parametrize("position", [0, 9, 21, 22])
