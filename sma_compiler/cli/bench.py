@@ -1,8 +1,9 @@
-"""`sma bench`: a spec's plans side by side, or the standing measurements."""
+"""`sma bench`: a spec's plans side by side, other implementations beside the op, or the standing measurements."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from sma_compiler.bench.plans import PlanTime, time_plans
 from sma_compiler.bench.suite import Suite, run_suite, suite_steps
+from sma_compiler.cli.bench_peers import run_peers
 from sma_compiler.cli.common import (
     DTYPES,
     Json,
@@ -38,7 +40,7 @@ class NothingToMeasure(SmaError):
     """Neither a spec nor a suite was named."""
 
     def __init__(self) -> None:
-        super().__init__("name a FILE to time its plans, or --suite cpu for the standing measurements")
+        super().__init__("name a FILE to time its plans, or --suite cpu for the standing measurements, or --peers")
 
 
 class UnknownSuite(SmaError):
@@ -64,11 +66,17 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that the medians are taken of.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads torch may use; as many as it likes.")] = None,
     suite: Annotated[str | None, typer.Option(help="`cpu`: speed, memory, import and compile time.")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="On a GPU, beside mamba_ssm and fla where installed.")] = False,
+    rows: Annotated[list[str] | None, typer.Option(help="With --peers: a row; may be repeated. All.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --peers: a folder for the numbers, peers.json.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time a spec's plans side by side, or run the standing measurements."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if peers:
+        run_peers(rows, out, as_json)
+        return
     if suite is not None:
         _suite(suite, repeats, as_json)
         return
