@@ -15,17 +15,22 @@ from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
 from sma_compiler.kernel.launch import Launcher
+from sma_compiler.kernel.launch_recurrent import RecurrentLauncher, StepLauncher
 from sma_compiler.kernel.linear import linear
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import HELPERS, Kernel
+from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.score_kernel import Scores
 from sma_compiler.kernel.split import LocalStates
+from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans
 
 MODULES = frozenset({"torch", "triton", "tl"})
+PLANS = ("chunked", "recurrent")
+"""The plans that kernels are emitted for."""
 DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = ("sm_80", "sm_90", "gfx942")
 LARGEST_KEY = 256
@@ -55,12 +60,12 @@ class Emitted:
 
 
 def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
-    """A file that computes an op: kernels, and a launcher named after the op.
+    """A file that computes an op: kernels, and launchers: one named after the op; of the recurrent plan also its step.
 
     Args:
         op: the checked op.
         plans: what was decided about it.
-        plan: "chunked", or "auto" for the plan that there are kernels for.
+        plan: "chunked", "recurrent", or "auto" for the one that is faster on whole sequences.
         sizes: by axis; they choose the configuration, the file works at any.
         dtype: of the tensors, one of `DTYPES`; chooses the configuration.
         target: one of `TARGETS`; likewise.
@@ -72,12 +77,19 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     for what, given, known in (("dtype", dtype, DTYPES), ("target", target, TARGETS)):
         if given not in known:
             raise UnknownOption(what, given, known)
-    if plan not in ("auto", "chunked"):
-        raise NoTritonKernel(op.name, plan, "Triton is emitted for plan='chunked'")
+    if plan not in ("auto", *PLANS):
+        raise NoTritonKernel(op.name, plan, f"Triton is emitted for {' and '.join(PLANS)}")
     sizes = {**DEFAULTS, **sizes}
-    member = linear(op, plans, "chunked")
     if sizes["key"] > LARGEST_KEY:
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: a state of {LARGEST_KEY} channels fits on chip")
+    if plan == "recurrent":
+        return _recurrent(op, plans)
+    return _chunked(op, plans, sizes, dtype, target)
+
+
+def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
+    """The chunked plan: fused, or split for long sequences."""
+    member = linear(op, plans, "chunked")
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
@@ -94,13 +106,49 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
         builders["local_states"] = LocalStates(walk, names, named, reserved, parts=True)
     builders["forward"] = WalkKernel(walk, names, named, reserved, parts=cut, scores=chosen.scores)
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
-    launcher = Launcher(member, walk, names, named, chosen).build(kernels)
-    functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]
-    functions.append(launcher)
-    helpers = with_uses((*HELPERS, *(["scan_parts_kernel"] if cut else []), *_helpers(builders.values())))
+    launcher = Launcher(member, walk, names, named).build(kernels, chosen)
+    more = ["scan_parts_kernel"] if cut else []
+    how = f"chunked, {'split' if cut else 'fused'}"
+    return _emitted(header(op, plans, how), builders.values(), kernels.values(), [launcher], more)
+
+
+def _recurrent(op: Op, plans: Plans) -> Emitted:
+    """The recurrent plan, and the decoding step."""
+    member = linear(op, plans, "recurrent")
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step")}
+    step = f"{op.name}_step"
+    reserved = frozenset({*MODULES, *library(), *roles.values(), step})
+    walk = forward_walk(member)
+    names = host(member, reserved)
+    named = tensors(walk, names)
+    forward = Recurrent(walk, names, named, reserved)
+    kernel = _kernel(forward, roles["forward"])
+    launcher = RecurrentLauncher(member, walk, names, named).make(kernel, config.RECURRENT)
+    still = without_time(member)
+    of_step = host(still, reserved, name=step)
+    held = tensors(walk, of_step)
+    passing = Step(walk, of_step, held, reserved)
+    kernels = [kernel, _kernel(passing, roles["step"])]
+    launchers = [launcher, StepLauncher(still, of_step, held, step).make(kernels[1], config.STEP)]
+    return _emitted(header(op, plans, "recurrent"), [forward, passing], kernels, launchers)
+
+
+def _emitted(
+    top: tuple[str, ...],
+    builders: Iterable[Maker],
+    kernels: Iterable[Kernel],
+    launchers: Iterable[Function],
+    helpers: Iterable[str] = (),
+) -> Emitted:
+    """The file of some kernels and launchers, checked."""
+    functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels]
+    names = [made.name for made in functions]
+    functions += launchers
+    used = set().union(*(mentioned(made.body) for made in launchers))
+    needed = with_uses((*(name for name in HELPERS if name in used), *helpers, *_helpers(builders)))
     for made in functions:
-        verify(made, (*helpers, *roles.values()))
-    return Emitted(header(op, plans, "chunked", cut), helpers, tuple(functions))
+        verify(made, (*needed, *names))
+    return Emitted(top, needed, tuple(functions))
 
 
 def _kernel(builder: Maker, name: str) -> Kernel:
@@ -116,10 +164,10 @@ def _helpers(builders: Iterable[Maker]) -> set[str]:
     return set().union(*(builder.b.helpers for builder in builders))
 
 
-def header(op: Op, plans: Plans, plan: str, cut: bool) -> tuple[str, ...]:
+def header(op: Op, plans: Plans, plan: str) -> tuple[str, ...]:
     """Comment lines that say what a file computes and why it may."""
     spec = op.text.splitlines()
     lines = [f"{op.name}, emitted by sma_compiler.", "", *spec, ""]
     for mask in plans.facts.masks:
         lines.append(f"{mask.contraction}: gate {mask.gate}, state of {mask.state_size} elements a head")
-    return (*lines, f"plan: {plan}, {'split' if cut else 'fused'}", f"spec: sha256 {spec_hash(op)}")
+    return (*lines, f"plan: {plan}", f"spec: sha256 {spec_hash(op)}")

@@ -8,8 +8,8 @@ from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.build import Builder, E, Operand, lift, path
 from sma_compiler.kernel.nodes import Name, Parameter, Tile
 
-LETTER = {"batch": "b", "time": "t", "head": "h"}
-"""How the stride of an axis is named; axes of channels have stride 1."""
+LETTER = {"batch": "b", "time": "t", "head": "h", "key": "k"}
+"""How the stride of an axis is named; the last axis of channels has stride 1."""
 
 
 class Arguments:
@@ -67,7 +67,7 @@ class Arguments:
                 found.append(Parameter(self.named(name), constant=number == 3))
         return tuple(found)
 
-    def launch(self, kernel: str, grid: E, **options: int) -> E:
+    def launch(self, kernel: str, grid: E, **options: Operand) -> E:
         """The expression that launches the kernel."""
         given: list[E] = []
         constants: dict[str, Operand] = {}
@@ -82,4 +82,4 @@ class Arguments:
 
 def strided(decl: ParamDecl) -> tuple[tuple[str, int], ...]:
     """The axes of a tensor that a kernel walks by stride, with their dimensions."""
-    return tuple((axis, number) for number, axis in enumerate(decl.dims) if axis in LETTER)
+    return tuple((axis, number) for number, axis in enumerate(decl.dims) if axis in ("batch", "time", "head"))

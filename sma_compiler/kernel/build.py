@@ -128,6 +128,10 @@ class E:
         """`self is not None`."""
         return E(Binary(None, "is not", self.node, Literal(None, None)))
 
+    def missing(self) -> E:
+        """`self is None`."""
+        return E(Binary(None, "is", self.node, Literal(None, None)))
+
     def ne(self, other: Operand) -> E:
         """`self != other`."""
         return binary("!=", self, other)
@@ -308,9 +312,9 @@ def reduce_sum(x: E, axis: int) -> E:
     return call("tl.sum", x, axis, tile=Tile(x.tile.dtype, shape))
 
 
-def cumsum(x: E) -> E:
-    """The running sum of a vector."""
-    return call("tl.cumsum", x, 0, tile=x.tile)
+def cumsum(x: E, reverse: bool = False) -> E:
+    """The running sum of a vector, from its start or from its end."""
+    return call("tl.cumsum", x, 0, tile=x.tile, **({"reverse": True} if reverse else {}))
 
 
 class Builder:

@@ -24,7 +24,7 @@ from sma_compiler.kernel.nodes import (
     operands,
 )
 
-GLOBALS = frozenset({"tl", "triton", "torch", "float", "max", "ValueError"})
+GLOBALS = frozenset({"tl", "triton", "torch", "float", "max", "min", "range", "ValueError"})
 """What an emitted file can name without defining it."""
 UNUSED = "_"
 """Stands for an item of a tuple that nothing reads."""

@@ -30,6 +30,21 @@ class Config:
     scores: bool = False
 
 
+@dataclass(frozen=True)
+class Recurrence:
+    """elements: of a state that a program holds in registers. warps: at most."""
+
+    elements: int
+    warps: int
+    stages: int = 1
+
+
+RECURRENT = Recurrence(elements=4096, warps=1, stages=2)
+"""Of a walk: whole columns of a state in a thread, so that rows are summed without leaving it."""
+STEP = Recurrence(elements=8192, warps=4)
+"""Of a decoding step: 64 numbers a thread, in flight at once."""
+
+
 def power_of_two(n: int) -> int:
     """The next power of two."""
     return 1 << max(n - 1, 0).bit_length()

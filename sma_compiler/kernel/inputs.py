@@ -94,23 +94,27 @@ class Inputs:
         lowering = Lowering(self.builder, {}, "C", shared_nodes(exprs))
         for node in maximal_numbers(exprs):
             lowering.bind(node, self._number(node))
-        tensors = tensors_of(exprs)
+        tensors = self._held(exprs)
         for node in tensors:
             self.base(node.name)
         still = [node for node in tensors if not varies(node)]
         if still:
             self.builder.section("What does not vary in time")
         for node in still:
-            lowering.bind(node, self._static_tensor(node))
+            lowering.bind(node, self.tensor(node, self.base(node.name)))
         return lowering
+
+    def _held(self, exprs: Iterable[Expr]) -> list[Param]:
+        """The tensors of the launcher that expressions read; a kernel may bind further leaves of its own."""
+        return [node for node in tensors_of(exprs) if node.name in self.host.decls]
 
     def _number(self, node: Expr) -> E:
         name = node.name if isinstance(node, Param) else "factor"
         return self.arguments.real(name, path("float").call(self.host.number(node)))
 
-    def _static_tensor(self, node: Param) -> E:
+    def tensor(self, node: Param, address: E) -> E:
+        """Load what a tensor has at one position: a number, or the program's channels."""
         channel = next((axis for axis in ("key", "value") if axis in node.axes), None)
-        address = self.base(node.name)
         if channel is None:
             value = call("tl.load", address, tile=Tile("in"))
         else:
@@ -126,7 +130,7 @@ class Inputs:
         operands: the parameters that matrix products take as they are.
         """
         lowering = static.extended()
-        for node in tensors_of(exprs):
+        for node in self._held(exprs):
             if varies(node):
                 lowering.bind(node, self._tile(node, t0, rows, valid, node in operands))
         return lowering

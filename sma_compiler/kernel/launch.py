@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.config import Config
@@ -16,30 +16,33 @@ from sma_compiler.kernel.walk import Walk
 class Launcher(Launch):
     """Builds the launcher of the forward kernel."""
 
-    def __init__(self, linear: Linear, walk: Walk, host: Host, named: Tensors, config: Config) -> None:
+    def __init__(self, linear: Linear, walk: Walk, host: Host, named: Tensors) -> None:
         super().__init__(linear, host)
         self.walk = walk
         self.named = named
-        self.config = config
+        b = self.b
+        self.initial, self.final = path(b.fresh("initial_state")), path(b.fresh("return_state"))
+        self.norm = path(b.fresh("return_norm")) if named.norm is not None else None
 
-    def build(self, kernels: Mapping[str, Kernel]) -> Function:
-        """The launcher. kernels: `forward`, and where there are any `gates` and (split plan) `local_states`."""
-        b, host, config = self.b, self.host, self.config
-        parameters = [Parameter(name_of(host.parameters[decl.name])) for decl in self.linear.op.params]
-        none = lift(None).node
-        initial, final = path(b.fresh("initial_state")), path(b.fresh("return_state"))
-        norm = path(b.fresh("return_norm")) if self.named.norm is not None else None
-        precision = path(b.fresh("precision"))
-        parameters += [
-            Parameter(name_of(initial), default=none, keyword=True),
-            Parameter(name_of(final), default=lift(False).node, keyword=True),
-            *([Parameter(name_of(norm), default=lift(False).node, keyword=True)] if norm is not None else []),
-            Parameter(name_of(host.pack), default=none, keyword=True),
-            Parameter(name_of(precision), default=lift("ieee").node, keyword=True),
+    def signature(self) -> list[Parameter]:
+        """What the op takes, and what may be asked for besides."""
+        none, no = lift(None).node, lift(False).node
+        return [
+            *(Parameter(name_of(self.host.parameters[decl.name])) for decl in self.linear.op.params),
+            Parameter(name_of(self.initial), default=none, keyword=True),
+            Parameter(name_of(self.final), default=no, keyword=True),
+            *([Parameter(name_of(self.norm), default=no, keyword=True)] if self.norm is not None else []),
+            Parameter(name_of(self.host.pack), default=none, keyword=True),
         ]
+
+    def build(self, kernels: Mapping[str, Kernel], config: Config) -> Function:
+        """The launcher. kernels: `forward`, and where there are any `gates` and (split plan) `local_states`."""
+        b, host = self.b, self.host
+        precision = path(b.fresh("precision"))
+        parameters = [*self.signature(), Parameter(name_of(precision), default=lift("ieee").node, keyword=True)]
         self.sizes()
         self.checks()
-        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        _, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
         b.section("Positions of a chunk, and tiles of the channels")
         chunk = b.let("C", config.chunk)
         self.sequences()
@@ -62,14 +65,7 @@ class Launcher(Launch):
             "PRECISION": precision,
             "STAGES": config.stages,
         }
-        b.section("")
-        y = self.named.outputs["y"]
-        b.set(y, self.empty([batch, time, heads, value], self.first.attr("dtype")))
-        self._states(initial, final)
-        if norm is not None and self.named.norm is not None:
-            b.set(self.named.norm, lift(None))
-            with b.branch(norm):
-                b.set(self.named.norm, self.empty([batch, time, heads], path("torch.float32")))
+        self.results()
         if "scores" in kernels:
             self.scores(kernels["scores"], constants)
         if "gates" in kernels:
@@ -78,13 +74,33 @@ class Launcher(Launch):
         if "local_states" in kernels:
             rows = self.parts(kernels["local_states"], self.walk, self.named, constants, blocks, config)
         b.do(kernels["forward"].launch(sequence([heads * blocks, rows]), constants, config.warps))
+        self.give()
+        doc = self.doc(
+            "chunked, the state carried on chip", ['    precision: of fp32 matrix products, "ieee" or "tf32".']
+        )
+        return b.function(self.linear.op.name, doc, parameters, jit=False)
+
+    def results(self) -> None:
+        """Make the tensors that the op returns, and take the initial state."""
+        b, host = self.b, self.host
+        batch, time, heads, _, value = (host.sizes[axis] for axis in SIZES)
+        b.section("")
+        b.set(self.named.outputs["y"], self.empty([batch, time, heads, value], self.first.attr("dtype")))
+        self._states()
+        if self.norm is not None and self.named.norm is not None:
+            b.set(self.named.norm, lift(None))
+            with b.branch(self.norm):
+                b.set(self.named.norm, self.empty([batch, time, heads], path("torch.float32")))
+
+    def give(self) -> None:
+        """Return what was asked for."""
+        y, final, norm = self.named.outputs["y"], self.final, self.norm
         states = list(self.named.final.values())
         carried = states[0] if len(states) == 1 else sequence(states)
         if norm is None or self.named.norm is None:
-            b.give(choose(final, sequence([y, carried]), y))
+            self.b.give(choose(final, sequence([y, carried]), y))
         else:
             self._give(y, final, carried, norm, self.named.norm)
-        return b.function(self.linear.op.name, self._doc(), parameters, jit=False)
 
     def _give(self, y: E, final: E, carried: E, norm: E, divisors: E) -> None:
         """Return y, and after it the state and the divisors where they are asked for."""
@@ -96,8 +112,8 @@ class Launcher(Launch):
             b.set(more, more + sequence([divisors]))
         b.give(choose(more, sequence([y]) + more, y))
 
-    def _states(self, initial: E, final: E) -> None:
-        b, host = self.b, self.host
+    def _states(self) -> None:
+        b, host, initial, final = self.b, self.host, self.initial, self.final
         given = list(self.named.initial.values())
         if len(given) == 1:
             b.set(given[0], initial)
@@ -114,10 +130,10 @@ class Launcher(Launch):
                 shape = [host.sequences, *(host.sizes[axis] for axis in axes)]
                 b.set(state, self.empty(shape, path("torch.float32")))
 
-    def _doc(self) -> list[str]:
-        """The launcher's docstring."""
+    def doc(self, how: str, more: Iterable[str]) -> list[str]:
+        """The launcher's docstring; `more` are its further arguments."""
         linear = self.linear
-        lines = [f"{linear.op.name}: chunked, the state carried on chip.", "", "Args:"]
+        lines = [f"{linear.op.name}: {how}.", "", "Args:"]
         for decl in linear.op.params:
             if decl.number:
                 lines.append(f"    {decl.name}: a number.")
@@ -125,15 +141,16 @@ class Launcher(Launch):
                 grouped = "head" in decl.dims and bool({"key", "value"} & set(decl.dims))
                 lines.append(f"    {decl.name}: {shape_of(decl, grouped)}.")
         states = [part for part, _ in self.named.initial]
-        shapes = {"matrix": "[B, H, K, V]", "vector": "[B, H, K]"}
+        shapes = {"matrix": "[S, H, K, V]", "vector": "[S, H, K]"}
         held = shapes[states[0]] if len(states) == 1 else f"a tuple of {', '.join(shapes[part] for part in states)}"
         divided = ["    return_norm: whether to return what rows are divided by last, fp32, [B, T, H]."]
         divided = divided if self.named.norm is not None else []
         lines += [
-            f"    initial_state: what earlier positions left, fp32, {held}; None: nothing.",
+            f"    initial_state: what earlier positions left, fp32, {held}, S = B without a pack; None: nothing.",
             "    return_state: whether to return the state after y.",
             *divided,
-            '    precision: of fp32 matrix products, "ieee" or "tf32".',
+            f"    {name_of(self.host.pack)}: a pack: [S + 1], where each of S sequences begins, and the end.",
+            *more,
             "",
             "Returns:",
             f"    y: [B, T, H, V], in the dtype of {self.tensors[0].name}.",

@@ -20,6 +20,12 @@ def column(p, t0, stride, o_t):
 
 
 @triton.jit
+def entry(p, t, stride):
+    """Address of position t, by 64 bits."""
+    return p + tl.cast(t, tl.int64) * stride
+
+
+@triton.jit
 def sequence(cu_ptr, i_s, T, C: tl.constexpr):
     """Row of the batch, first position, end and first slot of a sequence; of a pack where there is `cu_ptr`."""
     if cu_ptr is None:
@@ -52,6 +58,15 @@ def load(p, mask, MASKED: tl.constexpr):
     if MASKED:
         return tl.load(p, mask=mask, other=0)
     return tl.load(p)
+
+
+@triton.jit
+def over_tiles(p, mask, step, count):
+    """Entries summed over tiles, each `step` after the one before."""
+    x = tl.load(p, mask=mask, other=0.0)
+    for i in range(1, count):
+        x += tl.load(p + tl.cast(i, tl.int64) * step, mask=mask, other=0.0)
+    return x
 
 
 @triton.jit
@@ -180,6 +195,13 @@ def scan_parts_kernel(
 def dense(x):
     """x with its last dimension contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def of_groups(x, heads):
+    """x [B, T, H, D] summed over the heads that share one of `heads`."""
+    if x.shape[2] == heads:
+        return x
+    return x.unflatten(2, (heads, -1)).sum(3, dtype=torch.float32)
 
 
 def coarsest(*tensors):

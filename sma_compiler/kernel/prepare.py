@@ -27,7 +27,7 @@ class Kernel:
     arguments: Arguments
     uses: frozenset[str]
 
-    def launch(self, grid: E, constants: Mapping[str, Operand], warps: int) -> E:
+    def launch(self, grid: E, constants: Mapping[str, Operand], warps: Operand) -> E:
         """The expression that starts it; of the constants it takes those that it uses."""
         for name, given in constants.items():
             if name in self.uses:
@@ -58,6 +58,8 @@ class Launch:
         b, host = self.b, self.host
         for axis in SIZES:
             holders = [decl for decl in self.tensors if axis in decl.dims]
+            if not holders:
+                continue
             sizes = [size_of(host, decl, axis) for decl in holders[: len(holders) if axis == "head" else 1]]
             b.set(host.sizes[axis], path("max").call(*sizes) if len(sizes) > 1 else sizes[0])
 
@@ -73,8 +75,6 @@ class Launch:
                 wrong = either(wrong, (host.heads % size_of(host, decl, "head")).ne(0))
             with b.branch(wrong):
                 b.fail(path("ValueError").call(f"{decl.name} must be {shape_of(decl, grouped)}"))
-        with b.branch(host.pack.given().both(host.sizes["batch"].ne(1))):
-            b.fail(path("ValueError").call("a pack must have B = 1"))
         channels = [host.parameters[decl.name] for decl in self.tensors if {"key", "value"} & set(decl.dims)]
         for tensor in channels:
             b.set(tensor, path("dense").call(tensor))
@@ -83,6 +83,8 @@ class Launch:
     def sequences(self) -> None:
         """How many sequences there are."""
         b, host = self.b, self.host
+        with b.branch(host.pack.given().both(host.sizes["batch"].ne(1))):
+            b.fail(path("ValueError").call("a pack must have B = 1"))
         b.set(host.sequences, host.sizes["batch"])
         with b.branch(host.pack.given()):
             b.set(host.sequences, host.pack.attr("shape").at(0) - 1)

@@ -31,18 +31,39 @@ class Span:
     slot: E
 
 
-def sequence(b: Builder, arguments: Arguments, host: Host, index: E) -> Span:
-    """A whole sequence. index: which, int64."""
+def sequence(b: Builder, arguments: Arguments, host: Host, index: E, chunk: E | None = None) -> Span:
+    """A whole sequence. index: which, int64. chunk: positions that each slot holds, C by default."""
     batch, begin, end, slot = _names(b, ("i_b", "int64"), ("begin", "int32"), ("end", "int32"), ("slot", "int32"))
-    _call(b, "sequence", (batch, begin, end, slot), _pack(arguments, host), index, _length(arguments, host))
+    _call(
+        b,
+        "sequence",
+        (batch, begin, end, slot),
+        _pack(arguments, host),
+        index,
+        _length(arguments, host),
+        chunk or size("C"),
+    )
     return Span(batch, index, begin, end, slot)
 
 
-def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E) -> Span:
-    """One chunk: `begin` is its first position, `end` that of its sequence. index: of the batch's row, int64."""
-    of, begin, end = _names(b, ("i_s", "int64"), ("t0", "int32"), ("end", "int32"))
+def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E, chunks: int = 1) -> Span:
+    """One chunk, or several: `begin` is their first position, `end` that of their sequence.
+
+    index: of the batch's row, int64.
+    """
+    of, begin, end = _names(b, ("i_s", "int64"), ("t0" if chunks == 1 else "begin", "int32"), ("end", "int32"))
     count = arguments.integer("S", host.sequences)
-    _call(b, "find_chunk", (of, begin, end), _pack(arguments, host), index, slot, _length(arguments, host), count)
+    _call(
+        b,
+        "find_chunk",
+        (of, begin, end),
+        _pack(arguments, host),
+        index,
+        slot,
+        _length(arguments, host),
+        count,
+        size("C") if chunks == 1 else size("C") * chunks,
+    )
     return Span(index, of, begin, end, slot)
 
 
@@ -51,7 +72,7 @@ def first_stretch(b: Builder, arguments: Arguments, host: Host, span: Span) -> E
     unused = _names(b, ("i_b", "int64"), ("begin", "int32"), ("end", "int32"))
     (stretch,) = _names(b, ("stretch", "int32"))
     given = (_pack(arguments, host), span.sequence, _length(arguments, host))
-    _call(b, "sequence", (*unused, stretch), *given, chunks=STRETCH)
+    _call(b, "sequence", (*unused, stretch), *given, size("C") * STRETCH)
     return stretch
 
 
@@ -72,7 +93,6 @@ def _names(b: Builder, *wanted: tuple[str, str]) -> tuple[E, ...]:
     return tuple(E(Name(Tile(dtype), b.fresh(name))) for name, dtype in wanted)
 
 
-def _call(b: Builder, helper: str, targets: tuple[E, ...], *args: E, chunks: int = 1) -> None:
+def _call(b: Builder, helper: str, targets: tuple[E, ...], *args: E) -> None:
     b.helpers.add(helper)
-    length = size("C") * chunks if chunks > 1 else size("C")
-    b.assign(targets, call(helper, *args, length, tile=Tile("int32")))
+    b.assign(targets, call(helper, *args, tile=Tile("int32")))

@@ -21,10 +21,15 @@ SHAPE = {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}
 LONG = {"B": 1, "T": 131072, "H": 24, "K": 128, "V": 64}
 
 
-@pytest.mark.parametrize("name", LIBRARY)
-def test_text_is_golden(name: str, request: pytest.FixtureRequest) -> None:
-    text = compiled(name).source("chunked", SHAPE)
-    path = GOLDEN / f"{name}.py.txt"
+RECURRENT = ("linear_attention_normalized", "mamba2")
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"), [*((name, "chunked") for name in LIBRARY), *((name, "recurrent") for name in RECURRENT)]
+)
+def test_text_is_golden(name: str, plan: str, request: pytest.FixtureRequest) -> None:
+    text = compiled(name).source(plan, SHAPE)
+    path = GOLDEN / (f"{name}.py.txt" if plan == "chunked" else f"{name}_{plan}.py.txt")
     if request.config.getoption("--update-golden"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
@@ -38,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, shape in enumerate((SHAPE, LONG)):
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
+        op.save(found / f"{name}_recurrent.py", "recurrent", SHAPE)
     return found
 
 

@@ -1,0 +1,241 @@
+"""A position of a walk: how the recurrent kernels load it, carry the state of every stream over it, and read its row.
+
+With S [inner, outer] the state of a stream whose path holds the row's position and not the column's (`decay`):
+
+    S = exp(g) S + s x^T
+    y = p S
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import Apply, Expr, Kind
+from sma_compiler.kernel.build import E, arange, call, pointwise, reduce_sum, size, where, zeros
+from sma_compiler.kernel.host import SIZES, Host, suffix
+from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
+from sma_compiler.kernel.linear import Term, is_tensor, plain, varies
+from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.maker import Maker
+from sma_compiler.kernel.nodes import Tile
+from sma_compiler.kernel.walk import Walk
+from sma_compiler.mask.nodes import Gate
+
+
+@dataclass(frozen=True)
+class State:
+    """What one stream carries: the matrix [inner, outer], and the vector that `Walk.vector` says."""
+
+    matrix: E | None
+    vector: E | None
+
+
+@dataclass(frozen=True)
+class Operands:
+    """p and s along the inner axis, x along the outer one, and the factors of an addition to the scores; None: 1."""
+
+    p: E
+    s: E
+    x: E | None
+    offset: tuple[E | None, E | None] = (None, None)
+
+
+@dataclass
+class Row:
+    """The row at a position, along the outer axis, and the sum of its weights where it is to be divided."""
+
+    y: E | None = None
+    norm: E | None = None
+
+
+class Positions(Maker):
+    """What the kernels of the recurrent plan share."""
+
+    def __init__(self, walk: Walk, host: Host, reserved: frozenset[str]) -> None:
+        super().__init__(host, reserved)
+        self.walk = walk
+        self._decays: dict[tuple[int, str], E] = {}
+
+    def suffix(self, number: int) -> str:
+        """What tells the variables of several streams apart."""
+        return suffix(number, len(self.walk.terms))
+
+    def exprs(self) -> tuple[Expr, ...]:
+        """Everything that is read at a position."""
+        walk = self.walk
+        found = [walk.p, walk.s, walk.x, *(output.expr for output in walk.outputs)]
+        found += [x for x in walk.offset or () if x is not None]
+        for term in walk.terms:
+            found += [*term.row, *term.col, *(gate.log for gate in term.gates)]
+        return tuple(found)
+
+    def position(self, inputs: Inputs, exprs: Iterable[Expr], static: Lowering, t: E | None) -> Lowering:
+        """Load every tensor that some expressions read at position t; None: they have no time axis."""
+        lowering = static.extended()
+        for node in tensors_of(exprs):
+            if not varies(node):
+                continue
+            address = inputs.base(node.name)
+            if t is not None:
+                address = self.entry(address, t, inputs.stride(node.name))
+            lowering.bind(node, inputs.tensor(node, address))
+        return lowering
+
+    def entry(self, base: E, t: E, stride: E) -> E:
+        """The address of position t."""
+        self.b.helpers.add("entry")
+        return call("entry", base, t, stride, tile=Tile("ptr"))
+
+    def use_channels(self, inputs: Inputs, axis: str, tile: E | None) -> None:
+        """Give a program all channels of an axis, or one tile of them."""
+        letter, offsets = axis[0], arange(EXTENT[axis])
+        held = self.b.let(f"o_{letter}", offsets if tile is None else tile * size(EXTENT[axis]) + offsets, show=False)
+        inputs.use_channels(axis, held, self.b.let(f"m_{letter}", held < size(SIZES[axis]), show=False))
+
+    def static_decays(self, static: Lowering) -> None:
+        """The decays of streams that are the same at every position."""
+        for number, term in enumerate(self.walk.terms):
+            if not any(varies(gate.log) for gate in term.gates):
+                for action, gates in _schedule(term):
+                    self._decay_of(number, action, gates, static)
+
+    def operand(self, inputs: Inputs, lowering: Lowering, which: int) -> E:
+        """p (0) or s (1) at a position: 0 outside the tensors."""
+        walk = self.walk
+        expr = (walk.p, walk.s)[which]
+        value = lowering.value(expr)
+        if is_tensor(expr):
+            return value
+        _, valid = inputs.channels[walk.inner]
+        return self.b.let(f"b_{walk.names[which]}", self.b.helper("keep", value, valid, size("MASKED")))
+
+    def operands(self, inputs: Inputs, lowering: Lowering) -> Operands:
+        """The operands at a position."""
+        walk = self.walk
+        p, s = (self.operand(inputs, lowering, which) for which in (0, 1))
+        a, b = (None if x is None else lowering.value(x) for x in walk.offset or (None, None))
+        return Operands(p, s, lowering.value(walk.x), (a, b))
+
+    def empty(self, number: int) -> State:
+        """A state of zeros."""
+        walk, after = self.walk, self.suffix(number)
+        matrix = self.b.let(f"b_s{after}", zeros(EXTENT[walk.inner], EXTENT[walk.outer]))
+        vector = self.b.let(f"b_z{after}", zeros(EXTENT[walk.vector])) if walk.vector else None
+        return State(matrix, vector)
+
+    def pass_position(self, states: Iterable[State], at: Operands, lowering: Lowering) -> Row:
+        """Carry the states over a position: each decays, gets this column and is read, as the ends of the path say."""
+        found = Row()
+        for number, (term, state) in enumerate(zip(self.walk.terms, states, strict=True)):
+            before: E | None = None
+            for action, gates in _schedule(term):
+                decay = self._decay_of(number, action, gates, lowering)
+                match action:
+                    case "add":
+                        factors = [_number(factor, lowering) for factor in term.col]
+                        self._add(number, state, at, [*factors, *([decay] if decay is not None else [])], before)
+                        before = None
+                    case "read":
+                        self._decay(state, before)
+                        self._read(found, state, at, [_number(factor, lowering) for factor in term.row])
+                        before = None
+                    case _ if decay is not None:
+                        self._decay(state, before)
+                        before = decay
+            self._decay(state, before)
+        return found
+
+    def _decay_of(self, number: int, action: str, gates: list[Gate], lowering: Lowering) -> E | None:
+        """The product of some gates of a stream at a position, as one variable; None where there are none."""
+        if not gates:
+            return None
+        if (number, action) not in self._decays:
+            product = _step(gates[0], lowering)
+            for gate in gates[1:]:
+                product = product * _step(gate, lowering)
+            self._decays[number, action] = self.b.let(f"b_decay{self.suffix(number)}", product)
+        return self._decays[number, action]
+
+    def _decay(self, state: State, decay: E | None) -> None:
+        for part in (state.matrix, state.vector):
+            if decay is not None and part is not None:
+                self.b.set(part, part * decay)
+
+    def _add(self, number: int, state: State, at: Operands, factors: list[E], decay: E | None) -> None:
+        """Add s x^T to a state, after its decay."""
+        b = self.b
+        x = at.x
+        if x is not None and factors:
+            x = b.let(f"b_u{self.suffix(number)}", _times(x, factors))
+        if state.matrix is not None and x is not None:
+            matrix = state.matrix if decay is None else state.matrix * decay
+            b.set(state.matrix, matrix + at.s.col * x.row)
+        if state.vector is not None:
+            column = _times(at.s, factors)
+            if self.walk.offset is not None and x is not None:
+                column = x if at.offset[1] is None else x * at.offset[1]
+            vector = state.vector if decay is None else state.vector * decay
+            b.set(state.vector, vector + column)
+
+    def _read(self, found: Row, state: State, at: Operands, factors: list[E]) -> None:
+        """Add p S to the row, and p z to the sum of its weights."""
+        if state.matrix is not None:
+            y = reduce_sum(at.p.col * state.matrix, 0)
+            if state.vector is not None and self.walk.offset is not None:
+                y = y + (state.vector if at.offset[0] is None else at.offset[0] * state.vector)
+            found.y = self._sum("b_y", found.y, _times(y, factors))
+        if state.vector is not None and self.walk.normalize != "none":
+            found.norm = self._sum("b_norm", found.norm, _times(reduce_sum(at.p * state.vector, 0), factors))
+
+    def _sum(self, name: str, total: E | None, value: E) -> E:
+        if total is None:
+            return self.b.let(name, value)
+        self.b.set(total, total + value)
+        return total
+
+    def divided(self, row: Row) -> E:
+        """A row over the sum of its weights: 0 where it is 0 (`sum`); over at least 1 in size (`max1`)."""
+        y, norm = row.y, row.norm
+        assert y is not None
+        if self.walk.normalize == "max1" and norm is not None:
+            self.b.set(y, y / pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0))
+        elif norm is not None:
+            self.b.set(y, y * where(norm.eq(0.0), 0.0, 1.0 / norm))
+        return y
+
+
+def _schedule(term: Term) -> list[tuple[str, list[Gate]]]:
+    """What happens at a position, in order: the state decays, its column is added (decayed as well), its row is read.
+
+    The row's own path holds a gate where `query_closed`, that of later rows to this column where `key_closed`.
+    """
+    ends = {
+        (query, key): [gate for gate in term.gates if (gate.query_closed, gate.key_closed) == (query, key)]
+        for query in (False, True)
+        for key in (False, True)
+    }
+    row, column, both, neither = ends[True, False], ends[False, True], ends[True, True], ends[False, False]
+    if term.strict:
+        return [("before", [*row, *both]), ("read", []), ("between", neither), ("add", both), ("after", column)]
+    return [("before", row), ("add", []), ("between", both), ("read", []), ("after", column)]
+
+
+def _step(gate: Gate, lowering: Lowering) -> E:
+    """The decay of one step: x of a gate that is `log(x)`."""
+    inner = plain(gate.log)
+    if isinstance(inner, Apply) and inner.fn == "log":
+        return lowering.value(inner.args[0])
+    return pointwise("tl.exp", lowering.value(inner))
+
+
+def _number(factor: Expr, lowering: Lowering) -> E:
+    """A factor as a number: 1 and 0 for a condition."""
+    value = lowering.value(factor)
+    return where(value, 1.0, 0.0) if factor.kind is Kind.BOOL else value
+
+
+def _times(value: E, factors: list[E]) -> E:
+    for factor in factors:
+        value = value * factor
+    return value

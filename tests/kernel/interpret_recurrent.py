@@ -1,0 +1,105 @@
+"""Runs emitted recurrent files in Triton's interpreter against the fp64 reference; prints errors as JSON.
+
+A process of its own: the interpreter is chosen when Triton is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from kernel.interpret import Arguments, arguments, error, part
+from kernel.specs import LIBRARY, SPECS, compiled
+from torch import Tensor
+
+from sma_compiler.ir.nodes import Op
+from sma_compiler.reference import evaluate
+from sma_compiler.target.compile import load_text
+
+SHAPES = [
+    # dtype, sizes, heads of q and k
+    ("float32", {"batch": 2, "time": 23, "head": 2, "key": 20, "value": 24}, 1),
+    ("float16", {"batch": 1, "time": 72, "head": 2, "key": 16, "value": 16}, 2),
+    ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
+    ("float32", {"batch": 1, "time": 3, "head": 1, "key": 256, "value": 40}, 1),
+]
+PACK = (0, 0, 7, 8, 20, 20)
+"""Where sequences begin, some of them empty; the last ends at the end."""
+
+
+def tensors(state: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors of a state."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def steps(module: ModuleType, op: Op, given: Arguments, inplace: bool) -> Tensor:
+    """The rows that one step after another gives."""
+    step = getattr(module, f"{op.name}_step")
+    long = {decl.name for decl in op.params if "time" in decl.dims}
+    time = next(x.shape[1] for name, x in given.items() if name in long and isinstance(x, Tensor))
+    rows, state = [], None
+    for t in range(time):
+        at = {name: x[:, t] if name in long and isinstance(x, Tensor) else x for name, x in given.items()}
+        before = state
+        y, state = step(**at, state=state, inplace=inplace and state is not None)
+        if inplace and before is not None:
+            assert all(a is b for a, b in zip(tensors(before), tensors(state), strict=True))
+        rows.append(y)
+    return torch.stack(rows, 1)
+
+
+def pack(module: ModuleType, op: Op, given: Arguments, length: int) -> float:
+    """The error of a pack against its sequences alone; infinite where a state is wrong."""
+    one = {name: x[:1] if isinstance(x, Tensor) and "batch" in dims(op, name) else x for name, x in given.items()}
+    launch = getattr(module, op.name)
+    starts = [*PACK, length]
+    y, state = launch(**one, cu_seqlens=torch.tensor(starts), return_state=True)
+    rows = []
+    for number, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        alone = part(op, one, begin, end)
+        rows.append(evaluate(op, alone) if end > begin else y[:, begin:end].double())
+        _, last = launch(**alone, return_state=True)
+        for found, expected in zip(tensors(state), tensors(last), strict=True):
+            if not torch.equal(found[number], expected[0]):
+                return float("inf")
+    return error(y, torch.cat(rows, 1))
+
+
+def dims(op: Op, name: str) -> tuple[str, ...]:
+    """The dimensions of a parameter."""
+    return next(decl.dims for decl in op.params if decl.name == name)
+
+
+def main(names: list[str]) -> None:
+    """Print, for every op and shape, the errors of a call, of two joined by the state, of steps, and of a pack."""
+    found = {}
+    for name in names:
+        op = compiled(name)
+        for number, (dtype, sizes, group) in enumerate(SHAPES):
+            if number == 3 and name not in ("mamba2", "mixed"):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                module = load_text(op.source("recurrent", sizes, dtype), Path(folder))
+            launch = getattr(module, name)
+            given = arguments(op.ir, sizes, dtype, group)
+            expected = evaluate(op.ir, given)
+            middle = sizes["time"] // 3
+            first, state = launch(**part(op.ir, given, 0, middle), return_state=True)
+            second = launch(**part(op.ir, given, middle, sizes["time"]), initial_state=state)
+            few = min(sizes["time"], 24)
+            stepped = [steps(module, op.ir, part(op.ir, given, 0, few), inplace) for inplace in (False, True)]
+            found[f"{name} {number}"] = [
+                error(launch(**given), expected),
+                error(torch.cat([first, second], 1), expected),
+                *(error(y, expected[:, :few]) for y in stepped),
+                pack(module, op.ir, given, sizes["time"]) if sizes["time"] > PACK[-1] else 0.0,
+            ]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [*LIBRARY, *SPECS])
