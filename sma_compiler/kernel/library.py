@@ -30,9 +30,10 @@ def sequence(cu_ptr, i_s, T, C: tl.constexpr):
     """Row of the batch, first position, end and first slot of a sequence; of a pack where there is `cu_ptr`."""
     if cu_ptr is None:
         return i_s, 0, T, 0
-    begin = tl.load(cu_ptr + i_s).to(tl.int32)
-    end = tl.load(cu_ptr + i_s + 1).to(tl.int32)
-    return tl.cast(0, tl.int64), begin, end, begin // C + i_s.to(tl.int32)
+    else:
+        begin = tl.load(cu_ptr + i_s).to(tl.int32)
+        end = tl.load(cu_ptr + i_s + 1).to(tl.int32)
+        return tl.cast(0, tl.int64), begin, end, begin // C + i_s.to(tl.int32)
 
 
 @triton.jit
@@ -40,16 +41,17 @@ def find_chunk(cu_ptr, i_b, slot, T, S, C: tl.constexpr):
     """Sequence, first position and sequence's end of the chunk in a slot; nothing of a pack may be left of it."""
     if cu_ptr is None:
         return i_b, slot * C, T
-    low = 0
-    high = S - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        reached = tl.load(cu_ptr + middle) // C + middle <= slot
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle - 1)
-    begin = tl.load(cu_ptr + low).to(tl.int32)
-    end = tl.load(cu_ptr + low + 1).to(tl.int32)
-    return low.to(tl.int64), begin + (slot - begin // C - low) * C, end
+    else:
+        low = 0
+        high = S - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            reached = tl.load(cu_ptr + middle) // C + middle <= slot
+            low = tl.where(reached, middle, low)
+            high = tl.where(reached, high, middle - 1)
+        begin = tl.load(cu_ptr + low).to(tl.int32)
+        end = tl.load(cu_ptr + low + 1).to(tl.int32)
+        return low.to(tl.int64), begin + (slot - begin // C - low) * C, end
 
 
 @triton.jit
@@ -195,6 +197,11 @@ def scan_parts_kernel(
 def dense(x):
     """x with its last dimension contiguous."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def new(wanted, shape, dtype, device):
+    """A tensor to write to; None where it is not wanted."""
+    return torch.empty(shape, dtype=dtype, device=device) if wanted else None
 
 
 def of_groups(x, heads):
