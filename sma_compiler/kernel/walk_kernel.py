@@ -62,8 +62,8 @@ class WalkKernel(Chunked):
         """Write an output: its tile, or what its tile sums to."""
         b, outer = self.b, self.walk.outer
         pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+        value = chunk.lowering.value(output.expr)
         with b.branch(pointer.given()) if output.optional else nullcontext():
-            value = chunk.lowering.value(output.expr)
             inside = place.inputs.inside[outer]
             if rows is None:
                 value = b.helper("keep", value, inside, size("MASKED"))
@@ -187,15 +187,16 @@ class WalkKernel(Chunked):
             if self.several and sums is None:
                 factors += path.rows.factors
             rows = dot(chunk.p, state.matrix.to("dot"))
+            name = f"b_y{suffix}"
             if walk.offset is not None and state.vector is not None:
-                rows = rows + (state.vector.row if chunk.a is None else chunk.a.col * state.vector.row)
+                rows = b.let(name, rows + (state.vector.row if chunk.a is None else chunk.a.col * state.vector.row))
             rows = scaled(rows, factors, column=True)
             if sums is not None:
-                rows = b.let(f"b_rows{suffix}" if self.several else "b_y", rows)
+                rows = b.named(name, rows)
                 sums.through(chunk, number, rows)
                 rows = scaled(rows, path.rows.factors if self.several else [], column=True)
             if y is None:
-                y = rows if sums is not None and not self.several else b.let("b_y", rows)
+                y = b.named("b_y", rows)
             else:
                 b.set(y, y + rows)
             if walk.normalize != "none" and state.vector is not None:
