@@ -22,7 +22,8 @@ from sma_compiler.errors import CallError, SmaError, SpecError
 from sma_compiler.runtime.state import State
 
 if TYPE_CHECKING:
-    from sma_compiler.interface import cache_dir, compile, library
+    from sma_compiler.interface import compile, library
+    from sma_compiler.runtime.load import cache_dir
     from sma_compiler.runtime.op import CompiledOp
 
 __version__ = "0.1.0"
@@ -40,7 +41,7 @@ __all__ = [
 
 _LOADED_BY_USE = {
     "CompiledOp": "sma_compiler.runtime.op",
-    "cache_dir": "sma_compiler.interface",
+    "cache_dir": "sma_compiler.runtime.load",
     "compile": "sma_compiler.interface",
     "library": "sma_compiler.interface",
 }

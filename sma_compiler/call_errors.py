@@ -284,13 +284,6 @@ class UnknownBackend(Mistake):
         super().__init__(f"{op}: no backend {backend!r}; backends: {listed(known)} and 'auto'")
 
 
-class UnavailableBackend(Mistake):
-    """A backend of the design that this version does not have."""
-
-    def __init__(self, op: str, backend: str, available: Sequence[str]) -> None:
-        super().__init__(f"{op}: backend {backend!r} is not available in this version; available: {listed(available)}")
-
-
 class UnknownPrecision(Mistake):
     """A `precision=` other than "ieee" and "tf32"."""
 

@@ -1,11 +1,9 @@
-"""The functions of the package: `compile`, `library`, `cache_dir`."""
+"""The functions of the package: `compile` and `library`."""
 
 from __future__ import annotations
 
 import os
-import sys
 from functools import cache
-from pathlib import Path
 from typing import overload
 
 from sma_compiler.call_errors import UnknownLibraryOp
@@ -52,22 +50,6 @@ def _library_op(name: str) -> CompiledOp:
     if name not in library_names():
         raise UnknownLibraryOp(name, library_names())
     return compile_source(library_source(name))
-
-
-def cache_dir() -> Path:
-    """Where compiled kernels and tuning records are kept, whether or not it exists yet.
-
-    `SMA_CACHE_DIR` where it is set, else the user's cache folder (`XDG_CACHE_HOME`) and `sma_compiler` in it.
-    """
-    if chosen := os.environ.get("SMA_CACHE_DIR"):
-        return Path(chosen).expanduser().absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "sma_compiler"
 
 
 def read_spec(text_or_path: str | os.PathLike[str]) -> Source:

@@ -227,8 +227,12 @@ def check_values(op: Op, roles: Roles, arguments: Arguments) -> None:
             raise NotFinite(op.name, decl)
 
 
-def check_pack(op: Op, arguments: Arguments, cu_seqlens: Tensor) -> None:
-    """`cu_seqlens`: int32 or int64 [S + 1] beside batches of 1; where readable, its values rise from 0 to T."""
+def check_pack(op: Op, arguments: Arguments, cu_seqlens: Tensor, *, cut_by_values: bool = True) -> None:
+    """`cu_seqlens`: int32 or int64 [S + 1] beside batches of 1; where readable, its values rise from 0 to T.
+
+    cut_by_values: whether the rows will be cut by its values on the host, which are then checked on any device;
+    else on the CPU, and anywhere under SMA_SELF_CHECK=1.
+    """
     if not isinstance(cu_seqlens, Tensor):
         raise BadSequenceBounds(op.name, f"must be a tensor, not {type(cu_seqlens).__name__}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -242,7 +246,7 @@ def check_pack(op: Op, arguments: Arguments, cu_seqlens: Tensor) -> None:
             size = arguments.tensors[decl.name].shape[decl.dims.index("batch")]
             if size != 1:
                 raise PackedBatch(op.name, decl, size)
-    if readable(cu_seqlens):  # on any device: the rows are cut by these values
+    if readable(cu_seqlens) and (cut_by_values or self_check() or cu_seqlens.device.type == "cpu"):
         _check_bounds(op, cu_seqlens.tolist(), arguments.sizes["time"])
 
 

@@ -14,17 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sma_compiler.call_errors import NoLogSumExp, UnavailableBackend, UnknownBackend, UnknownPrecision
-from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, check_values
+from sma_compiler.backend_errors import KernelTooLarge
+from sma_compiler.call_errors import NoLogSumExp, UnknownBackend, UnknownPrecision
+from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, check_values, self_check
+from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.pack import Bucket, Pack, make_pack
 from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.self_check import check_kernel
 from sma_compiler.runtime.state import State
 from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows, own_memory
+from sma_compiler.runtime.triton import kernel_for, run_kernel
 from sma_compiler.torch_plans.run import Result, run_op
 
-BACKENDS = {"torch": run_op}
-"""The function that runs an op, for every backend there is."""
-BACKEND_NAMES = ("torch", "triton")
+BACKENDS = ("torch", "triton")
 PRECISIONS = ("ieee", "tf32")
 
 Tensors = Mapping[str, Tensor]
@@ -63,8 +65,9 @@ def execute(
     check_turns(op, program.roles, arguments)
     check_values(op, program.roles, arguments)
     bounds = packs[0] if packs else None
+    kernel = kernel_for(program, call.plan, call.backend, arguments, packed=bool(packs), lse=call.want_lse)
     if bounds is not None:
-        check_pack(op, arguments, bounds)
+        check_pack(op, arguments, bounds, cut_by_values=kernel is None)
     rows = arguments.sizes["batch"] if bounds is None else bounds.shape[0] - 1
     if states:
         program.check_causal("a state")
@@ -78,10 +81,10 @@ def execute(
     with torch.autocast(kind, enabled=False) if autocasting else nullcontext():
         if arguments.sizes["time"] == 0:
             found = _run_nothing(program, call, arguments, rows, state)
-        elif bounds is None:
-            found = _run(program, call, arguments, state)
+        elif kernel is not None:
+            found = _run_kernel(program, call, kernel, arguments, state, bounds)
         else:
-            found = _run_pack(program, call, arguments, state, make_pack(bounds, arguments.sizes["time"]))
+            found = _run_torch(program, call, arguments, state, bounds)
     outputs: list[Tensor | State] = [found.result]
     if call.want_state:
         assert found.state is not None
@@ -97,10 +100,8 @@ def check_options(program: Program, call: Call) -> None:
     """Refuse options that no call can have, or that this op cannot."""
     name = program.op.name
     program.check_plan(call.plan)
-    if call.backend not in (*BACKEND_NAMES, "auto"):
-        raise UnknownBackend(name, call.backend, BACKEND_NAMES)
     if call.backend not in (*BACKENDS, "auto"):
-        raise UnavailableBackend(name, call.backend, tuple(BACKENDS))
+        raise UnknownBackend(name, call.backend, BACKENDS)
     if call.precision not in PRECISIONS:
         raise UnknownPrecision(name, call.precision, PRECISIONS)
     if call.want_lse and program.softmaxes != 1:
@@ -117,11 +118,34 @@ def autocast(program: Program, arguments: Arguments) -> Arguments:
     return replace(arguments, tensors=cast)
 
 
+def _run_kernel(
+    program: Program, call: Call, kernel: Kernel, arguments: Arguments, state: Tensors | None, bounds: Tensor | None
+) -> Result:
+    """A call by its Triton kernel; by torch, where that proves too large for the GPU and nothing else was asked for."""
+    if self_check():
+        check_kernel(program, call.plan, kernel, arguments)
+    try:
+        return run_kernel(program, call.plan, call.precision, kernel, arguments, state, bounds, call.want_state)
+    except KernelTooLarge as error:
+        if (call.plan, call.backend) != ("auto", "auto"):
+            raise
+        program.kernels.refuse(kernel, error.reason)
+        return _run_torch(program, call, arguments, state, bounds)
+
+
+def _run_torch(
+    program: Program, call: Call, arguments: Arguments, state: Tensors | None, bounds: Tensor | None
+) -> Result:
+    if bounds is None:
+        return _run(program, call, arguments, state)
+    return _run_pack(program, call, arguments, state, make_pack(bounds, arguments.sizes["time"]))
+
+
 def _run(
     program: Program, call: Call, arguments: Arguments, state: Tensors | None, lengths: Tensor | None = None
 ) -> Result:
     """One batch of sequences; `lengths` [B]: how many positions of each are there."""
-    return BACKENDS["torch" if call.backend == "auto" else call.backend](
+    return run_op(
         program.op,
         program.plans,
         program.choose(call.plan, arguments.sizes, arguments.numbers),

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sma_compiler.runtime import execute
-from sma_compiler.runtime.execute import Call
+from sma_compiler.runtime.again import execute_again
+from sma_compiler.runtime.execute import Call, execute
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state import State
 
-_execute = execute.execute
+_execute = execute
 _registered = False
 
 
@@ -27,7 +27,7 @@ def _register() -> bool:
     if not _registered:
         from torch._dynamo import nonstrict_trace
 
-        _execute = nonstrict_trace(execute.execute)
+        _execute = nonstrict_trace(execute)
         _registered = True
     return True
 
@@ -46,4 +46,5 @@ def in_graph(
     """`execute`, as one node of the graph where `torch.compile` traces the caller."""
     if torch.compiler.is_dynamo_compiling():
         _register()
-    return _execute(program, call, positional, named, states, packs)
+        return _execute(program, call, positional, named, states, packs)
+    return execute_again(program, call, positional, named, states, packs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from importlib import import_module
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,6 +15,8 @@ from sma_compiler.ir.nodes import Attend, Expr, Op, postorder
 from sma_compiler.ir.roles import Roles, roles
 from sma_compiler.plan.choose import PLANS, Plans
 from sma_compiler.plan.cost import pick
+from sma_compiler.runtime.kernels import Kernels
+from sma_compiler.runtime.replay import Replays
 
 
 class Program:
@@ -49,6 +52,23 @@ class Program:
         return roles(self.op)
 
     @cached_property
+    def kernels(self) -> Kernels:
+        """The Triton kernels of the op."""
+        return Kernels(self.op, self.plans)
+
+    @cached_property
+    def replays(self) -> Replays:
+        """The forms of whole calls without gradients that were made before."""
+        return Replays()
+
+    @cached_property
+    def handle(self) -> str:
+        """A string that `program_of` finds the program by: the op's name, and the text of its spec."""
+        found = f"{self.op.name}\n{self.op.span.source.text}"
+        _programs.setdefault(found, self)
+        return found
+
+    @cached_property
     def softmaxes(self) -> int:
         """How many contractions are normalised by softmax."""
         nodes = postorder((self.op.result,))
@@ -71,7 +91,7 @@ class Program:
             RefusedPlan: a plan that is legal in none of the contractions.
         """
         self.check_plan(plan)
-        counts = {name: _concrete(n) for name, n in {**sizes, **numbers}.items() if isinstance(n, int | torch.SymInt)}
+        counts = {name: concrete(n) for name, n in {**sizes, **numbers}.items() if isinstance(n, int | torch.SymInt)}
         key = (plan, *sorted(counts.items()))
         if key not in self._picked:
             if len(self._picked) >= 1024:  # the lengths of a long-running server are many
@@ -102,12 +122,24 @@ class Program:
         return "a shift looks ahead"
 
 
-def _concrete(size: int | torch.SymInt) -> int:
+def concrete(size: int | torch.SymInt) -> int:
     """A size as a plain number; the one that torch traces with, where it is symbolic."""
     if isinstance(size, torch.SymInt):
         hint = size.node.hint
         return int(hint) if hint is not None else 4096
     return size
+
+
+_programs: dict[str, Program] = {}
+
+
+def program_of(handle: str) -> Program:
+    """The program with this handle; compiled, where a graph that was saved by another process names it."""
+    if handle not in _programs:
+        name, _, text = handle.partition("\n")
+        interface = import_module("sma_compiler.interface")  # a layer above, which need not be loaded yet
+        _programs[handle] = interface.compile(text, name).program
+    return _programs[handle]
 
 
 pytree.register_constant(Program)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sma_compiler as sma
+from sma_compiler import backend_errors
 from sma_compiler import call_errors as errors
 from sma_compiler.verify.samples import samples
 
@@ -305,7 +306,7 @@ def test_refuses_options() -> None:
         ATTENTION(**given, plan="quadartic")
     with pytest.raises(errors.RefusedPlan, match=r"plan 'chunked' is not legal here: softmax makes"):
         ATTENTION(**given, plan="chunked")
-    with pytest.raises(errors.UnavailableBackend, match=r"backend 'triton' is not available in this version"):
+    with pytest.raises(backend_errors.TritonNeedsGPU, match=r"needs tensors on a GPU, but they are on cpu"):
         ATTENTION(**given, backend="triton")
     with pytest.raises(errors.UnknownBackend, match=r"no backend 'cuda'; backends: 'torch', 'triton' and 'auto'"):
         ATTENTION(**given, backend="cuda")

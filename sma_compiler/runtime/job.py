@@ -1,0 +1,187 @@
+"""`Job`: one evaluation of an op by its kernels, apart from the tensors; and the launches that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sma_compiler.backend_errors import KernelTooLarge
+from sma_compiler.ir.nodes import Kind
+from sma_compiler.runtime.kernels import DTYPES, Kernel, target_of
+from sma_compiler.runtime.program import Program, concrete
+from sma_compiler.runtime.replay import form, plain
+
+Number = int | float
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What to compute.
+
+    plan: a name, or "auto". numbers: the number parameters in the order of the spec. want_state: whether the state
+    behind the last position is wanted; want_norm: whether the divisors of a normalised op are, for its gradients.
+    states: how many tensors the initial state has. packed: whether there are `cu_seqlens`.
+    kernel: what carries it out; None: what is found for the tensors.
+    """
+
+    program: Program
+    plan: str
+    precision: str
+    numbers: tuple[Number, ...]
+    want_state: bool
+    want_norm: bool
+    states: int
+    packed: bool
+    kernel: Kernel | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for jobs that do the same."""
+        kinds = tuple(type(number) for number in self.numbers)
+        return self.plan, self.precision, self.numbers, kinds, self.want_state, self.want_norm, self.states, self.packed
+
+    @property
+    def params(self) -> int:
+        """How many tensor parameters there are."""
+        return sum(not decl.number for decl in self.program.op.params)
+
+    def split(self, tensors: Sequence[Tensor]) -> Given:
+        """What is what among parameters, initial state and `cu_seqlens`, one after the other."""
+        end = self.params + self.states
+        return Given(tuple(tensors[: self.params]), tuple(tensors[self.params : end]), tuple(tensors[end:]))
+
+    def sizes(self, params: Sequence[Tensor]) -> dict[str, int]:
+        """The size of every axis, from tensors in the order of the spec; `head` is the largest."""
+        found: dict[str, int] = {}
+        tensors = iter(params)
+        for decl in self.program.op.params:
+            if not decl.number:
+                for axis, size in zip(decl.dims, next(tensors).shape, strict=True):
+                    found[axis] = max(found.get(axis, 0), size) if axis == "head" else size
+        return found
+
+    def kernel_for(self, params: Sequence[Tensor]) -> Kernel:
+        """The kernel for these tensors. NoTritonKernel where there is none."""
+        return self.kernel or find_kernel(self.program, self.plan, self.sizes(params), params)
+
+    def arguments(self, params: Sequence[Tensor]) -> list[Any]:
+        """What a launcher takes, in the order of the spec: these tensors, and the numbers."""
+        tensors, numbers = iter(params), iter(self.numbers)
+        return [next(numbers) if decl.number else next(tensors) for decl in self.program.op.params]
+
+
+@dataclass(frozen=True)
+class Given:
+    """The tensors of a job: those of the parameters in the order of the spec, the initial state, `cu_seqlens`."""
+
+    params: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+    packs: tuple[Tensor, ...]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of a launcher for the initial state and the pack."""
+        found: dict[str, Any] = {"initial_state": joined(self.states)} if self.states else {}
+        return found | ({"cu_seqlens": self.packs[0]} if self.packs else {})
+
+
+def joined(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """States as launchers take them: one alone, or a tuple."""
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def find_kernel(program: Program, plan: str, sizes: Mapping[str, int], params: Sequence[Tensor]) -> Kernel:
+    """The kernel for a plan, sizes and tensors in the order of the spec. NoTritonKernel where there is none."""
+    device = params[0].device
+    counts = {axis: concrete(size) for axis, size in sizes.items()}
+    return program.kernels.find(plan, counts, operand_name(program, params), target_of(device))
+
+
+def operand_name(program: Program, params: Sequence[Tensor]) -> str:
+    """The name of the coarsest dtype among the tensors that matrix products multiply."""
+    decls = [decl for decl in program.op.params if not decl.number]
+    found = {
+        x.dtype
+        for decl, x in zip(decls, params, strict=True)
+        if decl.kind is Kind.REAL and decl.name in program.roles.operands
+    }
+    return next((name for dtype, name in DTYPES.items() if dtype in found), "float32")
+
+
+def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Launch: the result, then the state where wanted, then the divisors where wanted."""
+    given = job.split(tensors)
+
+    def run() -> tuple[Tensor, ...]:
+        wanted = {"return_state": job.want_state} | ({"return_norm": True} if job.want_norm else {})
+        with _on(tensors[0].device, job):
+            found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, precision=job.precision)
+        return flat(found)
+
+    return _replayed(kernel, ("forward", *job.key), tensors, run)
+
+
+def backward(
+    job: Job,
+    kernel: Kernel,
+    tensors: Sequence[Tensor],
+    dy: Tensor,
+    saved: Sequence[Tensor],
+    dstates: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Launch: the gradients that are needed, in order: of parameters, then of the initial state.
+
+    saved: the result and the divisors, of normalised ops. dstates: the cotangents of the returned state; none: 0.
+    needs: of every parameter and tensor of the initial state. The latter have a gradient if any of them needs one.
+    """
+    given = job.split(tensors)
+    launch = kernel.backward
+    assert launch is not None
+
+    def run() -> tuple[Tensor, ...]:
+        keywords = given.keywords | dict(zip(("y", "norm"), saved, strict=False))
+        if dstates:
+            keywords["dstate"] = joined(dstates)
+        keywords["needs"] = tuple(needs[: job.params])
+        with _on(dy.device, job):
+            found: Any = launch(dy, *job.arguments(given.params), **keywords, precision=job.precision)
+        grads = [*found[: job.params], *flat(found[job.params :])]
+        return tuple(grad for grad, need in zip(grads, needs, strict=False) if need)
+
+    return _replayed(kernel, ("backward", tuple(needs), *job.key), (*tensors, dy, *saved, *dstates), run)
+
+
+def flat(found: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (a tensor, or nested tuples of tensors)
+    """The tensors of what a launcher returned, in order."""
+    return (found,) if isinstance(found, Tensor) else tuple(x for part in found for x in flat(part))
+
+
+def _replayed(
+    kernel: Kernel, key: tuple[object, ...], tensors: Sequence[Tensor], run: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    if not plain(tensors):
+        return run()
+    found: tuple[Tensor, ...] = kernel.replays.call((key, tuple([form(x) for x in tensors])), tensors, run)
+    return found
+
+
+class _on:
+    """Launches in this block go to a device, and a kernel that does not fit on it is a clear error."""
+
+    def __init__(self, device: torch.device, job: Job) -> None:
+        self.guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        self.job = job
+
+    def __enter__(self) -> None:
+        self.guard.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:  # noqa: ANN401
+        self.guard.__exit__(kind, error, trace)
+        if kind is not None and kind.__name__ == "OutOfResources":
+            raise KernelTooLarge(self.job.program.op.name, self.job.plan, str(error)) from None

@@ -1,0 +1,131 @@
+"""The Triton kernels of an op: emitted for a plan, sizes, a dtype and a GPU, loaded, and remembered."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+from sma_compiler.emit.source import emit
+from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.linear import Linear, linear
+from sma_compiler.plan.choose import Plans
+from sma_compiler.runtime.load import load
+from sma_compiler.runtime.replay import Replays
+
+DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+"""The dtypes that kernels take, by the names that `emit` knows them under."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """An emitted file, loaded. `replays` remembers the forms that its launchers were called with."""
+
+    name: str
+    module: ModuleType
+    replays: Replays = field(default_factory=Replays)
+
+    @property
+    def forward(self) -> Callable[..., object]:
+        """The launcher that is named after the op."""
+        found: Callable[..., object] = getattr(self.module, self.name)
+        return found
+
+    @property
+    def backward(self) -> Callable[..., object] | None:
+        """The launcher of the gradients, where the file has one."""
+        return getattr(self.module, f"{self.name}_backward", None)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether it takes `cu_seqlens`."""
+        return "cu_seqlens" in inspect.signature(self.forward).parameters
+
+
+class Kernels:
+    """The kernels of one op."""
+
+    def __init__(self, op: Op, plans: Plans) -> None:
+        self.op = op
+        self.plans = plans
+        self._found: dict[tuple[Hashable, ...], Kernel | NoTritonKernel] = {}
+
+    @cached_property
+    def member(self) -> Linear | None:
+        """The op as a member of the family that kernels exist for; None: it is none."""
+        try:
+            return linear(self.op, self.plans, "chunked")
+        except NoTritonKernel:
+            return None
+
+    @property
+    def normalised(self) -> bool:
+        """Whether its rows are divided by a sum, which the gradients need again."""
+        return self.member is not None and self.member.normalize != "none"
+
+    @property
+    def streams(self) -> int:
+        """How many states it has, each a matrix for a head (and the sum of its keys, where it is normalised)."""
+        return 0 if self.member is None else len(self.member.terms)
+
+    def find(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Kernel:
+        """The kernel for a plan at some sizes.
+
+        Raises:
+            NoTritonKernel: there is none.
+        """
+        shape = tuple((axis, n.bit_length() if axis == "time" else n) for axis, n in sorted(sizes.items()))
+        key = plan, shape, dtype, target  # configurations change at powers of two of the length
+        found = self._found.get(key)
+        if found is None:
+            try:
+                text = emit(self.op, self.plans, plan, sizes, dtype, target).text
+                found = _loaded(self.op.name, text)
+            except NoTritonKernel as error:
+                found = error
+            self._found[key] = found
+        if isinstance(found, NoTritonKernel):
+            raise found.with_traceback(None)
+        return found
+
+    def refuse(self, kernel: Kernel, reason: str) -> None:
+        """From now on there is no such kernel: it does not fit on the GPU."""
+        for key, found in self._found.items():
+            if found is kernel:
+                self._found[key] = NoTritonKernel(self.op.name, str(key[0]), reason)
+
+
+@cache
+def _loaded(name: str, text: str) -> Kernel:
+    return Kernel(name, load(text))
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets kernels, on tensors of the CPU."""
+    if not has_triton():
+        return False
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@cache
+def target_of(device: torch.device) -> str:
+    """The target whose configurations a device gets."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return "gfx942"
+    return "sm_90" if torch.cuda.get_device_capability(device) == (9, 0) else "sm_80"

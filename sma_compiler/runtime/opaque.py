@@ -1,0 +1,291 @@
+"""Two torch operators for all ops, `sma::forward` and `sma::backward`, and the autograd function that joins them.
+
+To torch an emitted file is opaque: it sees one operator, with tensors and with strings that say which op and how.
+Tracing, `torch.compile` and export put these operators into their graphs, and transforms map them; a plain call on
+plain tensors does what they do without passing through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sma_compiler.backend_errors import NoDoubleBackward, NoForwardMode
+from sma_compiler.ir.nodes import Kind
+from sma_compiler.runtime import job as launches
+from sma_compiler.runtime.job import Given, Job, Number
+from sma_compiler.runtime.program import program_of
+from sma_compiler.runtime.replay import plain
+
+LIBRARY = torch.library.Library("sma", "DEF")  # type: ignore[no-untyped-call]
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "forward(str op, str how, Tensor[] params, SymInt[] integers, float[] reals, Tensor[] states, Tensor[] packs)"
+    " -> Tensor[]",
+    tags=_TAGS,
+)
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "backward(str op, str how, Tensor[] params, SymInt[] integers, float[] reals, Tensor[] states, Tensor[] packs,"
+    " Tensor dy, Tensor[] saved, Tensor[] dstates, bool[] needs) -> Tensor[]",
+    tags=_TAGS,
+)
+
+Dims = Any
+"""Where a mapped tensor has its mapped dimension, None where it has none; lists of these for lists of tensors."""
+
+
+class Forward(Function):
+    """An op as autograd sees it. Takes a job and its tensors; gives what `launches.forward` gives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(job: Job, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return run_forward(job, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+        job, *tensors = inputs
+        saved: list[Tensor] = []
+        if job.want_norm:
+            saved = [output[0], output[-1]]
+            ctx.mark_non_differentiable(output[-1])
+        ctx.job = job
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        job: Job = ctx.job
+        needs = tuple(ctx.needs_input_grad[1:])
+        count = len(needs)
+        held = ctx.saved_tensors  # once: checkpoints give them once
+        tensors, saved = held[:count], held[count:]
+        dstates = list(others[: len(others) - job.want_norm])
+        if dy is None and all(grad is None for grad in dstates):
+            return (None,) * (1 + count)
+        given = job.split(tensors)
+        if dy is None:
+            dy = torch.zeros_like(saved[0]) if saved else zero_result(job, given)
+        if any(grad is not None for grad in dstates):
+            shaped = zero_states(job, given)
+            dstates = [zero if grad is None else grad for grad, zero in zip(dstates, shaped, strict=True)]
+        else:
+            dstates = []
+        grads = iter(Backward.apply(job, needs, dy, *tensors, *saved, *dstates))  # type: ignore[no-untyped-call]
+        return (None, *(next(grads) if need else None for need in needs))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:  # noqa: ANN401
+        raise NoForwardMode(ctx.job.program.op.name)
+
+
+class Backward(Function):
+    """The gradients of an op as autograd sees them: without derivatives of their own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(job: Job, needs: tuple[bool, ...], dy: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return run_backward(job, needs, dy, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+        ctx.job = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:  # noqa: ANN401
+        raise NoDoubleBackward(ctx.job.program.op.name)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:  # noqa: ANN401
+        raise NoForwardMode(ctx.job.program.op.name)
+
+
+def run(job: Job, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A job, differentiable: its result, then the state where wanted, then the divisors where wanted."""
+    if plain(tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return run_forward(job, tensors)
+    found: tuple[Tensor, ...] = Forward.apply(job, *tensors)  # type: ignore[no-untyped-call]
+    return found
+
+
+def run_forward(job: Job, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Launch, or put the operator into what is being traced."""
+    given = job.split(tensors)
+    if plain(tensors):
+        return launches.forward(job, job.kernel_for(given.params), tensors)
+    return tuple(torch.ops.sma.forward(*_names(job), *_tensors(job, given)))
+
+
+def run_backward(job: Job, needs: Sequence[bool], dy: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Launch, or put the operator into what is being traced. tensors: of the job, what was saved, cotangents."""
+    own, saved, dstates = cut_backward(job, tensors)
+    given = job.split(own)
+    if plain((dy, *tensors)):
+        return launches.backward(job, job.kernel_for(given.params), own, dy, saved, dstates, needs)
+    return tuple(
+        torch.ops.sma.backward(*_names(job), *_tensors(job, given), dy, list(saved), list(dstates), list(needs))
+    )
+
+
+def cut_backward(
+    job: Job, tensors: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The tensors of a job, what was saved, and the cotangents of the state, one after the other."""
+    own = job.params + job.states + job.packed
+    end = own + 2 * job.want_norm
+    return tuple(tensors[:own]), tuple(tensors[own:end]), tuple(tensors[end:])
+
+
+def _names(job: Job) -> tuple[str, str]:
+    wanted = [name for name, want in (("state", job.want_state), ("norm", job.want_norm)) if want]
+    return job.program.handle, " ".join([job.plan, job.precision, *wanted])
+
+
+def _tensors(job: Job, given: Given) -> tuple[list[Tensor], list[int], list[float], list[Tensor], list[Tensor]]:
+    decls = [decl for decl in job.program.op.params if decl.number]
+    integers: list[int] = []
+    reals: list[float] = []
+    for decl, number in zip(decls, job.numbers, strict=True):
+        (integers if decl.kind is Kind.INT else reals).append(number)  # type: ignore[arg-type]
+    return list(given.params), integers, reals, list(given.states), list(given.packs)
+
+
+def _job(
+    op: str,
+    how: str,
+    integers: Sequence[int],
+    reals: Sequence[float],
+    states: Sequence[Tensor],
+    packs: Sequence[Tensor],
+) -> Job:
+    program = program_of(op)
+    plan, precision, *wanted = how.split()
+    left: dict[Kind, Iterator[Number]] = {Kind.INT: iter(integers), Kind.REAL: iter(reals)}
+    numbers = tuple(next(left[decl.kind]) for decl in program.op.params if decl.number)
+    return Job(program, plan, precision, numbers, "state" in wanted, "norm" in wanted, len(states), packed=bool(packs))
+
+
+def zero_result(job: Job, given: Given) -> Tensor:
+    """Zeros of the form of the result."""
+    sizes = job.sizes(given.params)
+    first = given.params[0]
+    return first.new_zeros([sizes[axis] for axis in job.program.op.result.axes])
+
+
+def zero_states(job: Job, given: Given) -> list[Tensor]:
+    """Zeros of the form of the state: for each stream a matrix, and where there is a divisor the sum of the keys."""
+    sizes = job.sizes(given.params)
+    rows = given.packs[0].shape[0] - 1 if given.packs else sizes["batch"]
+    kinds = ("key", "value"), ("key",)
+    shapes = [
+        [rows, sizes["head"], *(sizes[axis] for axis in axes)]
+        for _ in range(job.program.kernels.streams)
+        for axes in kinds[: 1 + job.program.kernels.normalised]
+    ]
+    return [given.params[0].new_zeros(shape, dtype=torch.float32) for shape in shapes]
+
+
+def _launch_forward(
+    op: str,
+    how: str,
+    params: list[Tensor],
+    integers: list[int],
+    reals: list[float],
+    states: list[Tensor],
+    packs: list[Tensor],
+) -> list[Tensor]:
+    job = _job(op, how, integers, reals, states, packs)
+    return list(launches.forward(job, job.kernel_for(params), (*params, *states, *packs)))
+
+
+def _fake_forward(
+    op: str,
+    how: str,
+    params: list[Tensor],
+    integers: list[int],
+    reals: list[float],
+    states: list[Tensor],
+    packs: list[Tensor],
+) -> list[Tensor]:
+    job = _job(op, how, integers, reals, states, packs)
+    given = Given(tuple(params), tuple(states), tuple(packs))
+    found = [zero_result(job, given)]
+    if job.want_state:
+        found += zero_states(job, given)
+    if job.want_norm:
+        sizes = job.sizes(params)
+        found.append(params[0].new_zeros([sizes[axis] for axis in ("batch", "time", "head")], dtype=torch.float32))
+    return found
+
+
+def _launch_backward(
+    op: str,
+    how: str,
+    params: list[Tensor],
+    integers: list[int],
+    reals: list[float],
+    states: list[Tensor],
+    packs: list[Tensor],
+    dy: Tensor,
+    saved: list[Tensor],
+    dstates: list[Tensor],
+    needs: list[bool],
+) -> list[Tensor]:
+    job = _job(op, how, integers, reals, states, packs)
+    own = (*params, *states, *packs)
+    found = launches.backward(job, job.kernel_for(params), own, dy, saved, dstates, needs)
+    wanted = [x for x, need in zip(own, needs, strict=True) if need]
+    return [grad.to(x.dtype).contiguous() for grad, x in zip(found, wanted, strict=True)]
+
+
+def _fake_backward(
+    op: str,
+    how: str,
+    params: list[Tensor],
+    integers: list[int],
+    reals: list[float],
+    states: list[Tensor],
+    packs: list[Tensor],
+    dy: Tensor,
+    saved: list[Tensor],
+    dstates: list[Tensor],
+    needs: list[bool],
+) -> list[Tensor]:
+    own = (*params, *states, *packs)
+    return [x.new_empty(x.shape) for x, need in zip(own, needs, strict=True) if need]
+
+
+def _mapped(operator: Callable[..., list[Tensor]]) -> Callable[..., tuple[list[Tensor], list[int]]]:
+    """The rule of `vmap`: one call for each entry of the mapped dimension."""
+
+    def rule(info: Any, in_dims: Dims, *args: Any) -> tuple[list[Tensor], list[int]]:  # noqa: ANN401
+        calls = [
+            operator(*(_entry(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        found = [torch.stack(parts) for parts in zip(*calls, strict=True)]
+        return found, [0] * len(found)
+
+    return rule
+
+
+def _entry(arg: Any, dim: Dims, index: int) -> Any:  # noqa: ANN401
+    if isinstance(dim, list | tuple):
+        return [_entry(x, own, index) for x, own in zip(arg, dim, strict=True)]
+    return arg if dim is None else arg.select(dim, index)
+
+
+for _name, _launch, _fake in (
+    ("forward", _launch_forward, _fake_forward),
+    ("backward", _launch_backward, _fake_backward),
+):
+    for _key in ("CPU", "CUDA"):
+        LIBRARY.impl(_name, _launch, _key)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"sma::{_name}", _fake, lib=LIBRARY)
+    torch.library.register_vmap(f"sma::{_name}", _mapped(getattr(torch.ops.sma, _name)), lib=LIBRARY)

@@ -1,0 +1,155 @@
+"""The Triton backend: whether an op has a kernel for a call, and the call by that kernel, states in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sma_compiler.backend_errors import NoDoublePrecision, NoKernel, TritonMissing, TritonNeedsGPU
+from sma_compiler.errors import CallError
+from sma_compiler.ir.nodes import ParamDecl
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.runtime.args import Arguments
+from sma_compiler.runtime.job import Job, find_kernel
+from sma_compiler.runtime.kernels import Kernel, has_triton, interpreted
+from sma_compiler.runtime.opaque import run
+from sma_compiler.runtime.program import Program
+from sma_compiler.torch_plans.run import Result, result_dtype
+
+STATE = "attend0.S"
+"""The names of the state's tensors begin so; a number says which stream's."""
+
+
+def kernel_for(
+    program: Program, plan: str, backend: str, arguments: Arguments, *, packed: bool, lse: bool
+) -> Kernel | None:
+    """The kernel for a call; None: the torch backend makes it.
+
+    Raises:
+        CallError: `backend` is "triton", and there is none.
+    """
+    if backend == "torch":
+        return None
+    why: CallError | None = _unfit(program, backend, arguments)
+    if why is None:
+        try:
+            return _find(program, plan, arguments, packed=packed, lse=lse)
+        except NoTritonKernel as error:
+            why = NoKernel(program.op.name, plan, error.reason)
+    if backend != "triton":
+        return None
+    raise why
+
+
+def _unfit(program: Program, backend: str, arguments: Arguments) -> CallError | None:
+    """Why no kernel at all takes these tensors. Where Triton interprets kernels, those of the CPU are for who asks."""
+    name, device = program.op.name, arguments.device
+    if device.type != "cuda" and not (backend == "triton" and device.type == "cpu" and interpreted()):
+        return TritonNeedsGPU(name, device)
+    if not has_triton():
+        return TritonMissing(name)
+    for given, tensor in arguments.tensors.items():
+        if tensor.dtype == torch.float64:
+            return NoDoublePrecision(name, given)
+    return None
+
+
+def _find(program: Program, plan: str, arguments: Arguments, *, packed: bool, lse: bool) -> Kernel:
+    def refuse(reason: str) -> NoTritonKernel:
+        return NoTritonKernel(program.op.name, plan, reason)
+
+    if lse:
+        raise refuse("return_lse has none")
+    if arguments.sizes["batch"] == 0:
+        raise refuse("an empty batch needs none")
+    tensors = list(arguments.tensors.values())
+    found = find_kernel(program, plan, arguments.sizes, tensors)
+    if packed and not found.packs:
+        raise refuse("packs have none")
+    if found.backward is None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise refuse("gradients have none")
+    return found
+
+
+def run_kernel(
+    program: Program,
+    plan: str,
+    precision: str,
+    kernel: Kernel,
+    arguments: Arguments,
+    state: Mapping[str, Tensor] | None,
+    bounds: Tensor | None,
+    want_state: bool,
+) -> Result:
+    """A call by its kernel, differentiable. bounds: `cu_seqlens` of a pack."""
+    kernels = program.kernels
+    params = [_whole(decl, arguments) for decl in program.op.params if not decl.number]
+    states = [] if state is None else _states_in(state, kernels.streams, kernels.normalised)
+    packs = [] if bounds is None else [bounds]
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *states))
+    job = Job(
+        program,
+        plan,
+        precision,
+        tuple(arguments.numbers[decl.name] for decl in program.op.params if decl.number),
+        want_state=want_state,
+        want_norm=kernels.normalised and training,
+        states=len(states),
+        packed=bool(packs),
+        kernel=kernel,
+    )
+    result, *others = run(job, (*params, *states, *packs))
+    result = result.to(result_dtype(program.op, arguments.tensors, torch.float32))
+    if not want_state:
+        return Result(result, None, None)
+    after = {"position": _position(state, arguments.sizes, bounds, result.device)}
+    return Result(result, after | _states_out(others, kernels.streams, kernels.normalised), None)
+
+
+def _whole(decl: ParamDecl, arguments: Arguments) -> Tensor:
+    """A tensor as launchers take it: the whole batch, and all heads where it has neither keys nor values."""
+    x = arguments.tensors[decl.name]
+    if x.is_neg():
+        x = x.resolve_neg()
+    shape = list(x.shape)
+    if "batch" in decl.dims:
+        shape[decl.dims.index("batch")] = arguments.sizes["batch"]
+        x = x.expand(shape) if shape != list(x.shape) else x
+    if "head" in decl.dims and not {"key", "value"} & set(decl.dims):
+        head = decl.dims.index("head")
+        times = arguments.sizes["head"] // shape[head]
+        x = x.repeat_interleave(times, head) if times != 1 else x
+    return x
+
+
+def _states_in(state: Mapping[str, Tensor], streams: int, normalised: bool) -> list[Tensor]:
+    """The state of each stream: a matrix [B, H, K, V], and from its last column the sum of keys [B, H, K]."""
+    found: list[Tensor] = []
+    for number in range(streams):
+        own = state[f"{STATE}{number}"]
+        found += [own[..., :-1], own[..., -1]] if normalised else [own]
+    return found
+
+
+def _states_out(tensors: list[Tensor], streams: int, normalised: bool) -> dict[str, Tensor]:
+    found = {}
+    for number in range(streams):
+        if normalised:
+            matrix, keys = tensors[2 * number : 2 * number + 2]
+            found[f"{STATE}{number}"] = torch.cat((matrix, keys[..., None]), -1)
+        else:
+            found[f"{STATE}{number}"] = tensors[number]
+    return found
+
+
+def _position(
+    state: Mapping[str, Tensor] | None, sizes: Mapping[str, int], bounds: Tensor | None, device: torch.device
+) -> Tensor:
+    """[rows] int64: the positions seen after the call."""
+    if bounds is not None:
+        new = (bounds[1:] - bounds[:-1]).to(torch.int64)
+    else:
+        new = torch.full((sizes["batch"],), sizes["time"], dtype=torch.int64, device=device)
+    return new if state is None else state["position"] + new
