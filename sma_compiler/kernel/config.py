@@ -19,7 +19,7 @@ class Config:
     """chunk: positions of a chunk. outer: channels of a program along the axis that programs share among them.
 
     programs: how many should run at once, where sequences are cut into parts for it; 0: they are not.
-    scores: whether Q K^T is made ahead, where many programs would make it again.
+    scores: whether Q K^T is made ahead, where many programs would make it again. assembly: whether the target has PTX.
     """
 
     chunk: int
@@ -28,6 +28,7 @@ class Config:
     stages: int
     programs: int = 0
     scores: bool = False
+    assembly: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,24 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
         found = Config(chunk=64, outer=min(32, value), warps=4, stages=1)
     elif value >= 512:
         found = Config(chunk=64, outer=128, warps=8, stages=2, scores=True)
-    elif normalised and sizes["key"] <= 128 < 2 * value:
-        found = Config(chunk=64, outer=128, warps=8, stages=2)
+    elif sizes["key"] > 128 and value <= 64:
+        found = Config(chunk=64, outer=64, warps=4, stages=1, scores=True)
     elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
         found = Config(chunk=64, outer=32, warps=4, stages=3)
     else:
-        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or sizes["key"] > 128 else 3)
+        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised or sizes["key"] > 128 else 3)
     programs = rows * -(-sizes["value"] // found.outer)
     if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
-    return found
+    return replace(found, assembly=target.startswith("sm_"))
+
+
+def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
+    """The configuration of the walks of gradients; all of them have the same chunks."""
+    assembly = target.startswith("sm_")
+    if dtype == "float32":
+        return Config(chunk=16, outer=16, warps=4, stages=1, assembly=assembly)
+    if target != "sm_90":
+        return Config(chunk=64, outer=32, warps=4, stages=1, assembly=assembly)
+    warps = 4 if max(sizes["key"], sizes["value"]) <= 128 else 8
+    return Config(chunk=64, outer=64, warps=warps, stages=1, assembly=True)

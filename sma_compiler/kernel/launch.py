@@ -8,6 +8,7 @@ from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.linear import Linear
+from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of
 from sma_compiler.kernel.walk import Walk
@@ -61,6 +62,7 @@ class Launcher(Launch):
             "K": key,
             "V": value,
             "MASKED": masked,
+            "PINNED": pinned(config, self.first),
             "DOT": operand,
             "PRECISION": precision,
             "STAGES": config.stages,

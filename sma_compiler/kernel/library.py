@@ -89,6 +89,14 @@ def keep(x, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
+def pin(x, PINNED: tl.constexpr):
+    """x, computed once: Triton would compute what two products read twice, in the layout of each."""
+    if PINNED and x.dtype.primitive_bitwidth == 16:
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, False, 2)
+    return x
+
+
+@triton.jit
 def never(x, mask, MASKED: tl.constexpr):
     """Set exponents to -inf outside the tensor: what they would weigh is 0."""
     if MASKED:

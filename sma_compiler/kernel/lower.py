@@ -133,7 +133,7 @@ def operand(b: Builder, expr: Expr, name: str, lowering: Lowering, valid: E) -> 
     if is_tensor(expr):
         return lowering.raw(expr).to("dot")
     value = b.helper("keep", b.let(f"b_{name}", lowering.value(expr)), valid, size("MASKED"))
-    return b.let(f"b_{name}", value.to("dot"))
+    return b.let(f"b_{name}", b.helper("pin", value.to("dot"), size("PINNED"), dtype="dot"))
 
 
 def _as_row(value: E) -> E:

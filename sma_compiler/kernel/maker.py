@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from sma_compiler.kernel.arguments import Arguments
-from sma_compiler.kernel.build import Builder, E, call
+from sma_compiler.kernel.build import Builder, E, call, lift
+from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.nodes import Function, Tile
 
-CONSTANTS = ("C", "BK", "BV", "K", "V", "MASKED", "DOT", "PRECISION", "STAGES")
+CONSTANTS = ("C", "BK", "BV", "K", "V", "MASKED", "PINNED", "DOT", "PRECISION", "STAGES")
 """Names that every chunked kernel is compiled for."""
 
 
@@ -24,6 +25,11 @@ class Maker(ABC):
     @abstractmethod
     def build(self, name: str) -> Function:
         """The kernel."""
+
+
+def pinned(config: Config, first: E) -> E:
+    """Whether kernels on tensors like `first` may hold assembly: Triton's interpreter takes none."""
+    return first.attr("device").attr("type").ne("cpu") if config.assembly else lift(False)
 
 
 def program(axis: int) -> E:
