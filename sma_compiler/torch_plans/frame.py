@@ -65,10 +65,16 @@ class Frame:
         return Named(steps < self.lengths[:, None], ("batch", "time"))
 
     def dot(self, x: Tensor) -> Tensor:
-        """An operand of a dot: rounded to `operand`, then back to `compute`, in which the products are summed."""
+        """An operand of a dot: rounded to `operand`, then back to `compute`, in which the products are summed.
+
+        Its gradient, a sum of products itself, is not rounded: under softmax it nearly cancels with another.
+        """
         if self.operand == self.compute:
             return x
-        return x.to(self.operand).to(self.compute)
+        if not x.requires_grad:
+            return x.to(self.operand).to(self.compute)
+        plain = x.detach()
+        return x + (plain.to(self.operand).to(self.compute) - plain)  # exactly the rounded x
 
     def along(self, expr: Expr) -> Named:
         """A factor at every position of the frame."""

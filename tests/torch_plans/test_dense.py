@@ -237,3 +237,21 @@ def test_windows_visit_few_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     visited.clear()
     run(op, make_arguments(op, w=4, time=1024, batch=1, head=1))
     assert sum(visited) == 1024 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_gradient_of_a_rounded_operand_is_not_rounded(dtype: torch.dtype) -> None:
+    """A softmax over one column is 1, so its score has no gradient: the two parts of it cancel."""
+    op = make_op("q, k, v", "return attend(i == j, q, k, v, normalize=softmax)")
+    arguments = make_arguments(op, dtype=dtype)
+    leaves = {name: x.clone().requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
+    found = run(op, dict(leaves)).result
+    grads = torch.autograd.grad(found, list(leaves.values()), torch.randn_like(found))
+    assert all(float(grad.abs().max()) < 1e-5 for grad in grads[:2])
+
+    def call(k: Tensor) -> Tensor:
+        return run(op, {**arguments, "v": k.float(), "k": k}).result
+
+    k = leaves["k"].detach()
+    _, slope = torch.func.jvp(call, (k,), (torch.ones_like(k),))
+    assert float((slope.float() - 1).abs().max()) < 0.03
