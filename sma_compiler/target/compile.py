@@ -68,7 +68,8 @@ class _Recorder:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: object, num_warps: int = 4, **keywords: object) -> None:
-            arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | keywords
+            defaults = {x.name: x.default for x in self.kernel.params if x.has_default}
+            arguments = defaults | dict(zip(self.kernel.arg_names, args, strict=False)) | keywords
             self.launches.append(Launch(self.kernel.__name__, tuple(grid), arguments, num_warps))
 
         return launch
