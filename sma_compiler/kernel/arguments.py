@@ -6,25 +6,31 @@ from collections.abc import Container
 
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.build import Builder, E, Operand, lift, path
-from sma_compiler.kernel.nodes import Name, Parameter, Tile
+from sma_compiler.kernel.nodes import Expr, Name, Parameter, Tile
 
 LETTER = {"batch": "b", "time": "t", "head": "h", "key": "k"}
 """How the stride of an axis is named; the last axis of channels has stride 1."""
 
 
 class Arguments:
-    """The parameters of one kernel, in the order: pointers, strides, numbers, constants."""
+    """The parameters of one kernel, in the order: pointers, strides, numbers, constants.
+
+    Each has a name of its own in the kernel, like the one asked for: what the host passes tells them apart.
+    """
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
         self._groups: tuple[dict[str, E], ...] = ({}, {}, {}, {})
-        self._made: dict[str, E] = {}
+        self._made: dict[tuple[str, Expr], E] = {}
 
     def _add(self, group: int, name: str, host: Operand, tile: Tile) -> E:
-        if name not in self._made:
-            self._made[name] = E(Name(tile, name if group == 3 else self.builder.fresh(name)))
-            self._groups[group][name] = lift(host)
-        return self._made[name]
+        given = lift(host)
+        key = (name, given.node)
+        if key not in self._made:
+            own = self.builder.fresh(name)
+            self._made[key] = E(Name(tile, own))
+            self._groups[group][own] = given
+        return self._made[key]
 
     def pointer(self, name: str, host: Operand) -> E:
         """The first address of a tensor; None where there is none."""
@@ -43,41 +49,30 @@ class Arguments:
         return self._add(2, name, host, Tile("fp32"))
 
     def constant(self, name: str, host: Operand) -> E:
-        """A number that the kernel is compiled for; the name is one that the builder holds back."""
+        """A number that the kernel is compiled for."""
         return self._add(3, name, host, Tile("int32"))
+
+    def give(self, name: str, host: Operand) -> None:
+        """Pass a constant whose name the builder holds back."""
+        self._groups[3][name] = lift(host)
 
     def restrict(self, uses: Container[str]) -> None:
         """Drop what the kernel does not mention."""
         for group in self._groups:
-            for name in [name for name in group if self.named(name) not in uses]:
+            for name in [name for name in group if name not in uses]:
                 del group[name]
-
-    def named(self, name: str) -> str:
-        """What the kernel calls a parameter."""
-        node = self._made[name].node
-        assert isinstance(node, Name)
-        return node.name
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The kernel's parameters."""
-        found: list[Parameter] = []
-        for number, group in enumerate(self._groups):
-            for name in group:
-                found.append(Parameter(self.named(name), constant=number == 3))
-        return tuple(found)
+        return tuple(
+            Parameter(name, constant=number == 3) for number, group in enumerate(self._groups) for name in group
+        )
 
     def launch(self, kernel: str, grid: E, **options: Operand) -> E:
         """The expression that launches the kernel."""
-        given: list[E] = []
-        constants: dict[str, Operand] = {}
-        for number, group in enumerate(self._groups):
-            for name, host in group.items():
-                if number == 3:
-                    constants[self.named(name)] = host
-                else:
-                    given.append(host)
-        return path(kernel).at(grid).call(*given, **constants, **options)
+        given = [host for group in self._groups[:3] for host in group.values()]
+        return path(kernel).at(grid).call(*given, **self._groups[3], **options)
 
 
 def strided(decl: ParamDecl) -> tuple[tuple[str, int], ...]:

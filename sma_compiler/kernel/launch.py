@@ -147,8 +147,9 @@ class Launcher(Launch):
         held = shapes[states[0]] if len(states) == 1 else f"a tuple of {', '.join(shapes[part] for part in states)}"
         divided = ["    return_norm: whether to return what rows are divided by last, fp32, [B, T, H]."]
         divided = divided if self.named.norm is not None else []
+        before = "later" if self.walk.backward else "earlier"
         lines += [
-            f"    initial_state: what earlier positions left, fp32, {held}, S = B without a pack; None: nothing.",
+            f"    initial_state: what {before} positions left, fp32, {held}, S = B without a pack; None: nothing.",
             "    return_state: whether to return the state after y.",
             *divided,
             f"    {name_of(self.host.pack)}: a pack: [S + 1], where each of S sequences begins, and the end.",

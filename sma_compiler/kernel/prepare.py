@@ -31,7 +31,7 @@ class Kernel:
         """The expression that starts it; of the constants it takes those that it uses."""
         for name, given in constants.items():
             if name in self.uses:
-                self.arguments.constant(name, given)
+                self.arguments.give(name, given)
         return self.arguments.launch(self.function.name, grid, num_warps=warps)
 
 

@@ -28,7 +28,7 @@ SHAPES = [
 ]
 
 
-SPLIT = ("retention", "simple_gla", "linear_attention_normalized", "two_streams")
+SPLIT = ("retention", "simple_gla", "linear_attention_normalized", "two_streams", "anticausal")
 """The ops whose sequences are cut into parts here: the parts do not depend on the rest of an op."""
 
 
@@ -82,11 +82,16 @@ def main(names: list[str]) -> None:
             given = arguments(op.ir, sizes, dtype, group)
             expected = evaluate(op.ir, given)
             middle = sizes["time"] // 3
-            first, state = launch(**part(op.ir, given, 0, middle), return_state=True)
-            second = launch(**part(op.ir, given, middle, sizes["time"]), initial_state=state)
+            halves = [part(op.ir, given, 0, middle), part(op.ir, given, middle, sizes["time"])]
+            if name.startswith("anticausal"):
+                halves.reverse()
+            first, state = launch(**halves[0], return_state=True)
+            both = [first, launch(**halves[1], initial_state=state)]
+            if name.startswith("anticausal"):
+                both.reverse()
             found[f"{name} {number}"] = [
                 error(launch(**given), expected),
-                error(torch.cat([first, second], 1), expected),
+                error(torch.cat(both, 1), expected),
             ]
     print(json.dumps(found))
 

@@ -29,6 +29,20 @@ op shared_gate(q, k, v, g: [time], beta: [time, head], w: [value], n: real):
     x = where(v > 0, v, n * v)
     return attend(L, relu(q) + 1, sigmoid(beta) * k, w * tanh(v), normalize=max1, scale=n) + x
 """,
+    "anticausal": """
+op anticausal(q, k, v, g: [time, head], s: [head]):
+    L = (i < j) * exp(sum(g[t], i < t < j)) + 0.5 * (i <= j) * exp(-s * (j - i))
+    return attend(L, q, k, v)
+""",
+    "anticausal_sums": """
+op anticausal_sums(q, k, v, g: [time, head]):
+    L = (i <= j) * exp(sum(g[t], i <= t < j)) * sigmoid(g[j])
+    return attend(L, elu(q) + 1, elu(k) + 1, v, normalize=sum)
+""",
+    "names": """
+op names(q, k, v, row: [time, head], y: [time, head], V: [head], T: real, factor: real):
+    return attend(decay(logsigmoid(row)) * sigmoid(y[j]), q, k, v, scale=T / key) + factor * v * V * (T * factor)
+""",
     "mixed": """
 op mixed(q, k, v, g: [time, head], s: [head]):
     L = decay(g) * exp(-s * (i - j)) + 0.5 * retention(exp(-s))
