@@ -33,6 +33,8 @@ CASES = (
     ("linear_attention_normalized", "parts"),
     ("two_streams", "parts"),
     ("mixed",),
+    ("anticausal", "parts"),
+    ("anticausal_sums",),
 )
 """Ops, whether sequences are cut in parts, and whether some gates are -inf."""
 
@@ -153,13 +155,16 @@ def errors(name: str, parts: bool, cuts: bool) -> dict[str, float]:
     held = walks.run(given, {"dy": dy, **reads}, nothing, {})
     found = {f"{key} whole": value for key, value in walks.gradients(held).items()}
     middle = SIZES["time"] // 3
-    early, late = part(op.ir, given, 0, middle), part(op.ir, given, middle, SIZES["time"])
-    state, early_reads = walks.forwarded(early, None)
-    _, late_reads = walks.forwarded(late, state)
-    second = walks.run(late, {"dy": dy[:, middle:], **late_reads}, state, {})
-    first = walks.run(early, {"dy": dy[:, :middle], **early_reads}, nothing, walks.handed(second))
-    for key, value in walks.gradients(first).items():
-        found[f"{key} joined"] = torch.cat([value, walks.gradients(second)[key]], 1)
+    spans = [(0, middle), (middle, SIZES["time"])]
+    calls = sorted(spans, reverse=walks.built.backward.linear.backward)
+    start, then = (part(op.ir, given, *span) for span in calls)
+    state, start_reads = walks.forwarded(start, None)
+    _, then_reads = walks.forwarded(then, state)
+    second = walks.run(then, {"dy": dy[:, slice(*calls[1])], **then_reads}, state, {})
+    first = walks.run(start, {"dy": dy[:, slice(*calls[0])], **start_reads}, nothing, walks.handed(second))
+    ordered = sorted(zip(calls, (first, second), strict=True), key=lambda pair: pair[0])
+    for key in "qkv":
+        found[f"{key} joined"] = torch.cat([walks.gradients(held)[key] for _, held in ordered], 1)
     if name in ("simple_gla", "two_streams") and not cuts:
         found["g whole"] = walks.gates(held)
         found["g joined"] = torch.cat([walks.gates(first), walks.gates(second)], 1)

@@ -13,7 +13,7 @@ from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import Host, Tensors, host, local_states, states_of
 from sma_compiler.kernel.linear import linear
-from sma_compiler.kernel.maker import Maker
+from sma_compiler.kernel.maker import Maker, pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.prepare import HELPERS, Kernel, Launch, either, name_of
 from sma_compiler.kernel.split import LocalStates
@@ -53,6 +53,7 @@ class WalksLauncher(Launch):
             "K": sizes["key"],
             "V": sizes["value"],
             "DOT": path("coarsest").call(*self.operands()),
+            "PINNED": pinned(config, self.first),
             "PRECISION": "ieee",
             "STAGES": config.stages,
         }
