@@ -118,9 +118,10 @@ def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor
     given = job.split(tensors)
 
     def run() -> tuple[Tensor, ...]:
+        options = kernel.rounding(job.precision)
         wanted = {"return_state": job.want_state} | ({"return_norm": True} if job.want_norm else {})
         with _on(tensors[0].device, job):
-            found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, precision=job.precision)
+            found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, **options)
         return flat(found)
 
     return _replayed(kernel, ("forward", *job.key), tensors, run)
@@ -145,12 +146,12 @@ def backward(
     assert launch is not None
 
     def run() -> tuple[Tensor, ...]:
-        keywords = given.keywords | dict(zip(("y", "norm"), saved, strict=False))
+        keywords = given.keywords | kernel.rounding(job.precision) | dict(zip(("y", "norm"), saved, strict=False))
         if dstates:
             keywords["dstate"] = joined(dstates)
         keywords["needs"] = tuple(needs[: job.params])
         with _on(dy.device, job):
-            found: Any = launch(dy, *job.arguments(given.params), **keywords, precision=job.precision)
+            found: Any = launch(dy, *job.arguments(given.params), **keywords)
         grads = [*found[: job.params], *flat(found[job.params :])]
         return tuple(grad for grad, need in zip(grads, needs, strict=False) if need)
 

@@ -43,9 +43,13 @@ class Kernel:
         return getattr(self.module, f"{self.name}_backward", None)
 
     @cached_property
-    def packs(self) -> bool:
-        """Whether it takes `cu_seqlens`."""
-        return "cu_seqlens" in inspect.signature(self.forward).parameters
+    def keywords(self) -> frozenset[str]:
+        """The parameters of the op's launcher: not all files round, or take packs."""
+        return frozenset(inspect.signature(self.forward).parameters)
+
+    def rounding(self, precision: str) -> dict[str, str]:
+        """The keyword that says how matrix products round, where the file has any."""
+        return {"precision": precision} if "precision" in self.keywords else {}
 
 
 class Kernels:

@@ -9,8 +9,9 @@ device, has no tape and is made in full every time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 TAPES = 1024
 """Forms that are remembered; beyond them all are forgotten."""
-STEPS = 64
+STEPS = 200
 """A longer tape is not worth keeping."""
 ALIGNMENT = 16
 """What Triton specialises kernels for: whether addresses are multiples of this."""
@@ -30,16 +31,18 @@ Run = Callable[[], Any]
 """The call in full, with the tensors that are given beside it."""
 
 
-class Slot(NamedTuple):
+@dataclass(frozen=True)
+class Slot:
     """Stands for a tensor in what a tape holds: an input, or what a step before made."""
 
     number: int
 
 
 class _Recording(threading.local):
-    """The tape that this thread records, where it does."""
+    """The tape that this thread records, where it does; how many kernels it has launched."""
 
     tape: Recorder | None = None
+    launches: int = 0
 
 
 _recording = _Recording()
@@ -53,6 +56,7 @@ class Tap:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
         launch: Callable[..., object] = self.kernel[grid]
+        _recording.launches += 1
         tape = _recording.tape
         if tape is None:
             return launch
@@ -67,74 +71,128 @@ class Tap:
 
 
 class _Operation:
-    """One torch operation of a tape."""
+    """One torch operation of a tape. made: the numbers of its results."""
 
-    def __init__(self, function: Callable[..., Any], args: Sequence[Any], keywords: dict[str, Any]) -> None:
-        self.function = function
+    def __init__(
+        self, function: torch._ops.OpOverload, args: Sequence[Any], keywords: dict[str, Any], made: Sequence[int]
+    ) -> None:
+        self.function = _quick(function)
+        self.changes = function._schema.is_mutable
+        self.made = tuple(made)
         self.leaves, self.spec = pytree.tree_flatten((list(args), keywords))
-        self.slots = [(at, leaf.number) for at, leaf in enumerate(self.leaves) if isinstance(leaf, Slot)]
-        self.plain = None if self.slots else (tuple(args), keywords)
+        self.slots = _slots(self.leaves)
+        self.constant = None if self.slots else (tuple(args), keywords)
+
+    @property
+    def reads(self) -> set[int]:
+        """The tensors that it is given."""
+        return {number for _, number in self.slots}
 
     def play(self, tensors: list[Any], stream: object) -> None:
-        if self.plain is not None:
-            found = self.function(*self.plain[0], **self.plain[1])
+        if self.constant is not None:
+            found = self.function(*self.constant[0], **self.constant[1])
         else:
-            leaves = self.leaves.copy()
-            for at, number in self.slots:
-                leaves[at] = tensors[number]
-            args, keywords = pytree.tree_unflatten(leaves, self.spec)
+            args, keywords = pytree.tree_unflatten(_filled(self.leaves, self.slots, tensors), self.spec)
             found = self.function(*args, **keywords)
         if isinstance(found, Tensor):
-            tensors.append(found)
+            tensors[self.made[0]] = found
         else:
-            tensors.extend(x for x in pytree.tree_leaves(found) if isinstance(x, Tensor))
+            for number, x in zip(self.made, pytree.tree_leaves(found), strict=True):
+                tensors[number] = x
 
 
 class _Launch:
-    """One launch of a tape. Of a compiled kernel, the driver is given addresses, in the order of all parameters."""
+    """One launch of a compiled kernel: the driver is given addresses, in the order of all parameters.
+
+    places: of every number of a tensor, that of the one it is a view of, and how many bytes behind it begins.
+    """
+
+    changes = True
+    made: tuple[int, ...] = ()
 
     def __init__(
         self,
-        kernel: Any,  # noqa: ANN401 (a JITFunction, or the interpreter's)
-        compiled: Any,  # noqa: ANN401 (a CompiledKernel; None: there is none)
+        kernel: Any,  # noqa: ANN401 (a JITFunction)
+        compiled: Any,  # noqa: ANN401 (a CompiledKernel)
         grid: tuple[int, ...],
         args: Sequence[object],
-        keywords: dict[str, object],
+        keywords: Mapping[str, object],
+        places: Mapping[int, tuple[int, int]],
     ) -> None:
-        self.compiled = compiled is not None
-        self.keywords: dict[str, object] = {}
-        if self.compiled:
-            known = kernel.signature.parameters
-            bound = kernel.signature.bind(*args, **{name: x for name, x in keywords.items() if name in known})
-            bound.apply_defaults()
-            self.values = list(bound.arguments.values())
-            self.launch = compiled[(*grid, 1, 1)[:3]]
-        else:
-            self.values = list(args)
-            self.keywords = keywords
-            self.launch = kernel[grid]
-        self.slots = [(at, value.number) for at, value in enumerate(self.values) if isinstance(value, Slot)]
+        known = kernel.signature.parameters
+        bound = kernel.signature.bind(*args, **{name: x for name, x in keywords.items() if name in known})
+        bound.apply_defaults()
+        self.values = list(bound.arguments.values())
+        self.addresses = [(at, *places.get(number, (number, 0))) for at, number in _slots(self.values)]
+        self.launch = compiled[(*grid, 1, 1)[:3]]
+
+    @property
+    def reads(self) -> set[int]:
+        """The tensors that it is given, or that these are views of."""
+        return {number for _, number, _ in self.addresses}
 
     def play(self, tensors: list[Any], stream: object) -> None:
         values = self.values.copy()
-        if self.compiled:
-            for at, number in self.slots:
-                values[at] = tensors[number].data_ptr()
-            self.launch(*values, stream=stream)
-        else:
-            for at, number in self.slots:
-                values[at] = tensors[number]
-            self.launch(*values, **self.keywords)
+        for at, number, offset in self.addresses:
+            values[at] = tensors[number].data_ptr() + offset
+        self.launch(*values, stream=stream)
+
+
+class _Interpreted:
+    """One launch of a kernel that Triton interprets."""
+
+    changes = True
+    made: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        kernel: Any,  # noqa: ANN401 (an InterpretedFunction)
+        grid: tuple[int, ...],
+        args: Sequence[object],
+        keywords: Mapping[str, object],
+    ) -> None:
+        self.launch = kernel[grid]
+        self.values = list(args)
+        self.keywords = keywords
+        self.slots = _slots(self.values)
+
+    @property
+    def reads(self) -> set[int]:
+        """The tensors that it is given."""
+        return {number for _, number in self.slots}
+
+    def play(self, tensors: list[Any], stream: object) -> None:
+        self.launch(*_filled(self.values, self.slots, tensors), **self.keywords)
+
+
+_Step = _Operation | _Launch | _Interpreted
+
+
+def _slots(values: Sequence[object]) -> list[tuple[int, int]]:
+    """Where there are slots, and for which tensors."""
+    return [(at, value.number) for at, value in enumerate(values) if isinstance(value, Slot)]
+
+
+def _filled(values: Sequence[Any], slots: Sequence[tuple[int, int]], tensors: Sequence[Any]) -> list[Any]:
+    found = list(values)
+    for at, number in slots:
+        found[at] = tensors[number]
+    return found
 
 
 class Tape:
-    """What a call did, and how its results are made of what it made."""
+    """What a call did, and how its results are made of what it made.
 
-    def __init__(self, steps: Sequence[_Operation | _Launch], results: Any, device: torch.device) -> None:  # noqa: ANN401
-        self.steps = tuple(steps)
+    made: how many tensors there are beside the inputs.
+    """
+
+    def __init__(self, steps: Sequence[_Step], results: Any, made: int, device: torch.device) -> None:  # noqa: ANN401
         self.leaves, self.spec = pytree.tree_flatten(results)
-        self.slots = [(at, leaf.number) for at, leaf in enumerate(self.leaves) if isinstance(leaf, Slot)]
+        self.slots = _slots(self.leaves)
+        self.numbers = [number for _, number in self.slots]
         self.flat = isinstance(results, tuple) and len(self.slots) == len(self.leaves) == len(results)
+        self.steps = _needed(steps, set(self.numbers))
+        self.blank = [None] * made
         self.index = device.index if device.type == "cuda" else None
 
     def play(self, inputs: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 (what the recorded call returned)
@@ -147,15 +205,22 @@ class Tape:
         return self._play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
 
     def _play(self, inputs: Sequence[Tensor | None], stream: object) -> Any:  # noqa: ANN401
-        tensors: list[Any] = list(inputs)
+        tensors: list[Any] = [*inputs, *self.blank]
         for step in self.steps:
             step.play(tensors, stream)
         if self.flat:
-            return tuple([tensors[number] for _, number in self.slots])
-        leaves = self.leaves.copy()
-        for at, number in self.slots:
-            leaves[at] = tensors[number]
-        return pytree.tree_unflatten(leaves, self.spec)
+            return tuple([tensors[number] for number in self.numbers])
+        return pytree.tree_unflatten(_filled(self.leaves, self.slots, tensors), self.spec)
+
+
+def _needed(steps: Sequence[_Step], wanted: set[int]) -> tuple[_Step, ...]:
+    """The steps that change something or make what is wanted: views that only give an address are not made again."""
+    kept: list[_Step] = []
+    for step in reversed(steps):
+        if step.changes or wanted & set(step.made):
+            wanted |= step.reads
+            kept.append(step)
+    return tuple(reversed(kept))
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -167,10 +232,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: Sequence[Tensor | None], device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
-        self.steps: list[_Operation | _Launch] = []
+        self.steps: list[_Step] = []
         self.broken = ""
-        self._made: list[Tensor | None] = list(inputs)  # held while recording, so that no id is given twice
+        self._inputs = len(inputs)
+        self._known: list[Tensor | None] = list(inputs)  # held while recording, so that no id is given twice
         self._numbers = {id(x): number for number, x in enumerate(inputs) if x is not None}
+        self._places: dict[int, tuple[int, int]] = {}
 
     def __torch_dispatch__(
         self,
@@ -183,31 +250,48 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **kwargs)
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.nondeterministic_seeded in func.tags:
             self.broken = f"{func} reads values"
-        if not self.broken:
+        if func is torch.ops.aten.detach.default and isinstance(found, Tensor) and self._own(args[0]):
+            self._known.append(found)
+            self._numbers[id(found)] = self._numbers[id(args[0])]
+        elif not self.broken:
             slotted = self._slotted(args), self._slotted(kwargs)
-            self.steps.append(_Operation(_function(func), *slotted))
-            for x in pytree.tree_leaves(found):
-                if isinstance(x, Tensor):
-                    self._numbers[id(x)] = len(self._made)
-                    self._made.append(x)
-                    if x.device != self.device:
-                        self.broken = f"{func} makes a tensor on {x.device}"
+            made = [self._add(x) for x in pytree.tree_leaves(found)]
+            self.steps.append(_Operation(func, *slotted, made))
+            if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor):
+                base, offset = self._places.get(slotted[0][0].number, (slotted[0][0].number, 0))
+                self._places[made[0]] = base, offset + found.data_ptr() - args[0].data_ptr()
         return found
 
     def launched(
         self, kernel: object, compiled: object, grid: tuple[int, ...], args: Sequence[object], keywords: dict[str, Any]
     ) -> None:
-        """Note a launch."""
-        if not self.broken:
-            self.steps.append(_Launch(kernel, compiled, grid, self._slotted(args), self._slotted(keywords)))
+        """Note a launch. compiled: None where Triton interprets the kernel."""
+        given = self._slotted(args), self._slotted(keywords)
+        if compiled is None:
+            self.steps.append(_Interpreted(kernel, grid, *given))
+        else:
+            self.steps.append(_Launch(kernel, compiled, grid, *given, self._places))
 
     def tape(self, results: Any) -> Tape | None:  # noqa: ANN401
-        """The tape, where the call can be replayed and is worth it: it launched a kernel."""
+        """The tape, where the call can be replayed."""
         slotted = self._slotted(results)
-        launches = sum(isinstance(step, _Launch) for step in self.steps)
-        if self.broken or not launches or len(self.steps) > STEPS:
+        if self.broken or len(self.steps) > STEPS:
             return None
-        return Tape(self.steps, slotted, self.device)
+        return Tape(self.steps, slotted, len(self._known) - self._inputs, self.device)
+
+    def _own(self, x: object) -> bool:
+        """Whether the call made a tensor itself: another that shares its memory is then as good."""
+        return self._numbers.get(id(x), 0) >= self._inputs
+
+    def _add(self, x: object) -> int:
+        """The number of what an operation made."""
+        if not isinstance(x, Tensor) or x.device != self.device:
+            self.broken = "an operation makes something else than tensors of the device"
+            self._known.append(None)
+        else:
+            self._numbers[id(x)] = len(self._known)
+            self._known.append(x)
+        return len(self._known) - 1
 
     def _slotted(self, values: Any) -> Any:  # noqa: ANN401
         return pytree.tree_map_only(Tensor, self._slot, values)
@@ -219,7 +303,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Slot(self._numbers[id(x)])
 
 
-def _function(func: torch._ops.OpOverload) -> Callable[..., Any]:
+def _quick(func: torch._ops.OpOverload) -> Callable[..., Any]:
     """What does the same as an operation, and faster where allocations are concerned."""
     return torch.empty if func is torch.ops.aten.empty.memory_format else func
 
@@ -233,17 +317,23 @@ class Replays:
 
     def call(self, key: Hashable, inputs: Sequence[Tensor | None], run: Run) -> Any:  # noqa: ANN401
         """`run()`, or a tape of it. key: `form` of the inputs, and whatever else `run` depends on."""
+        if _recording.tape is not None:
+            return run()
         tape = self._tapes.get(key)
         if tape is not None:
             return tape.play(inputs)
-        if key in self._tapes or _recording.tape is not None:
+        if key in self._tapes:
             return run()
         if key not in self._seen:  # the first call compiles kernels: what it does is not worth noting
-            if len(self._seen) >= TAPES:
+            if max(len(self._seen), len(self._tapes)) >= TAPES:
                 self._seen.clear()
                 self._tapes.clear()
+            before = _recording.launches
             found = run()
-            self._seen.add(key)
+            if _recording.launches > before:
+                self._seen.add(key)
+            else:
+                self._tapes[key] = None
             return found
         device = next(x.device for x in inputs if x is not None)
         recorder = Recorder(inputs, device)
@@ -264,7 +354,8 @@ def form(x: Tensor) -> tuple[Hashable, ...]:
 
 def plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether tensors are what they seem, with memory of their own: no tracing, no transform, no mode is active."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    modes = torch._C._len_torch_dispatch_stack()
+    if modes != (_recording.tape is not None) or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     if forward_ad._current_level >= 0 or torch.compiler.is_compiling():
         return False

@@ -66,7 +66,7 @@ def _find(program: Program, plan: str, arguments: Arguments, *, packed: bool, ls
         raise refuse("an empty batch needs none")
     tensors = list(arguments.tensors.values())
     found = find_kernel(program, plan, arguments.sizes, tensors)
-    if packed and not found.packs:
+    if packed and "cu_seqlens" not in found.keywords:
         raise refuse("packs have none")
     if found.backward is None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise refuse("gradients have none")
