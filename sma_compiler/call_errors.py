@@ -1,6 +1,7 @@
 """One class for each mistake in a call of a compiled op. All are raised before any work is done.
 
-An error about one argument shows the parameter's declaration in the spec: file, line, column and a caret.
+An error about one argument shows the parameter's declaration in the spec: file, line, column and a caret. Any other
+begins with the place of the op in the spec and its name (`Op.label`), which is what its class takes as `op`.
 """
 
 from __future__ import annotations
@@ -233,8 +234,9 @@ class ForgottenPositions(Mistake):
 
     def __init__(self, op: str, cache: str, kept: int, read: int) -> None:
         super().__init__(
-            f"{op}: this call reads {read} earlier position{'s' if read != 1 else ''} of {cache!r}, but the state keeps "
-            f"{kept}: it was made with a narrower window; make it with the widest one that it is continued with"
+            f"{op}: this call reads {read} earlier position{'s' if read != 1 else ''} of {cache!r}, "
+            f"but the state keeps {kept}: it was made with a narrower window; "
+            "make it with the widest one that it is continued with"
         )
 
 
@@ -319,6 +321,26 @@ class WrongSize(Mistake):
 
     def __init__(self, op: str, name: str, value: object) -> None:
         super().__init__(f"{op}: the size {name!r} must be an integer of at least 1, not {value!r}")
+
+
+class WrongCapacity(Mistake):
+    """A capacity of caches that is not a positive integer."""
+
+    def __init__(self, op: str, value: object) -> None:
+        super().__init__(
+            f"{op}: capacity, the positions that a cache has room for, must be an integer of at least 1 (or None), "
+            f"not {value!r}"
+        )
+
+
+class WrongStateElements(Mistake):
+    """`empty_state(dtype=...)` of elements that no tensor of a call may have."""
+
+    def __init__(self, op: str, dtype: object) -> None:
+        super().__init__(
+            f"{op}: empty_state takes the dtype of the queries, keys and values to come: bfloat16, float16, float32 or "
+            f"float64, not {dtype}"
+        )
 
 
 class NotAvailable(Mistake):

@@ -212,6 +212,11 @@ class Op:
     span: Span
     text: str
 
+    @property
+    def label(self) -> str:
+        """Its place in the spec and its name, as errors begin: `mamba2.sma:2: mamba2`."""
+        return f"{self.span.source.name}:{self.span.line}: {self.name}"
+
 
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The direct operands of a node, in the order of its fields."""

@@ -103,11 +103,11 @@ def bind(op: Op, positional: Sequence[object], named: Mapping[str, object], *, s
 def _match(op: Op, positional: Sequence[object], named: Mapping[str, object]) -> dict[str, object]:
     names = [decl.name for decl in op.params]
     if len(positional) > len(names):
-        raise TooManyArguments(op.name, len(positional), names)
+        raise TooManyArguments(op.label, len(positional), names)
     given = dict(zip(names, positional, strict=False))
     for name, value in named.items():
         if name not in names:
-            raise UnknownArgument(op.name, name, names)
+            raise UnknownArgument(op.label, name, names)
         if name in given:
             raise RepeatedArgument(op.name, op.params[names.index(name)])
         given[name] = value
@@ -175,7 +175,7 @@ def infer_sizes(op: Op, tensors: Mapping[str, Tensor]) -> dict[str, int]:
                     raise EmptyAxis(op.name, decl, axis)
                 found.setdefault(axis, []).append((decl, size))
     if "time" not in found:
-        raise NoLength(op.name)
+        raise NoLength(op.label)
     sizes: dict[str, int] = {}
     for axis, owners in found.items():
         if axis == "head":
@@ -234,13 +234,13 @@ def check_pack(op: Op, arguments: Arguments, cu_seqlens: Tensor, *, cut_by_value
     else on the CPU, and anywhere under SMA_SELF_CHECK=1.
     """
     if not isinstance(cu_seqlens, Tensor):
-        raise BadSequenceBounds(op.name, f"must be a tensor, not {type(cu_seqlens).__name__}")
+        raise BadSequenceBounds(op.label, f"must be a tensor, not {type(cu_seqlens).__name__}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise BadSequenceBounds(op.name, f"must be int32 or int64, but is {cu_seqlens.dtype}")
+        raise BadSequenceBounds(op.label, f"must be int32 or int64, but is {cu_seqlens.dtype}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        raise BadSequenceBounds(op.name, f"must have shape [S + 1] with S >= 1, but has {list(cu_seqlens.shape)}")
+        raise BadSequenceBounds(op.label, f"must have shape [S + 1] with S >= 1, but has {list(cu_seqlens.shape)}")
     if cu_seqlens.device != arguments.device:
-        raise BadSequenceBounds(op.name, f"is on {cu_seqlens.device}, but the tensors are on {arguments.device}")
+        raise BadSequenceBounds(op.label, f"is on {cu_seqlens.device}, but the tensors are on {arguments.device}")
     for decl in op.params:
         if "batch" in decl.dims:
             size = arguments.tensors[decl.name].shape[decl.dims.index("batch")]
@@ -252,9 +252,9 @@ def check_pack(op: Op, arguments: Arguments, cu_seqlens: Tensor, *, cut_by_value
 
 def _check_bounds(op: Op, bounds: list[int], length: int) -> None:
     if bounds[0] != 0:
-        raise BadSequenceBounds(op.name, f"must start at 0, but starts at {bounds[0]}")
+        raise BadSequenceBounds(op.label, f"must start at 0, but starts at {bounds[0]}")
     for place, (start, end) in enumerate(pairwise(bounds)):
         if end < start:
-            raise BadSequenceBounds(op.name, f"must not fall, but goes from {start} to {end} at entry {place + 1}")
+            raise BadSequenceBounds(op.label, f"must not fall, but goes from {start} to {end} at entry {place + 1}")
     if bounds[-1] != length:
-        raise BadSequenceBounds(op.name, f"must end at {length}, the length of the pack, but ends at {bounds[-1]}")
+        raise BadSequenceBounds(op.label, f"must end at {length}, the length of the pack, but ends at {bounds[-1]}")

@@ -88,7 +88,7 @@ def execute(
     outputs: list[Tensor | State] = [found.result]
     if call.want_state:
         assert found.state is not None
-        after = fit_slots(op.name, found.state, state) if call.inplace and state is not None else found.state
+        after = fit_slots(op.label, found.state, state) if call.inplace and state is not None else found.state
         outputs.append(State(program.spec_hash, {name: own_memory(tensor) for name, tensor in after.items()}))
     if call.want_lse:
         assert found.lse is not None
@@ -98,7 +98,7 @@ def execute(
 
 def check_options(program: Program, call: Call) -> None:
     """Refuse options that no call can have, or that this op cannot."""
-    name = program.op.name
+    name = program.op.label
     program.check_plan(call.plan)
     if call.backend not in (*BACKENDS, "auto"):
         raise UnknownBackend(name, call.backend, BACKENDS)

@@ -185,4 +185,4 @@ class _on:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:  # noqa: ANN401
         self.guard.__exit__(kind, error, trace)
         if kind is not None and kind.__name__ == "OutOfResources":
-            raise KernelTooLarge(self.job.program.op.name, self.job.plan, str(error)) from None
+            raise KernelTooLarge(self.job.program.op.label, self.job.plan, str(error)) from None

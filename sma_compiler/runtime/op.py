@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 
 from sma_compiler import reference
-from sma_compiler.call_errors import InPlaceNeedsState, MissingSize, NotAvailable, dims_text
+from sma_compiler.call_errors import (
+    InPlaceNeedsState,
+    MissingSize,
+    NotAvailable,
+    WrongCapacity,
+    WrongStateElements,
+    dims_text,
+)
 from sma_compiler.emit.source import Emitted, emit
 from sma_compiler.facts.facts import Facts
 from sma_compiler.ir.nodes import Op, ParamDecl
 from sma_compiler.plan.choose import Plan
-from sma_compiler.runtime.args import bind, check_pack, check_turns, check_values
+from sma_compiler.runtime.args import FLOATS, bind, check_pack, check_turns, check_values
 from sma_compiler.runtime.execute import Call, check_options
 from sma_compiler.runtime.explain import Explanation
 from sma_compiler.runtime.graph_call import in_graph
@@ -155,7 +162,7 @@ class CompiledOp:
                 drop a position that is still needed.
         """
         if inplace and state is None:
-            raise InPlaceNeedsState(self.name)
+            raise InPlaceNeedsState(self.ir.label)
         self.program.check_causal("step")
         call = Call(want_state=True, step=True, inplace=inplace)
         states = () if state is None else (state,)
@@ -189,17 +196,20 @@ class CompiledOp:
                 parameters by name: without the width of a window its cache has `capacity` slots.
 
         Raises:
-            CallError: a size is missing, unknown or not positive; the op is not causal.
+            CallError: a size is missing, unknown or not positive; the dtype is no floating-point one that tensors may
+                have; the op is not causal.
         """
         self.program.check_causal("empty_state")
         numbers = tuple(decl.name for decl in self.params if decl.number)
-        known = named_sizes(self.name, {"batch": batch, **sizes}, numbers)
-        if capacity is not None:
-            named_sizes(self.name, {"time": capacity})
+        known = named_sizes(self.ir.label, {"batch": batch, **sizes}, numbers)
+        if capacity is not None and (isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1):
+            raise WrongCapacity(self.ir.label, capacity)
+        if dtype not in FLOATS:
+            raise WrongStateElements(self.ir.label, dtype)
         for decl in self.params:
             for axis in decl.dims:
                 if axis not in known and axis != "time":
-                    raise MissingSize(self.name, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
+                    raise MissingSize(self.ir.label, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         given = {name: known.pop(name) for name in numbers if name in known}
         tensors = empty_state(self.program, known, given, batch, compute, torch.device(device), capacity)
@@ -240,7 +250,7 @@ class CompiledOp:
                 it, the plan that "auto" takes there.
         """
         numbers = tuple(decl.name for decl in self.params if decl.number)
-        return Explanation(self.program, named_sizes(self.name, shape or {}, numbers))
+        return Explanation(self.program, named_sizes(self.ir.label, shape or {}, numbers))
 
     def source(
         self,
@@ -266,7 +276,7 @@ class CompiledOp:
         """What `source` prints, as kernel IR."""
         self.program.check_plan(plan)
         numbers = tuple(decl.name for decl in self.params if decl.number)
-        sizes = named_sizes(self.name, shape or {}, numbers)
+        sizes = named_sizes(self.ir.label, shape or {}, numbers)
         return emit(self.ir, self.program.plans, plan, sizes, dtype, target)
 
     def save(

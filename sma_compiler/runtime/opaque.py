@@ -81,7 +81,7 @@ class Forward(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> None:  # noqa: ANN401
-        raise NoForwardMode(ctx.job.program.op.name)
+        raise NoForwardMode(ctx.job.program.op.label)
 
 
 class Backward(Function):
@@ -99,11 +99,11 @@ class Backward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:  # noqa: ANN401
-        raise NoDoubleBackward(ctx.job.program.op.name)
+        raise NoDoubleBackward(ctx.job.program.op.label)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> None:  # noqa: ANN401
-        raise NoForwardMode(ctx.job.program.op.name)
+        raise NoForwardMode(ctx.job.program.op.label)
 
 
 def run(job: Job, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

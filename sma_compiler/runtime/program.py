@@ -107,13 +107,13 @@ class Program:
         if plan == "auto" or plan in legal:
             return
         if plan in PLANS:
-            raise RefusedPlan(self.op.name, plan, self.plans.refused[plan], legal)
-        raise UnknownPlan(self.op.name, plan, legal)
+            raise RefusedPlan(self.op.label, plan, self.plans.refused[plan], legal)
+        raise UnknownPlan(self.op.label, plan, legal)
 
     def check_causal(self, asked: str) -> None:
         """Refuse `asked` (what needs a state) of an op that is not causal."""
         if not self.plans.causal:
-            raise NoStates(self.op.name, asked, self._why_not_causal())
+            raise NoStates(self.op.label, asked, self._why_not_causal())
 
     def _why_not_causal(self) -> str:
         for mask in self.plans.facts.masks:

@@ -47,7 +47,7 @@ def check_kernel(program: Program, plan: str, kernel: Kernel, arguments: Argumen
     if key not in _checked:
         report = compare(program, plan, kernel, arguments.sizes, dtype, arguments.device)
         if not report.ok:
-            raise WrongKernel(program.op.name, plan, arguments.device, "\n".join(map(str, report.failures)))
+            raise WrongKernel(program.op.label, plan, arguments.device, "\n".join(map(str, report.failures)))
         _checked.add(key)
 
 

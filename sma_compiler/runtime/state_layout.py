@@ -84,7 +84,7 @@ def check_state(program: Program, arguments: Arguments, rows: int, state: object
         NotAState, ForeignState, StateMismatch: say what differs.
         ForgottenPositions: a window is wider than it was, and reads what is kept no more.
     """
-    op = program.op.name
+    op = program.op.label
     if not isinstance(state, State):
         raise NotAState(op, state)
     if state.spec_hash != program.spec_hash:
@@ -120,7 +120,7 @@ def _check_window(program: Program, arguments: Arguments, state: State) -> None:
         if bool(lacking.any()):
             row = int(lacking.nonzero()[0])
             cache = name.removesuffix(".pos")
-            raise ForgottenPositions(program.op.name, cache, int(kept[row]), min(int(seen[row]), slots))
+            raise ForgottenPositions(program.op.label, cache, int(kept[row]), min(int(seen[row]), slots))
 
 
 def _slots_read(program: Program, arguments: Arguments) -> dict[str, int]:

@@ -37,7 +37,7 @@ def kernel_for(
         try:
             return _find(program, plan, arguments, packed=packed, lse=lse)
         except NoTritonKernel as error:
-            why = NoKernel(program.op.name, plan, error.reason)
+            why = NoKernel(program.op.label, plan, error.reason)
     if backend != "triton":
         return None
     raise why
@@ -45,7 +45,7 @@ def kernel_for(
 
 def _unfit(program: Program, backend: str, arguments: Arguments) -> CallError | None:
     """Why no kernel at all takes these tensors. Where Triton interprets kernels, those of the CPU are for who asks."""
-    name, device = program.op.name, arguments.device
+    name, device = program.op.label, arguments.device
     if device.type != "cuda" and not (backend == "triton" and device.type == "cpu" and interpreted()):
         return TritonNeedsGPU(name, device)
     if not has_triton():

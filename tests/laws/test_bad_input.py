@@ -38,7 +38,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setitem(execute.BACKENDS, "torch", work)
+    monkeypatch.setattr(execute, "run_op", work)
 
 
 TENSORS: dict[str, tuple[str, Given, type[errors.ParameterError]]] = {
@@ -181,6 +181,40 @@ def test_steps() -> None:
         OP.step(**inputs())
     with pytest.raises(errors.InPlaceNeedsState):
         OP.step(**{name: x[:, 0] for name, x in inputs().items()}, inplace=True)
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "an unknown name": lambda: OP(**inputs(), gate=1),
+    "too many": lambda: OP(*inputs().values(), 1),
+    "bounds": lambda: OP(**row(), cu_seqlens=torch.tensor([0, 7])),
+    "a foreign state": lambda: OP(**inputs(), initial_state=WINDOW.empty_state(B, head=H, key=K, value=V, w=2)),
+    "no state": lambda: OP(**inputs(), initial_state={}),
+    "another state": lambda: OP(**inputs(), initial_state=state(1)),
+    "an unknown plan": lambda: OP(**inputs(), plan="chunk"),
+    "a refused plan": lambda: OP(**inputs(), plan="toeplitz"),
+    "a backend": lambda: OP(**inputs(), backend="cuda"),
+    "a precision": lambda: OP(**inputs(), precision="fp8"),
+    "no softmax": lambda: OP(**inputs(), return_lse=True),
+    "in place": lambda: OP.step(**{name: x[:, 0] for name, x in inputs().items()}, inplace=True),
+    "an unknown size": lambda: OP.empty_state(heads=H, key=K, value=V),
+    "a missing size": lambda: OP.empty_state(head=H, key=K),
+    "a wrong size": lambda: OP.empty_state(head=0, key=K, value=V),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_message_begins_with_the_line_of_the_spec(mistake: str) -> None:
+    with pytest.raises(sma.CallError, match=r"^simple_gla\.sma:2: simple_gla: "):
+        MISTAKES[mistake]()
+
+
+def test_empty_states() -> None:
+    for capacity in (-1, 0, 2.5, True):
+        with pytest.raises(errors.WrongCapacity, match=r"sliding_window\.sma:2: sliding_window: capacity, "):
+            WINDOW.empty_state(head=H, key=K, value=V, capacity=capacity)
+    for dtype in (torch.int32, torch.bool, torch.complex64):
+        with pytest.raises(errors.WrongStateElements, match=r"bfloat16, float16, float32 or float64, not torch\."):
+            state(dtype=dtype)
 
 
 def test_a_mask_that_may_be_negative_under_softmax() -> None:
