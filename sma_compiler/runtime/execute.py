@@ -16,14 +16,16 @@ from torch import Tensor
 
 from sma_compiler.backend_errors import KernelTooLarge
 from sma_compiler.call_errors import NoLogSumExp, UnknownBackend, UnknownPrecision
+from sma_compiler.ir.nodes import Op
 from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, check_values, self_check
 from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.pack import Bucket, Pack, make_pack
 from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.replay import plain
 from sma_compiler.runtime.self_check import check_kernel
 from sma_compiler.runtime.state import State
 from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows, own_memory
-from sma_compiler.runtime.triton import kernel_for, run_kernel
+from sma_compiler.runtime.triton import Wanted, kernel_for, run_kernel, run_step
 from sma_compiler.torch_plans.run import Result, run_op
 
 BACKENDS = ("torch", "triton")
@@ -64,8 +66,12 @@ def execute(
     arguments = bind(op, positional, named, step=call.step)
     check_turns(op, program.roles, arguments)
     check_values(op, program.roles, arguments)
+    kind = arguments.device.type
+    autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    arguments = autocast(program, arguments) if autocasting else arguments
     bounds = packs[0] if packs else None
-    kernel = kernel_for(program, call.plan, call.backend, arguments, packed=bool(packs), lse=call.want_lse)
+    wanted = _wanted(call, arguments, states, bounds is not None)
+    kernel = kernel_for(program, wanted, arguments)
     if bounds is not None:
         check_pack(op, arguments, bounds, cut_by_values=kernel is None)
     rows = arguments.sizes["batch"] if bounds is None else bounds.shape[0] - 1
@@ -75,17 +81,14 @@ def execute(
     if call.want_state:
         program.check_causal("return_state")
     state = states[0] if states else None
-    kind = arguments.device.type
-    autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    arguments = autocast(program, arguments) if autocasting else arguments
     with torch.autocast(kind, enabled=False) if autocasting else nullcontext():
         if arguments.sizes["time"] == 0:
             found = _run_nothing(program, call, arguments, rows, state)
         elif kernel is not None:
-            found = _run_kernel(program, call, kernel, arguments, state, bounds)
+            found = _run_kernel(program, call, wanted, kernel, arguments, state, bounds)
         else:
             found = _run_torch(program, call, arguments, state, bounds)
-    outputs: list[Tensor | State] = [found.result]
+    outputs: list[Tensor | State] = [_without_time(op, found.result) if call.step else found.result]
     if call.want_state:
         assert found.state is not None
         after = fit_slots(op.label, found.state, state) if call.inplace and state is not None else found.state
@@ -94,6 +97,12 @@ def execute(
         assert found.lse is not None
         outputs.append(found.lse)
     return tuple(outputs)
+
+
+def _without_time(op: Op, result: Tensor) -> Tensor:
+    """The result of a step, which a kernel for steps gives as it should be."""
+    axes = op.result.axes
+    return result.squeeze(axes.index("time")) if result.dim() == len(axes) else result
 
 
 def check_options(program: Program, call: Call) -> None:
@@ -118,14 +127,30 @@ def autocast(program: Program, arguments: Arguments) -> Arguments:
     return replace(arguments, tensors=cast)
 
 
+def _wanted(call: Call, arguments: Arguments, states: Sequence[State], packed: bool) -> Wanted:
+    """The kernel that a call would like. A step without gradients is one launch of the recurrent plan."""
+    leaves = [*arguments.tensors.values(), *(x for state in states if isinstance(state, State) for x in state.values())]
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    plan = "recurrent" if call.step and not training else call.plan
+    return Wanted(plan, call.backend, training, packed, call.want_lse)
+
+
 def _run_kernel(
-    program: Program, call: Call, kernel: Kernel, arguments: Arguments, state: Tensors | None, bounds: Tensor | None
+    program: Program,
+    call: Call,
+    wanted: Wanted,
+    kernel: Kernel,
+    arguments: Arguments,
+    state: Tensors | None,
+    bounds: Tensor | None,
 ) -> Result:
     """A call by its Triton kernel; by torch, where that proves too large for the GPU and nothing else was asked for."""
     if self_check():
-        check_kernel(program, call.plan, kernel, arguments)
+        check_kernel(program, wanted.plan, kernel, arguments)
     try:
-        return run_kernel(program, call.plan, call.precision, kernel, arguments, state, bounds, call.want_state)
+        if call.step and kernel.step is not None and plain(tuple(arguments.tensors.values())):
+            return run_step(program, kernel, arguments, state, call.inplace)
+        return run_kernel(program, wanted.plan, call.precision, kernel, arguments, state, bounds, call.want_state)
     except KernelTooLarge as error:
         if (call.plan, call.backend) != ("auto", "auto"):
             raise

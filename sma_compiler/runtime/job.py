@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor
     def run() -> tuple[Tensor, ...]:
         options = kernel.rounding(job.precision)
         wanted = {"return_state": job.want_state} | ({"return_norm": True} if job.want_norm else {})
-        with _on(tensors[0].device, job):
+        with on(tensors[0].device, job.program, job.plan):
             found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, **options)
         return flat(found)
 
@@ -150,8 +150,8 @@ def backward(
         if dstates:
             keywords["dstate"] = joined(dstates)
         keywords["needs"] = tuple(needs[: job.params])
-        with _on(dy.device, job):
-            found: Any = launch(dy, *job.arguments(given.params), **keywords)
+        with on(dy.device, job.program, job.plan):
+            found = launch(dy, *job.arguments(given.params), **keywords)
         grads = [*found[: job.params], *flat(found[job.params :])]
         return tuple(grad for grad, need in zip(grads, needs, strict=False) if need)
 
@@ -172,17 +172,13 @@ def _replayed(
     return found
 
 
-class _on:
+@contextmanager
+def on(device: torch.device, program: Program, plan: str) -> Iterator[None]:
     """Launches in this block go to a device, and a kernel that does not fit on it is a clear error."""
-
-    def __init__(self, device: torch.device, job: Job) -> None:
-        self.guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        self.job = job
-
-    def __enter__(self) -> None:
-        self.guard.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:  # noqa: ANN401
-        self.guard.__exit__(kind, error, trace)
-        if kind is not None and kind.__name__ == "OutOfResources":
-            raise KernelTooLarge(self.job.program.op.label, self.job.plan, str(error)) from None
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
+    except Exception as error:
+        if type(error).__name__ == "OutOfResources":
+            raise KernelTooLarge(program.op.label, plan, str(error)) from None
+        raise

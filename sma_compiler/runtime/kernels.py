@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -32,15 +33,20 @@ class Kernel:
     replays: Replays = field(default_factory=Replays)
 
     @property
-    def forward(self) -> Callable[..., object]:
+    def forward(self) -> Callable[..., Any]:
         """The launcher that is named after the op."""
-        found: Callable[..., object] = getattr(self.module, self.name)
+        found: Callable[..., Any] = getattr(self.module, self.name)
         return found
 
     @property
-    def backward(self) -> Callable[..., object] | None:
+    def backward(self) -> Callable[..., Any] | None:
         """The launcher of the gradients, where the file has one."""
         return getattr(self.module, f"{self.name}_backward", None)
+
+    @property
+    def step(self) -> Callable[..., Any] | None:
+        """The launcher of a step, where the file has one."""
+        return getattr(self.module, f"{self.name}_step", None)
 
     @cached_property
     def keywords(self) -> frozenset[str]:

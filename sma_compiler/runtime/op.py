@@ -125,7 +125,8 @@ class CompiledOp:
                 Every sequence gives what it would give alone.
             plan: the algorithm, in every contraction where it is legal ("auto": the cheapest at these sizes). The
                 result is the same up to rounding, and the state has the same form.
-            backend: "torch", or "auto".
+            backend: "triton" or "torch"; "auto": Triton on a GPU where there is a kernel for the op, the plan, the
+                dtypes and the sizes, else torch; `explain` says which.
             precision: "ieee", or "tf32" to allow matrix products of fp32 operands in TF32 where a backend has them.
             named: arguments by the spec's names.
 
@@ -172,9 +173,10 @@ class CompiledOp:
             assert isinstance(after, State)
             if state is not None and inplace:
                 for name, tensor in state.items():
-                    tensor.copy_(after[name])
+                    if after[name] is not tensor:
+                        tensor.copy_(after[name])
                 after = state
-        return result.squeeze(self.ir.result.axes.index("time")), after
+        return result, after
 
     def empty_state(
         self,

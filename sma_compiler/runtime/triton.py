@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from sma_compiler.errors import CallError
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.runtime.args import Arguments
-from sma_compiler.runtime.job import Job, find_kernel
+from sma_compiler.runtime.job import Job, find_kernel, flat, joined, on
 from sma_compiler.runtime.kernels import Kernel, has_triton, interpreted
 from sma_compiler.runtime.opaque import run
 from sma_compiler.runtime.program import Program
@@ -22,23 +23,31 @@ STATE = "attend0.S"
 """The names of the state's tensors begin so; a number says which stream's."""
 
 
-def kernel_for(
-    program: Program, plan: str, backend: str, arguments: Arguments, *, packed: bool, lse: bool
-) -> Kernel | None:
+class Wanted(NamedTuple):
+    """What a call needs of a kernel. training: gradients; packed: `cu_seqlens`; lse: the log-sum-exp of its rows."""
+
+    plan: str
+    backend: str
+    training: bool
+    packed: bool
+    lse: bool
+
+
+def kernel_for(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel | None:
     """The kernel for a call; None: the torch backend makes it.
 
     Raises:
         CallError: `backend` is "triton", and there is none.
     """
-    if backend == "torch":
+    if wanted.backend == "torch":
         return None
-    why: CallError | None = _unfit(program, backend, arguments)
+    why: CallError | None = _unfit(program, wanted.backend, arguments)
     if why is None:
         try:
-            return _find(program, plan, arguments, packed=packed, lse=lse)
+            return _find(program, wanted, arguments)
         except NoTritonKernel as error:
-            why = NoKernel(program.op.label, plan, error.reason)
-    if backend != "triton":
+            why = NoKernel(program.op.label, wanted.plan, error.reason)
+    if wanted.backend != "triton":
         return None
     raise why
 
@@ -56,19 +65,18 @@ def _unfit(program: Program, backend: str, arguments: Arguments) -> CallError | 
     return None
 
 
-def _find(program: Program, plan: str, arguments: Arguments, *, packed: bool, lse: bool) -> Kernel:
+def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
     def refuse(reason: str) -> NoTritonKernel:
-        return NoTritonKernel(program.op.name, plan, reason)
+        return NoTritonKernel(program.op.name, wanted.plan, reason)
 
-    if lse:
+    if wanted.lse:
         raise refuse("return_lse has none")
     if arguments.sizes["batch"] == 0:
         raise refuse("an empty batch needs none")
-    tensors = list(arguments.tensors.values())
-    found = find_kernel(program, plan, arguments.sizes, tensors)
-    if packed and "cu_seqlens" not in found.keywords:
+    found = find_kernel(program, wanted.plan, arguments.sizes, list(arguments.tensors.values()))
+    if wanted.packed and "cu_seqlens" not in found.keywords:
         raise refuse("packs have none")
-    if found.backward is None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if wanted.training and found.backward is None:
         raise refuse("gradients have none")
     return found
 
@@ -106,6 +114,39 @@ def run_kernel(
         return Result(result, None, None)
     after = {"position": _position(state, arguments.sizes, bounds, result.device)}
     return Result(result, after | _states_out(others, kernels.streams, kernels.normalised), None)
+
+
+def run_step(
+    program: Program, kernel: Kernel, arguments: Arguments, state: Mapping[str, Tensor] | None, inplace: bool
+) -> Result:
+    """A step in one launch, not differentiable; its result has no time axis.
+
+    inplace: the new state lies where the old one did.
+    """
+    kernels, launch = program.kernels, kernel.step
+    assert launch is not None
+    params = iter([_whole(decl, arguments) for decl in program.op.params if not decl.number])
+    given = []
+    for decl in program.op.params:
+        x = arguments.numbers[decl.name] if decl.number else next(params)
+        given.append(x.select(decl.dims.index("time"), 0) if isinstance(x, Tensor) and "time" in decl.dims else x)
+    held = {} if state is None else {f"{STATE}{n}": state[f"{STATE}{n}"] for n in range(kernels.streams)}
+    copied = not inplace and kernels.normalised  # the matrix and the sum of keys are parts of one tensor
+    for name, x in held.items():
+        if copied or x.stride(-1) != 1:
+            held[name] = x.clone(memory_format=torch.contiguous_format)
+    within = bool(held) and (copied or inplace)
+    before = joined(_states_in(held, kernels.streams, kernels.normalised)) if held else None
+    with on(arguments.device, program, "recurrent"):
+        result, states = launch(*given, state=before, inplace=within)
+    found = held if within else _states_out(list(flat(states)), kernels.streams, kernels.normalised)
+    if state is None:
+        position = torch.ones(arguments.sizes["batch"], dtype=torch.int64, device=arguments.device)
+    else:
+        position = state["position"].add_(1) if inplace else state["position"] + 1
+    return Result(
+        result.to(result_dtype(program.op, arguments.tensors, torch.float32)), {"position": position} | found, None
+    )
 
 
 def _whole(decl: ParamDecl, arguments: Arguments) -> Tensor:
