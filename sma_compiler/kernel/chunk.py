@@ -24,12 +24,13 @@ from sma_compiler.kernel.build import (
     reduce_sum,
     size,
     trans,
+    where,
     zeros,
 )
 from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, with_factors
 from sma_compiler.kernel.host import Host, Tensors, suffix
-from sma_compiler.kernel.inputs import EXTENT, Inputs
-from sma_compiler.kernel.linear import is_tensor, plain
+from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
+from sma_compiler.kernel.linear import is_tensor, plain, varies
 from sma_compiler.kernel.lower import Lowering, operand
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Tile
@@ -71,13 +72,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Place:
-    """Which program this is: its tensors, the offsets of a chunk's rows, its sequence and what it has of it.
+    """Which head of which program this is: its tensors, the offsets of a chunk's rows, its sequence.
 
+    present: whether there is such a head; None: always. block: the index of the program's heads among those of all.
     tile: which tile of the outer channels. part: which part of the sequence, where programs share it. first, end: the
     positions it walks.
     """
 
     inputs: Inputs
+    present: E | None
+    block: E
     offsets: E
     span: Span
     tile: E
@@ -89,11 +93,15 @@ class Place:
 class Chunked(Maker):
     """Builds a kernel that goes through the chunks of a walk.
 
-    parts: whether several programs share a sequence, each with a part of it.
+    parts: whether several programs share a sequence, each with a part of it. heads: how many heads of a group a program
+    has, whose results are added.
     """
 
-    def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool) -> None:
+    def __init__(
+        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, heads: int = 1
+    ) -> None:
         super().__init__(host, reserved)
+        self.heads = heads
         self.walk = walk
         self.tensors = tensors
         self.parts = parts
@@ -101,14 +109,15 @@ class Chunked(Maker):
         self.splits = tuple(split(term) for term in walk.paths)
         self.several = len(walk.terms) > 1
 
-    def place(self) -> Place:
-        """Say which program this is."""
+    def places(self) -> tuple[Place, ...]:
+        """Say which program this is; for each of its heads."""
         b, outer = self.b, self.walk.outer
         letter, channels = outer[0], CHANNELS[outer]
         b.section(f"Which {outer} channels, head and sequence" + (", and which part of it" if self.parts else ""))
         tiles = b.let(f"n_{letter}", call("tl.cdiv", size(channels), size(self.outer), tile=Tile("int32")))
         tile = b.let(f"i_{letter}", program(0) % tiles)
-        i_h = b.let("i_h", (program(0) // tiles).to("int64"))
+        block = b.let("i_h" if self.heads == 1 else "i_n", (program(0) // tiles).to("int64"))
+        members = self._members(block)
         if not self.parts:
             part = None
             span = sequence(b, self.arguments, self.host, b.let("i_s", program(1).to("int64")))
@@ -120,15 +129,36 @@ class Chunked(Maker):
             width = self.arguments.integer("SPAN", self.tensors.span)
             first = b.let("first", span.begin + part * width)
             end = b.let("last", pointwise("tl.minimum", first + width, span.end, dtype="int32"))
-        inputs = Inputs(b, self.arguments, self.host, span.batch, i_h, span.sequence)
         offsets = b.let("o_c", arange("C"), show=False)
         held = {axis: arange(EXTENT[axis]) for axis in CHANNELS}
         held[outer] = tile * size(self.outer) + held[outer]
         held = {axis: b.let(f"o_{axis[0]}", held[axis], show=False) for axis in CHANNELS}
-        for axis, channel in held.items():
-            inputs.use_channels(axis, channel, b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False))
-        b.section("Where the rows of this head begin")
-        return Place(inputs, offsets, span, tile, part, first, end)
+        inside = {
+            axis: b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False) for axis, channel in held.items()
+        }
+        b.section("Where the rows of this head begin" if self.heads == 1 else "Where the rows of these heads begin")
+        found: list[Place] = []
+        for head, present in members:
+            inputs = Inputs(b, self.arguments, self.host, span.batch, head, span.sequence)
+            for axis, channel in held.items():
+                inputs.use_channels(axis, channel, inside[axis])
+            found.append(Place(inputs, present, block, offsets, span, tile, part, first, end))
+        return tuple(found)
+
+    def _members(self, block: E) -> list[tuple[E, E | None]]:
+        """The heads of a block, and which of them exist: a group need not be filled by whole blocks."""
+        if self.heads == 1:
+            return [(block, None)]
+        b = self.b
+        shared = self.arguments.constant("R", self.host.heads // self.host.groups)
+        blocks = call("tl.cdiv", shared, self.heads, tile=Tile("int32"))
+        place = b.let("i_r", block % blocks * self.heads)
+        first = b.let("i_h", block // blocks * shared + place)
+        found: list[tuple[E, E | None]] = [(first, None)]
+        for number in range(1, self.heads):
+            present = b.let("present", place + number < shared)
+            found.append((b.let("i_h", where(present, first + number, first)), present))
+        return found
 
     def state_of_part(self, place: Place) -> E:
         """The index of this program's state in [S, PARTS, H]."""
@@ -163,32 +193,51 @@ class Chunked(Maker):
         return tuple(found)
 
     def chunk(
-        self, place: Place, static: Lowering, rates: dict[Gate, E], t0: E, around: Iterable[Expr], rows: bool = True
+        self,
+        place: Place,
+        static: Lowering,
+        rates: dict[Gate, E],
+        t0: E,
+        around: Iterable[Expr],
+        rows: bool = True,
+        first: Chunk | None = None,
     ) -> Chunk:
         """Load rows t0 .. t0 + C and make the paths.
 
-        around: further expressions of the same rows. rows: False for what only the columns decide.
+        around: further expressions of the same rows. rows: False for what only the columns decide. first: what another
+        head of the program has loaded, which shares x with this one.
         """
         b, walk, inputs = self.b, self.walk, place.inputs
         beside = walk.sums.other if rows and walk.sums is not None else None
-        operands = [*((walk.p,) if rows else ()), walk.s, walk.x, *((beside,) if beside is not None else ())]
-        b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
-        valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
+        operands = [*((walk.p,) if rows else ()), walk.s]
+        if first is None:
+            operands += [walk.x, *((beside,) if beside is not None else ())]
+        b.section("Rows t0 .. t0 + C; what lies past the end is read as 0" if first is None else "The next head's rows")
+        inside = t0 + place.offsets < place.end
+        valid = b.let("m_t", inside if place.present is None else inside & place.present, show=False)
         found = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
         inputs.enter(valid)
         kept = {plain(x) for x in operands if is_tensor(x)}
         exprs = (*operands, *self.factors(rows), *around)
+        if first is not None:
+            static = static.extended()
+            for node in tensors_of((walk.x, *((beside,) if beside is not None else ()))):
+                if varies(node):
+                    static.bind(node, first.lowering.raw(node))
         lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
         p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
         s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
-        x = operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
-        other = None
-        if beside is not None and walk.sums is not None:
-            other = operand(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
-        first, second = walk.offset or (None, None)
-        a = self._offset(first, lowering, valid) if rows else None
+        if first is None:
+            x = operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
+            other = None
+            if beside is not None and walk.sums is not None:
+                other = operand(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
+        else:
+            x, other = first.x, first.other
+        before, after = walk.offset or (None, None)
+        a = self._offset(before, lowering, valid) if rows else None
         paths = self._paths(place, lowering, found, rates, t0, rows)
-        return Chunk(t0, found, lowering, p, s, x, a, self._offset(second, lowering, valid), other, paths)
+        return Chunk(t0, found, lowering, p, s, x, a, self._offset(after, lowering, valid), other, paths)
 
     def _offset(self, expr: Expr | None, lowering: Lowering, valid: E) -> E | None:
         if expr is None or (isinstance(expr, Const) and expr.value == 1):
@@ -305,6 +354,8 @@ class Chunked(Maker):
         """Write the matrix or the vector of a state to its place, where `only` holds."""
         value = state.matrix if part == "matrix" else state.vector
         assert value is not None
+        if place.present is not None:
+            only = place.present if only is None else only & place.present
         if part == "matrix":
             at, mask = place.inputs.matrix(pointer, index, self.walk.inner, self.walk.outer)
         else:

@@ -131,7 +131,7 @@ class Inputs:
         """
         lowering = static.extended()
         for node in self._held(exprs):
-            if varies(node):
+            if varies(node) and not lowering.has(node):
                 lowering.bind(node, self._tile(node, t0, rows, valid, node in operands))
         return lowering
 
@@ -161,6 +161,14 @@ class Inputs:
             address = address + place * self.arguments.stride(name, axis, host, axes.index(axis))
         stride = self.arguments.stride(name, "time", host, axes.index("time"))
         return self.builder.let(f"p_{name}", address), stride
+
+    def made(self, name: str, pointer: E, channel: str | None) -> tuple[E, E]:
+        """The same of a contiguous tensor [B, T, H] or [B, T, H, channels], which need not be there otherwise."""
+        heads = self.arguments.integer("H", self.host.heads)
+        place = self.batch * self.arguments.integer("T", self.host.sizes["time"]) * heads + self.head
+        width = size(channel[0].upper()) if channel is not None else None
+        address = pointer + (place if width is None else place * width)
+        return self.builder.let(f"p_{name}", address), heads if width is None else heads * width
 
     def matrix(self, pointer: E, place: E, inner: str, outer: str) -> tuple[E, E]:
         """The addresses of this program's part of a state, [..., K, V] and contiguous, as [inner, outer]; and a mask.

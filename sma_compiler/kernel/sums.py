@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sma_compiler.kernel.build import E, call, dot, reduce_sum, size, trans, where
+from sma_compiler.kernel.build import E, call, reduce_sum, size, where
 from sma_compiler.kernel.gates import scaled
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import first_stretch
@@ -30,52 +30,52 @@ if TYPE_CHECKING:
 
 
 class PathSums:
-    """The statements that make them in one kernel."""
+    """The statements that make them in one kernel, for one head; `first`: those of the program's first."""
 
-    def __init__(self, kernel: Chunked, place: Place) -> None:
+    def __init__(self, kernel: Chunked, place: Place, first: PathSums | None) -> None:
         assert kernel.walk.sums is not None
         self.kernel = kernel
         self.b = kernel.b
         self.place = place
         self.asked = kernel.walk.sums
         self.named = kernel.tensors.sums
-        self.inter: dict[int, E] = {}
-        self.first = first_stretch(kernel.b, kernel.arguments, kernel.host, place.span)
+        self.first: E = first.first if first else first_stretch(kernel.b, kernel.arguments, kernel.host, place.span)
+        self.pairs: dict[tuple[str, int], E] = {}
 
-    def through(self, chunk: Chunk, number: int, rows: E) -> None:
-        """Take what rows [C, outer] have of one stream through the state, without their factors."""
-        value = reduce_sum(self._other(chunk).to("fp32") * rows, 1)
-        self.inter[number] = self.b.let(f"b_through{self.kernel.suffix(number)}", value)
-        if not self.asked.pairs:
-            self._write("through", number, chunk, self.inter[number])
-
-    def weigh(self, chunk: Chunk, scores: E, decays: list[E]) -> None:
-        """Sum the weights of the chunk's pairs.
-
-        scores: without factors of rows. decays: of each stream, without factors, where the scores do not hold them.
-        """
+    def weigh(self, chunk: Chunk, scores: E, decays: list[E], products: E) -> None:
+        """Sum the weights of the chunk's pairs. decays: of each stream; none where the scores hold all there is."""
         b = self.b
-        b.section("Sums of the pairs' weights")
-        products = b.let("b_products", dot(self._other(chunk), trans(chunk.x)))
         for number, (term, path) in enumerate(zip(self.kernel.walk.terms, chunk.paths, strict=True)):
             suffix = self.kernel.suffix(number)
             pairs = b.let(f"b_pairs{suffix}", (scores * decays[number] if decays else scores) * products)
-            at_rows, at_columns = path.rows.factors, path.columns.factors if decays else []
-            offsets = chunk.rows.offsets
+            at_rows, at_columns = path.rows.factors, path.columns.factors
             if ("rows", number) in self.named:
-                rows = reduce_sum(scaled(pairs, at_columns, column=False), 1)
-                self._write("rows", number, chunk, self.inter[number] + rows)
+                value = reduce_sum(scaled(pairs, at_columns, column=False), 1)
+                self.pairs["rows", number] = b.let(f"b_rows{suffix}", value)
             if ("columns", number) in self.named:
-                self._write("columns", number, chunk, reduce_sum(scaled(pairs, at_rows, column=True), 0))
+                value = reduce_sum(scaled(pairs, at_rows, column=True), 0)
+                self._write("columns", number, chunk, value)
             if ("net", number) in self.named:
-                apart = scaled(scaled(pairs, at_rows, column=True), at_columns, column=False)
+                whole = scaled(scaled(pairs, at_rows, column=True), at_columns, column=False)
                 if not term.strict:
-                    apart = where(offsets.col.ne(offsets.row), apart, 0.0)
-                apart = b.named(f"b_apart{suffix}", apart)
-                inter = scaled(self.inter[number], at_rows, column=True)
-                rows, columns = inter + reduce_sum(apart, 1), reduce_sum(apart, 0)
-                self._write("net", number, chunk, columns - rows if self.kernel.walk.backward else rows - columns)
-        b.space()
+                    whole = where(chunk.rows.offsets.col.ne(chunk.rows.offsets.row), whole, 0.0)
+                if whole is not pairs:
+                    b.set(pairs, whole)
+                value = reduce_sum(pairs, 1) - reduce_sum(pairs, 0)
+                self.pairs["net", number] = b.let(f"b_net{suffix}", value)
+
+    def through(self, chunk: Chunk, number: int, rows: E) -> None:
+        """Add what rows [C, outer] have of one stream through the state, without their factors; write the sums."""
+        value = reduce_sum(self._other(chunk).to("fp32") * rows, 1)
+        if not self.asked.pairs:
+            self._write("through", number, chunk, value)
+            return
+        inter = self.b.let(f"b_through{self.kernel.suffix(number)}", value)
+        if ("rows", number) in self.pairs:
+            self._write("rows", number, chunk, self.pairs["rows", number] + inter)
+        if ("net", number) in self.pairs:
+            net = self.pairs["net", number] + scaled(inter, chunk.paths[number].rows.factors, column=True)
+            self._write("net", number, chunk, -net if self.kernel.walk.backward else net)
 
     def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Where a stretch ends: keep the states, or multiply them with those that the other walk has kept."""
@@ -83,6 +83,8 @@ class PathSums:
         b.section("Where a stretch of chunks ends, the states of both walks meet")
         index = b.let("i_c", (chunk.t0 - self.place.span.begin) // size("C"))
         ends = b.let("ends", (index % STRETCH).eq(STRETCH - 1) | (chunk.t0 + size("C") >= self.place.span.end))
+        if self.place.present is not None:
+            ends = ends & self.place.present
         stretch = b.let("i_e", self.first + index // STRETCH)
         stretches = arguments.integer("STRETCHES", self.kernel.host.stretches)
         inputs = self.place.inputs

@@ -3,57 +3,97 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import is_positive, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
+from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
+from sma_compiler.mask.nodes import Gate
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head of a program: what does not vary in time of it, its states, and the sums it makes."""
+
+    place: Place
+    static: Lowering
+    rates: dict[Gate, E]
+    states: tuple[State, ...]
+    sums: PathSums | None
 
 
 class WalkKernel(Chunked):
     """Builds the kernel. scores: whether P S^T was made ahead."""
 
     def __init__(
-        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, scores: bool
+        self,
+        walk: Walk,
+        host: Host,
+        tensors: Tensors,
+        reserved: frozenset[str],
+        parts: bool,
+        scores: bool,
+        heads: int = 1,
     ) -> None:
-        super().__init__(walk, host, tensors, reserved, parts)
+        super().__init__(walk, host, tensors, reserved, parts, heads)
         self.ahead = scores
+        self.apart = self.several or heads > 1
+        """Whether rows have factors of their own for each product that adds to them."""
 
     def build(self, name: str) -> Function:
         """The kernel."""
         b, walk = self.b, self.walk
-        place = self.place()
         around = [output.expr for output in walk.outputs]
         around += [walk.sums.other] if walk.sums is not None else []
-        rows = {output.name: self._rows(place, output) for output in walk.outputs if walk.outer in output.axes}
-        static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
-        rates = static_rates(walk.paths, static)
-        sums = PathSums(self, place) if walk.sums is not None else None
-        states = self.initial_states(place)
+        places = self.places()
+        rows = {output.name: self._rows(places[0], output) for output in walk.outputs if not output.optional}
+        members: list[Member] = []
+        for place in places:
+            members.append(self._member(place, members[0] if members else None, around))
         b.space()
-        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
-            chunk = self.chunk(place, static, rates, t0, around)
-            if sums is not None and walk.backward:
-                sums.meet(chunk, states)
+        with b.loop("t0", self.steps(places[0]), Tile("int32")) as t0:
+            chunks: list[Chunk] = []
+            for member in members:
+                first = chunks[0] if chunks else None
+                chunks.append(self.chunk(member.place, member.static, member.rates, t0, around, first=first))
+            if walk.backward:
+                self._meet(members, chunks)
             beside = self._beside()
-            scores = self._scores(place, chunk) if self.ahead else None
-            y = self._rows_of(place, chunk, states, scores, beside, sums)
-            self.advance(chunk, states)
-            if sums is not None and not walk.backward:
-                sums.meet(chunk, states)
+            y = self._rows_of(members, chunks, beside)
+            for member, chunk in zip(members, chunks, strict=True):
+                self.advance(chunk, member.states)
+            if not walk.backward:
+                self._meet(members, chunks)
             b.section("Output")
-            chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
+            chunks[0].lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
             for output in walk.outputs:
-                self._write(place, chunk, output, rows.get(output.name))
-        self._final_states(place, states)
-        carries = f"carries the state of one head and {self.outer} {walk.outer} channels along a sequence"
+                self._write(places[0], chunks[0], output, rows.get(output.name))
+        for member in members:
+            self._final_states(member.place, member.states)
+        what = "one head" if self.heads == 1 else f"{self.heads} heads of a group"
+        carries = f"carries the state of {what} and {self.outer} {walk.outer} channels along a sequence"
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
+
+    def _member(self, place: Place, first: Member | None, around: list[Expr]) -> Member:
+        walk = self.walk
+        exprs = (walk.p, walk.s, *((walk.x,) if first is None else ()), *self.factors(rows=True))
+        static = place.inputs.static((*exprs, *(around if first is None else ())))
+        rates = static_rates(walk.paths, static)
+        sums = PathSums(self, place, first.sums if first is not None else None) if walk.sums is not None else None
+        return Member(place, static, rates, self.initial_states(place), sums)
+
+    def _meet(self, members: list[Member], chunks: list[Chunk]) -> None:
+        for member, chunk in zip(members, chunks, strict=True):
+            if member.sums is not None:
+                member.sums.meet(chunk, member.states)
 
     def _rows(self, place: Place, output: Output) -> tuple[E, E]:
         return place.inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
@@ -65,10 +105,11 @@ class WalkKernel(Chunked):
         value = chunk.lowering.value(output.expr)
         with b.branch(pointer.given()) if output.optional else nullcontext():
             inside = place.inputs.inside[outer]
-            if rows is None:
+            if outer not in output.axes:
                 value = b.helper("keep", value, inside, size("MASKED"))
                 self.write_row(place, pointer, chunk, reduce_sum(value, 1))
             else:
+                rows = rows or place.inputs.made(output.name, pointer, outer)
                 at, mask = place.inputs.addresses(*rows, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
                 b.helpers.add("store")
                 b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
@@ -99,48 +140,63 @@ class WalkKernel(Chunked):
         value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
         return self.b.let("b_scores", value)
 
-    def _rows_of(
-        self,
-        place: Place,
-        chunk: Chunk,
-        states: tuple[State, ...],
-        scores: E | None,
-        beside: Expr | None,
-        sums: PathSums | None,
-    ) -> E:
+    def _rows_of(self, members: list[Member], chunks: list[Chunk], beside: Expr | None) -> E:
         """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum."""
-        b = self.b
-        assert chunk.p is not None
-        b.section(f"Pairs with what lies {'after' if self.walk.backward else 'before'} the chunk, through the state")
-        y, norm = self._through_states(chunk, states, sums)
+        b, walk = self.b, self.walk
+        chunk = chunks[0]
+        early = walk.sums is not None and walk.sums.pairs
+        scores = self._pairs(members, chunks) if early else None
+        b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
+        y, norm = self._through_states(members, chunks)
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
-        b.section("Pairs inside the chunk")
         if scores is None:
-            scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
-        if self.walk.offset is not None:
-            b.set(scores, scores + _product(chunk.a, chunk.b))
-        weights = self._decays(chunk)
-        pairs = sums if sums is not None and sums.asked.pairs else None
-        apart = self.several or bool(chunk.paths[0].columns.factors)
-        if pairs is not None and apart:
-            pairs.weigh(chunk, scores, weights)
-        self._scale(chunk, weights)
-        b.set(scores, scores * _total(weights) if weights else where(chunk.paths[0].support(chunk.rows), scores, 0.0))
-        if pairs is not None and not apart:
-            pairs.weigh(chunk, scores, [])
+            scores = self._pairs(members, chunks)
         b.set(y, dot(scores.to("dot"), chunk.x, y))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
-        outer = [] if self.several else chunk.paths[0].rows.factors
+        outer = [] if self.apart else chunk.paths[0].rows.factors
         if outer:
             b.set(y, scaled(y, outer, column=True))
         if norm is None:
             return y
         if outer:
             b.set(norm, scaled(norm, outer, column=False))
-        self._keep_norm(place, chunk, norm)
+        self._keep_norm(members[0].place, chunk, norm)
         return self._divide(y, norm)
+
+    def _pairs(self, members: list[Member], chunks: list[Chunk]) -> E:
+        """The weighted scores of the chunk's pairs, [C, C]: of all heads together."""
+        b = self.b
+        b.section("Pairs inside the chunk")
+        products = None
+        if self.walk.sums is not None and self.walk.sums.pairs and chunks[0].other is not None:
+            products = b.let("b_products", dot(chunks[0].other, trans(chunks[0].x)))
+        total: E | None = None
+        for member, chunk in zip(members, chunks, strict=True):
+            assert chunk.p is not None
+            if self.ahead:
+                scores = self._scores(member.place, chunk)
+            else:
+                scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+            if self.walk.offset is not None:
+                b.set(scores, scores + _product(chunk.a, chunk.b))
+            weights = self._decays(chunk)
+            if not weights:
+                b.set(scores, where(chunk.paths[0].support(chunk.rows), scores, 0.0))
+            if products is not None and member.sums is not None:
+                member.sums.weigh(chunk, scores, weights, products)
+            self._scale(chunk, weights)
+            if weights:
+                b.set(scores, scores * _total(weights))
+            elif self.apart and chunk.paths[0].rows.factors:
+                b.set(scores, scaled(scores, chunk.paths[0].rows.factors, column=True))
+            if total is None:
+                total = scores
+            else:
+                b.set(total, total + scores)
+        assert total is not None
+        return total
 
     def _beside(self) -> Expr | None:
         """x where the result is the contraction plus x, and x can be added before the last product: no divisor."""
@@ -150,6 +206,8 @@ class WalkKernel(Chunked):
             return None
         others = [arg for arg in result.args if arg is not walk.result]
         if walk.normalize != "none" or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
+            return None
+        if self.heads > 1:
             return None
         gated = all(term.gates and all(is_positive(factor) for factor in term.row) for term in walk.terms)
         return others[0] if (gated or self.several) and walk.result not in postorder(others) else None
@@ -170,41 +228,43 @@ class WalkKernel(Chunked):
         """Give the weights of pairs the factors that are no exponents; those of the rows of one stream come later."""
         for weight, path in zip(weights, chunk.paths, strict=False):
             factors = scaled(weight, path.columns.factors, column=False)
-            if self.several:
+            if self.apart:
                 factors = scaled(factors, path.rows.factors, column=True)
-            if path.columns.factors or (self.several and path.rows.factors):
+            if path.columns.factors or (self.apart and path.rows.factors):
                 self.b.set(weight, factors)
 
-    def _through_states(self, chunk: Chunk, states: tuple[State, ...], sums: PathSums | None) -> tuple[E, E | None]:
+    def _through_states(self, members: list[Member], chunks: list[Chunk]) -> tuple[E, E | None]:
+        """What rows have through the states of all heads and streams; and the sums of their weights."""
         b, walk = self.b, self.walk
-        assert chunk.p is not None
         y: E | None = None
         norm: E | None = None
-        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
-            suffix = self.suffix(number)
-            decay = path.entering()
-            factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
-            if self.several and sums is None:
-                factors += path.rows.factors
-            rows = dot(chunk.p, state.matrix.to("dot"))
-            name = f"b_y{suffix}"
-            if walk.offset is not None and state.vector is not None:
-                rows = b.let(name, rows + (state.vector.row if chunk.a is None else chunk.a.col * state.vector.row))
-            rows = scaled(rows, factors, column=True)
-            if sums is not None:
-                rows = b.named(name, rows)
-                sums.through(chunk, number, rows)
-                rows = scaled(rows, path.rows.factors if self.several else [], column=True)
-            if y is None:
-                y = b.named("b_y", rows)
-            else:
-                b.set(y, y + rows)
-            if walk.normalize != "none" and state.vector is not None:
-                divisors = scaled(reduce_sum(chunk.p.to("fp32") * state.vector.row, 1), factors, column=False)
-                if norm is None:
-                    norm = b.let("b_n", divisors)
+        for member, chunk in zip(members, chunks, strict=True):
+            assert chunk.p is not None
+            for number, (path, state) in enumerate(zip(chunk.paths, member.states, strict=True)):
+                suffix = self.suffix(number)
+                decay = path.entering()
+                factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
+                if self.apart and member.sums is None:
+                    factors += path.rows.factors
+                rows = dot(chunk.p, state.matrix.to("dot"))
+                name = f"b_y{suffix}"
+                if walk.offset is not None and state.vector is not None:
+                    rows = b.let(name, rows + (state.vector.row if chunk.a is None else chunk.a.col * state.vector.row))
+                rows = scaled(rows, factors, column=True)
+                if member.sums is not None:
+                    rows = b.named(name, rows)
+                    member.sums.through(chunk, number, rows)
+                    rows = scaled(rows, path.rows.factors if self.apart else [], column=True)
+                if y is None:
+                    y = b.named("b_y", rows)
                 else:
-                    b.set(norm, norm + divisors)
+                    b.set(y, y + rows)
+                if walk.normalize != "none" and state.vector is not None:
+                    divisors = scaled(reduce_sum(chunk.p.to("fp32") * state.vector.row, 1), factors, column=False)
+                    if norm is None:
+                        norm = b.let("b_n", divisors)
+                    else:
+                        b.set(norm, norm + divisors)
         assert y is not None
         return y, norm
 
