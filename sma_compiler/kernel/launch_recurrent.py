@@ -25,7 +25,7 @@ class RecurrentLauncher(Launcher):
         self.sequences()
         constants, blocks = tiles(self, chosen)
         self.results()
-        grid = sequence([host.sequences * host.heads * blocks])
+        grid = sequence([host.heads * blocks, host.sequences])
         b.do(kernel.launch(grid, {**constants, "STAGES": chosen.stages}, chosen.warps))
         self.give()
         doc = self.doc("recurrent, one position after another", ())

@@ -29,18 +29,20 @@ def entry(p, t, stride):
 def sequence(cu_ptr, i_s, T, C: tl.constexpr):
     """Row of the batch, first position, end and first slot of a sequence; of a pack where there is `cu_ptr`."""
     if cu_ptr is None:
-        return i_s, 0, T, 0
+        i_b, begin, end, slot = i_s, 0, T, 0
     else:
+        i_b = tl.cast(0, tl.int64)
         begin = tl.load(cu_ptr + i_s).to(tl.int32)
         end = tl.load(cu_ptr + i_s + 1).to(tl.int32)
-        return tl.cast(0, tl.int64), begin, end, begin // C + i_s.to(tl.int32)
+        slot = begin // C + i_s.to(tl.int32)
+    return i_b, begin, end, slot
 
 
 @triton.jit
 def find_chunk(cu_ptr, i_b, slot, T, S, C: tl.constexpr):
     """Sequence, first position and sequence's end of the chunk in a slot; nothing of a pack may be left of it."""
     if cu_ptr is None:
-        return i_b, slot * C, T
+        i_s, begin, end = i_b, slot * C, T
     else:
         low = 0
         high = S - 1
@@ -49,9 +51,11 @@ def find_chunk(cu_ptr, i_b, slot, T, S, C: tl.constexpr):
             reached = tl.load(cu_ptr + middle) // C + middle <= slot
             low = tl.where(reached, middle, low)
             high = tl.where(reached, high, middle - 1)
+        i_s = low.to(tl.int64)
         begin = tl.load(cu_ptr + low).to(tl.int32)
+        begin = begin + (slot - begin // C - low) * C
         end = tl.load(cu_ptr + low + 1).to(tl.int32)
-        return low.to(tl.int64), begin + (slot - begin // C - low) * C, end
+    return i_s, begin, end
 
 
 @triton.jit
@@ -147,7 +151,13 @@ def tanh(x):
 @triton.jit
 def elu(x):
     """x where positive, else exp(x) - 1."""
-    return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
+    return tl.maximum(x, 0.0) + (tl.exp2(tl.minimum(x, 0.0) * 1.4426950408889634) - 1.0)
+
+
+@triton.jit
+def elu_plus_one(x):
+    """x + 1 where positive, else exp(x)."""
+    return tl.maximum(x, 0.0) + tl.exp2(tl.minimum(x, 0.0) * 1.4426950408889634)
 
 
 @triton.jit

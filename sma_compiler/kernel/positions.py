@@ -8,11 +8,11 @@ With S [inner, outer] the state of a stream whose path holds the row's position 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, Kind
-from sma_compiler.kernel.build import E, arange, call, pointwise, reduce_sum, size, where, zeros
+from sma_compiler.kernel.build import E, arange, call, lift, pointwise, reduce_sum, size, where, zeros
 from sma_compiler.kernel.host import SIZES, Host, suffix
 from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
 from sma_compiler.kernel.linear import Term, is_tensor, plain, varies
@@ -39,6 +39,10 @@ class Operands:
     s: E
     x: E | None
     offset: tuple[E | None, E | None] = (None, None)
+
+
+Weigh = Callable[[int, Term, Operands, E, E | None], None]
+"""Takes a stream, its operands, its row without factors and without this column, and the score with this column."""
 
 
 @dataclass
@@ -97,23 +101,27 @@ class Positions(Maker):
         """The decays of streams that are the same at every position."""
         for number, term in enumerate(self.walk.terms):
             if not any(varies(gate.log) for gate in term.gates):
-                for action, gates in _schedule(term):
+                for action, gates in _schedule(term, apart=self.walk.sums is not None):
                     self._decay_of(number, action, gates, static)
 
-    def operand(self, inputs: Inputs, lowering: Lowering, which: int) -> E:
-        """p (0) or s (1) at a position: 0 outside the tensors."""
-        walk = self.walk
-        expr = (walk.p, walk.s)[which]
+    def operand(self, inputs: Inputs, lowering: Lowering, expr: Expr, name: str, axis: str) -> E:
+        """An operand at a position, along one axis: 0 outside the tensors."""
         value = lowering.value(expr)
         if is_tensor(expr):
             return value
-        _, valid = inputs.channels[walk.inner]
-        return self.b.let(f"b_{walk.names[which]}", self.b.helper("keep", value, valid, size("MASKED")))
+        _, valid = inputs.channels[axis]
+        return self.b.let(f"b_{name}", self.b.helper("keep", value, valid, size("MASKED")))
+
+    def inner(self, inputs: Inputs, lowering: Lowering) -> tuple[E, E]:
+        """p and s at a position."""
+        walk = self.walk
+        p = self.operand(inputs, lowering, walk.p, walk.names[0], walk.inner)
+        return p, self.operand(inputs, lowering, walk.s, walk.names[1], walk.inner)
 
     def operands(self, inputs: Inputs, lowering: Lowering) -> Operands:
         """The operands at a position."""
         walk = self.walk
-        p, s = (self.operand(inputs, lowering, which) for which in (0, 1))
+        p, s = self.inner(inputs, lowering)
         a, b = (None if x is None else lowering.value(x) for x in walk.offset or (None, None))
         return Operands(p, s, lowering.value(walk.x), (a, b))
 
@@ -124,21 +132,35 @@ class Positions(Maker):
         vector = self.b.let(f"b_z{after}", zeros(EXTENT[walk.vector])) if walk.vector else None
         return State(matrix, vector)
 
-    def pass_position(self, states: Iterable[State], at: Operands, lowering: Lowering) -> Row:
-        """Carry the states over a position: each decays, gets this column and is read, as the ends of the path say."""
+    def pass_position(
+        self, states: Iterable[State], at: Operands, lowering: Lowering, weigh: Weigh | None = None
+    ) -> Row:
+        """Carry the states over a position: each decays, gets this column and is read, as the ends of the path say.
+
+        weigh: takes what rows have of every stream without and with this column, which is then read by itself.
+        """
         found = Row()
         for number, (term, state) in enumerate(zip(self.walk.terms, states, strict=True)):
             before: E | None = None
-            for action, gates in _schedule(term):
+            for action, gates in _schedule(term, apart=weigh is not None):
                 decay = self._decay_of(number, action, gates, lowering)
                 match action:
                     case "add":
-                        factors = [_number(factor, lowering) for factor in term.col]
+                        factors = [number_of(factor, lowering) for factor in term.col]
                         self._add(number, state, at, [*factors, *([decay] if decay is not None else [])], before)
                         before = None
                     case "read":
                         self._decay(state, before)
-                        self._read(found, state, at, [_number(factor, lowering) for factor in term.row])
+                        factors = [number_of(factor, lowering) for factor in term.row]
+                        if weigh is None:
+                            self._read(found, state, at, factors)
+                        else:
+                            own = None if term.strict else self._own(number, at, decay)
+                            through = self.b.let(f"b_through{self.suffix(number)}", self._row(state, at))
+                            weigh(number, term, at, through, own)
+                            column = [number_of(factor, lowering) for factor in term.col]
+                            row = through if own is None or at.x is None else through + own * _times(at.x, column)
+                            found.y = self._sum("b_y", found.y, _times(row, factors))
                         before = None
                     case _ if decay is not None:
                         self._decay(state, before)
@@ -181,12 +203,25 @@ class Positions(Maker):
     def _read(self, found: Row, state: State, at: Operands, factors: list[E]) -> None:
         """Add p S to the row, and p z to the sum of its weights."""
         if state.matrix is not None:
-            y = reduce_sum(at.p.col * state.matrix, 0)
-            if state.vector is not None and self.walk.offset is not None:
-                y = y + (state.vector if at.offset[0] is None else at.offset[0] * state.vector)
-            found.y = self._sum("b_y", found.y, _times(y, factors))
+            found.y = self._sum("b_y", found.y, _times(self._row(state, at), factors))
         if state.vector is not None and self.walk.normalize != "none":
             found.norm = self._sum("b_norm", found.norm, _times(reduce_sum(at.p * state.vector, 0), factors))
+
+    def _row(self, state: State, at: Operands) -> E:
+        """p S, and with an offset a z^T."""
+        assert state.matrix is not None
+        y = reduce_sum(at.p.col * state.matrix, 0)
+        if state.vector is not None and self.walk.offset is not None:
+            y = y + (state.vector if at.offset[0] is None else at.offset[0] * state.vector)
+        return y
+
+    def _own(self, number: int, at: Operands, decay: E | None) -> E:
+        """The score of a position with itself, decayed by gates that its path holds at both ends."""
+        score = reduce_sum(at.p * at.s, 0)
+        if self.walk.offset is not None:
+            a, b = (lift(1.0) if x is None else x for x in at.offset)
+            score = score + a * b
+        return self.b.let(f"b_own{self.suffix(number)}", score if decay is None else score * decay)
 
     def _sum(self, name: str, total: E | None, value: E) -> E:
         if total is None:
@@ -205,10 +240,11 @@ class Positions(Maker):
         return y
 
 
-def _schedule(term: Term) -> list[tuple[str, list[Gate]]]:
+def _schedule(term: Term, apart: bool) -> list[tuple[str, list[Gate]]]:
     """What happens at a position, in order: the state decays, its column is added (decayed as well), its row is read.
 
-    The row's own path holds a gate where `query_closed`, that of later rows to this column where `key_closed`.
+    The row's own path holds a gate where `query_closed`, that of later rows to this column where `key_closed`. apart:
+    the row is read without its own column, of which it reads the product of the gates that hold both.
     """
     ends = {
         (query, key): [gate for gate in term.gates if (gate.query_closed, gate.key_closed) == (query, key)]
@@ -216,8 +252,9 @@ def _schedule(term: Term) -> list[tuple[str, list[Gate]]]:
         for key in (False, True)
     }
     row, column, both, neither = ends[True, False], ends[False, True], ends[True, True], ends[False, False]
-    if term.strict:
-        return [("before", [*row, *both]), ("read", []), ("between", neither), ("add", both), ("after", column)]
+    if term.strict or apart:
+        read = both if apart else []
+        return [("before", [*row, *both]), ("read", read), ("between", neither), ("add", both), ("after", column)]
     return [("before", row), ("add", []), ("between", both), ("read", []), ("after", column)]
 
 
@@ -229,7 +266,7 @@ def _step(gate: Gate, lowering: Lowering) -> E:
     return pointwise("tl.exp", lowering.value(inner))
 
 
-def _number(factor: Expr, lowering: Lowering) -> E:
+def number_of(factor: Expr, lowering: Lowering) -> E:
     """A factor as a number: 1 and 0 for a condition."""
     value = lowering.value(factor)
     return where(value, 1.0, 0.0) if factor.kind is Kind.BOOL else value

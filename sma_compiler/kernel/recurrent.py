@@ -13,6 +13,7 @@ from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.inputs import EXTENT, Inputs
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.kernel.position_sums import PositionSums
 from sma_compiler.kernel.positions import Positions, Row, State
 from sma_compiler.kernel.rows import Span, sequence
 from sma_compiler.kernel.walk import Output, Walk
@@ -29,9 +30,11 @@ class Recurrent(Positions):
         """The kernel."""
         b, walk = self.b, self.walk
         inputs, span, tile = self._place()
-        rows = {output.name: self._rows(inputs, output) for output in walk.outputs}
-        static = inputs.static(self.exprs())
+        rows = {output.name: self._rows(inputs, output) for output in walk.outputs if not output.optional}
+        exprs = (*self.exprs(), *([walk.sums.other] if walk.sums is not None else []))
+        static = inputs.static(exprs)
         self.static_decays(static)
+        sums = PositionSums(self, inputs, span, tile) if walk.sums is not None else None
         states = self._initial(inputs)
         begin, end = (lift(0), span.end - span.begin) if walk.backward else (span.begin, span.end)
         b.space()
@@ -40,33 +43,36 @@ class Recurrent(Positions):
             b.section("Position t")
             if walk.backward:
                 t = b.let("t", span.end - 1 - t)
-            lowering = self.position(inputs, self.exprs(), static, t)
+            lowering = self.position(inputs, exprs, static, t)
             operands = self.operands(inputs, lowering)
+            if sums is not None:
+                sums.enter(t, lowering)
+            if sums is not None and walk.backward:
+                sums.meet(states)
             b.section("State and row")
-            row = self.pass_position(states, operands, lowering)
+            row = self.pass_position(states, operands, lowering, None if sums is None else sums.weigh)
+            if sums is not None and not walk.backward:
+                sums.meet(states)
             self._keep_norm(inputs, row, t, tile)
             lowering.bind(walk.result, self.divided(row))
             b.section("Output")
             for output in walk.outputs:
-                pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
-                with b.branch(pointer.given()) if output.optional else nullcontext():
-                    value = lowering.value(output.expr)
-                    self._write(inputs, pointer, rows[output.name], value, t, tile)
+                self._write(inputs, output, rows.get(output.name), lowering.value(output.expr), t, tile)
         b.space()
         for number, state in enumerate(states):
             self._final(inputs, number, state)
-        doc = (f"One program carries the state of one head and {EXTENT[walk.outer]} channels along a sequence.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
+        carries = f"carries the state of one head and {EXTENT[walk.outer]} {walk.outer} channels along a sequence"
+        doc = f"One program {carries}{', from its end' if walk.backward else ''}."
+        return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
     def _place(self) -> tuple[Inputs, Span, E]:
         """Say which program this is: its inputs, its sequence, and which tile of the outer axis it has."""
         b, outer = self.b, self.walk.outer
         b.section(f"Which {outer} channels, head and sequence")
-        heads = self.arguments.integer("H", self.host.heads)
         count = b.let(f"n_{outer[0]}", call("tl.cdiv", size(SIZES[outer]), size(EXTENT[outer]), tile=Tile("int32")))
         tile = b.let(f"i_{outer[0]}", program(0) % count)
-        i_h = b.let("i_h", (program(0) // count % heads).to("int64"))
-        i_s = b.let("i_s", (program(0) // (count * heads)).to("int64"))
+        i_h = b.let("i_h", (program(0) // count).to("int64"))
+        i_s = b.let("i_s", program(1).to("int64"))
         span = sequence(b, self.arguments, self.host, i_s, lift(1))
         inputs = Inputs(b, self.arguments, self.host, span.batch, i_h, span.sequence)
         for axis in ("key", "value"):
@@ -74,29 +80,33 @@ class Recurrent(Positions):
         b.section("Where the rows of this head begin")
         return inputs, span, tile
 
-    def _rows(self, inputs: Inputs, output: Output) -> tuple[E, E] | None:
-        """Where this program's rows of an output begin, and their stride; None: its channels are summed."""
-        if self.walk.outer not in output.axes:
-            return None
+    def _rows(self, inputs: Inputs, output: Output) -> tuple[E, E]:
         return inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
 
-    def _write(self, inputs: Inputs, pointer: E, rows: tuple[E, E] | None, value: E, t: E, tile: E) -> None:
+    def _write(self, inputs: Inputs, output: Output, rows: tuple[E, E] | None, value: E, t: E, tile: E) -> None:
         """Write an output at position t, or the sum of its channels."""
-        b = self.b
-        offsets, valid = inputs.channels[self.walk.outer]
-        if rows is None:
-            total = reduce_sum(b.helper("keep", value, valid, size("MASKED")), 0)
-            b.do(call("tl.store", self._row_of_tile(inputs, tile, pointer, t), total, tile=Tile("ptr")))
-            return
-        b.helpers.add("store")
-        b.do(call("store", self.entry(rows[0], t, rows[1]) + offsets, value, valid, size("MASKED"), tile=Tile("ptr")))
+        b, outer = self.b, self.walk.outer
+        offsets, valid = inputs.channels[outer]
+        pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+        with b.branch(pointer.given()) if output.optional else nullcontext():
+            if outer not in output.axes:
+                total = reduce_sum(b.helper("keep", value, valid, size("MASKED")), 0)
+                b.do(call("tl.store", self.position_of_tile(inputs, tile, pointer, t), total, tile=Tile("ptr")))
+                return
+            base, stride = rows or inputs.made(output.name, pointer, outer)
+            b.helpers.add("store")
+            b.do(call("store", self.entry(base, t, stride) + offsets, value, valid, size("MASKED"), tile=Tile("ptr")))
 
-    def _row_of_tile(self, inputs: Inputs, tile: E, pointer: E, t: E) -> E:
-        """The address of position t in [tiles, B, H, T]."""
-        batch = self.arguments.integer("B", self.host.sizes["batch"])
+    def row_of_tile(self, inputs: Inputs, tile: E) -> E:
+        """The index of this program's rows in [tiles, B, H]."""
+        batches = self.arguments.integer("B", self.host.sizes["batch"])
         heads = self.arguments.integer("H", self.host.heads)
+        return (tile * batches + inputs.batch) * heads + inputs.head
+
+    def position_of_tile(self, inputs: Inputs, tile: E, pointer: E, t: E) -> E:
+        """The address of position t in [tiles, B, H, T]."""
         length = self.arguments.integer("T", self.host.sizes["time"])
-        return pointer + ((tile * batch + inputs.batch) * heads + inputs.head) * length + t
+        return pointer + self.row_of_tile(inputs, tile) * length + t
 
     def _keep_norm(self, inputs: Inputs, row: Row, t: E, tile: E) -> None:
         """Write what rows are divided by, [B, T, H], once for all tiles."""

@@ -71,7 +71,7 @@ class Step(Positions):
         weights = [x for term in walk.terms for x in (*term.row, *term.col)]
         gates = [gate.log for term in walk.terms for gate in term.gates]
         lowering = self._lowering(inputs, (walk.p, walk.s, *weights, *gates))
-        operands = Operands(self.operand(inputs, lowering, 0), self.operand(inputs, lowering, 1), None)
+        operands = Operands(*self.inner(inputs, lowering), None)
         norm = self._keys(inputs, lowering, operands)
         b.space()
         with b.loop("i_v", call("range", tiles, tile=Tile("int32")), Tile("int32")) as tile:
