@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sma_compiler.torch_plans.layout import add, add_into, apply, exp2, pick, shifted, summed
+from sma_compiler.torch_plans.layout import add, add_into, apply, exp2, flip, pick, shifted, summed
 from sma_compiler.torch_plans.named import Named
 
 CUT = -(2.0**100)
@@ -56,24 +56,33 @@ class Path:
     """Sums along the axis `pos`, which they have.
 
     ends: up to and including a position. rows, columns: rows[i] since columns[j] is the path's sum for j < i.
-    A boundary behind position e has ends[e] in place of either.
+    A boundary behind position e has ends[e] in place of either. rests: from each column to the end of the chunk, added
+    up from there, so that a sum of moderate gates is no difference of large ones; None where all gates are static.
     """
 
     ends: Sums
     rows: Sums
     columns: Sums
+    rests: Sums | None
 
     def each(self, fn: Callable[[Named], Named]) -> Path:
         """A function of all tensors."""
-        return Path(self.ends.each(fn), self.rows.each(fn), self.columns.each(fn))
+        rests = None if self.rests is None else self.rests.each(fn)
+        return Path(self.ends.each(fn), self.rows.each(fn), self.columns.each(fn), rests)
 
     def read(self) -> Named:
         """The weight, in each row, of the state before the chunk."""
         return exp2(self.rows.whole())
 
     def write(self, last: int | Tensor) -> Named:
-        """The weight of each column in the state behind the position `last` (one for each batch row, or for all)."""
-        exponent = self.ends.each(lambda x: pick(x, "pos", last, 0)).since(self.columns)
+        """The weight of each column in the state behind the position `last` (one for each batch row, or for all).
+
+        The chunk's gates behind `last` are all 0.
+        """
+        if self.rests is not None:
+            exponent = self.rests.whole()
+        else:
+            exponent = self.ends.each(lambda x: pick(x, "pos", last, 0)).since(self.columns)
         if isinstance(last, int) and last == self.ends.finite.size("pos") - 1:
             return exp2(exponent)
         until = Named(
@@ -121,14 +130,16 @@ def cumulate(gates: Sequence[LogGate], resets: Named | None, length: int, zero: 
         steps.append((zero, cuts, LogGate(zero, False, True)))
     if not steps:
         return None
-    ends, rows, columns = [], [], []
+    ends, rows, columns, rests = [], [], [], []
     for finite, cuts, gate in steps:
         sums = Sums(_cumulative(finite, length), _cumulative(cuts, length))
         before = sums.each(lambda x: shifted(x, "pos"))
         ends.append(sums)
         rows.append(sums if gate.query_closed else before)
         columns.append(before if gate.key_closed else sums)
-    return Path(_total(ends), _total(rows), _total(columns))
+        rests.append(Sums(*(_remaining(x, gate.key_closed) for x in (finite, cuts))))
+    moving = all("pos" in gate.log.axes for gate in gates)
+    return Path(_total(ends), _total(rows), _total(columns), _total(rests) if moving else None)
 
 
 def passed(gates: Sequence[LogGate], resets: Named | None, length: int, dtype: torch.dtype) -> Named | None:
@@ -175,6 +186,15 @@ def _cumulative(x: Named, length: int) -> Named:
         return Named(x.data.cumsum(x.axes.index("pos")), x.axes)
     count = torch.arange(1, length + 1, dtype=x.data.dtype, device=x.data.device)
     return apply(torch.mul, x, Named(count, ("pos",)))
+
+
+def _remaining(x: Named, own: bool) -> Named:
+    """The sum of what comes behind each position, with its own entry or without; a static x is 0."""
+    if "pos" not in x.axes:
+        return x
+    turned = flip(x, "pos")
+    sums = Named(turned.data.cumsum(turned.axes.index("pos")), turned.axes)
+    return flip(sums if own else shifted(sums, "pos"), "pos")
 
 
 def _total(sums: list[Sums]) -> Sums:

@@ -254,7 +254,7 @@ class Preparation:
         return self.masked(Named(whole.narrow(1, 0, self.frame.length), axes))
 
     def resets(self, segments: Sequence[Expr]) -> Named | None:
-        """Where any of the segment tensors differs from the position before."""
+        """Where any of the segment tensors differs from the position before; nowhere past the end of a row."""
         resets: Named | None = None
         for expr in segments:
             if expr not in self._changes:
@@ -276,7 +276,8 @@ class Preparation:
             last = pick(Named(ids, axes), "time", self.frame.lengths - 1, 0).data
             some = self.frame.lengths.view(-1, *(1,) * (last.dim() - 1)) > 0
             self.after[name] = torch.where(some, last, before)
-        return Named(ids != earlier, axes)
+        change = Named(ids != earlier, axes)
+        return change if self._valid is None else apply(torch.logical_and, self._valid, change)
 
 
 def groups(streams: Sequence[Stream]) -> list[list[tuple[int, Stream]]]:

@@ -106,6 +106,22 @@ def test_a_cut_is_exact(name: str, plan: str, dtype: torch.dtype, at: int) -> No
         assert bool(grad.isfinite().all()), which
 
 
+@pytest.mark.parametrize("time", [32, 33, 100])
+@pytest.mark.parametrize("name", ["simple_gla", "gla", "hgrn2", "rwkv6", "gated_delta_net", "kda"])
+def test_states_behind_steep_gates_are_exact(name: str, time: int) -> None:
+    """What a state keeps since a gate of -1e3 is no difference of sums that hold it, in chunks of any plan."""
+    op = sma.library(name)
+    given = inputs(op, torch.float32, time=time, key=16, value=16)
+    values = torch.tensor([0, -1e3, -80, -0.1, -0.1, -0.05, 0, 0])
+    gate = given[GATES[name]]
+    given[GATES[name]] = values[torch.randint(0, 8, gate.shape, generator=torch.Generator().manual_seed(3))]
+    wide = {key: x.double() if isinstance(x, Tensor) else x for key, x in given.items()}
+    _, exact = op(**wide, plan="recurrent", return_state=True)
+    for plan in laws.plans_of(op):
+        _, state = op(**given, plan=plan, return_state=True)
+        laws.assert_states_near(state, exact, f"{name} {plan}", 2e-6)
+
+
 ARITHMETIC = [
     "decay(g * a) @ v",
     "transpose(decay(g * a)) @ v",
