@@ -90,6 +90,8 @@ class Lowering:
         return made
 
     def _apply(self, fn: str, args: tuple[Expr, ...], kind: Kind) -> E:
+        if fn == "add" and (inner := _elu_before(args)) is not None:
+            return self.builder.helper("elu_plus_one", self.value(inner))
         values = self.together(*(self.value(arg) for arg in args))
         match fn:
             case "mul" if Kind.BOOL in (args[0].kind, args[1].kind):
@@ -138,6 +140,15 @@ def operand(b: Builder, expr: Expr, name: str, lowering: Lowering, valid: E) -> 
         return lowering.raw(expr).to("dot")
     value = b.helper("keep", b.let(f"b_{name}", lowering.value(expr)), valid, size("MASKED"))
     return b.let(f"b_{name}", b.helper("pin", value.to("dot"), size("PINNED"), dtype="dot"))
+
+
+def _elu_before(args: tuple[Expr, ...]) -> Expr | None:
+    """x of elu(x) + 1."""
+    for one, other in (args, args[::-1]):
+        found = plain(other)
+        if isinstance(one, Const) and one.value == 1 and isinstance(found, Apply) and found.fn == "elu":
+            return found.args[0]
+    return None
 
 
 def _as_row(value: E) -> E:
