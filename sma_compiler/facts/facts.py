@@ -11,9 +11,10 @@ from sma_compiler.facts.shape import gate, symmetric, toeplitz
 from sma_compiler.facts.sizes import Count, count
 from sma_compiler.facts.state import linear, state_size
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Attend, Contraction, MaskTimes, Solve
+from sma_compiler.ir.nodes import Attend, Contraction, Kind, MaskTimes, Solve
 from sma_compiler.ir.show import show_expr
 from sma_compiler.mask.algebra import constant
+from sma_compiler.mask.elementary import elementary
 from sma_compiler.mask.nodes import Decomposition
 from sma_compiler.mask.streams import Analysis, analyse
 
@@ -100,6 +101,7 @@ def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis, behin
     first = None if lo is None else constant(lo)
     causal = first is not None and first >= 0 and not reads_ahead(graph, node.mask)
     lower, upper = ranks(graph, analysis)
+    exact = node.kind is not Kind.REAL and elementary(graph, node) is None
     facts = MaskFacts(
         contraction=name,
         causal=causal,
@@ -112,10 +114,10 @@ def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis, behin
         upper_rank=count(upper),
         nonnegative=bounds(node.mask)[0] >= 0,
         contracting=_contracting(analysis),
-        state_size=count(state_size(node, decomposition, behind) if causal else 0),
+        state_size=count(state_size(node, decomposition, behind, exact) if causal else 0),
         reasons={},
     )
-    return replace(facts, reasons=_reasons(node, analysis, facts, behind))
+    return replace(facts, reasons=_reasons(node, analysis, facts, behind, exact))
 
 
 def _contracting(analysis: Analysis) -> bool | None:
@@ -126,7 +128,7 @@ def _contracting(analysis: Analysis) -> bool | None:
     return True if known and all(log <= 0 for log in logs) else None
 
 
-def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bool) -> dict[str, str]:
+def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bool, exact: bool) -> dict[str, str]:
     decomposition = analysis.decomposition
     streams = len(decomposition.streams)
     near = [part.why_near for part in analysis.parts if part.why_near]
@@ -149,7 +151,7 @@ def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bo
         "upper_rank": made_of,
         "nonnegative": f"interval arithmetic bounds it by {low:g} and {high:g}",
         "contracting": _contracting_reason(analysis, facts.contracting),
-        "state_size": _state_reason(node, decomposition, facts.causal, behind),
+        "state_size": _state_reason(node, decomposition, facts.causal, behind, exact),
     }
 
 
@@ -177,9 +179,11 @@ def _gate_reason(kind: str) -> str:
     return f"it carries {kind.replace('_', ' and ')}"
 
 
-def _state_reason(node: Contraction, decomposition: Decomposition, causal: bool, behind: bool) -> str:
+def _state_reason(node: Contraction, decomposition: Decomposition, causal: bool, behind: bool, exact: bool) -> str:
     if not causal:
         return "later positions matter: no state"
+    if exact:
+        return "integers are summed exactly: they themselves are kept"
     if not linear(node):
         return "the weight is not linear in the score: the keys and values themselves are kept"
     if behind:

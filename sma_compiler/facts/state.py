@@ -11,13 +11,15 @@ from sma_compiler.mask.columns import held_by
 from sma_compiler.mask.nodes import Decomposition, Stream
 
 
-def state_size(node: Contraction, decomposition: Decomposition, behind: bool) -> Any:  # noqa: ANN401 - sympy ships no types
+def state_size(node: Contraction, decomposition: Decomposition, behind: bool, exact: bool) -> Any:  # noqa: ANN401 - sympy ships no types
     """Elements of the state for one batch row and head.
 
-    What all heads share is not counted: the ids of segments, what a mask reads that has no head, absolute positions.
+    behind: whether a product of masks reads positions before its band. exact: whether integers are summed, for which a
+    cache keeps them. Streams whose rows differ have a state each, as the two waves of `s4d`. What all heads share is
+    not counted: the ids of segments, what a mask reads that has no head, absolute positions.
     """
     streams, near = decomposition.streams, decomposition.near
-    if behind or not linear(node) or any(part.hi is None for part in near) or (near and not streams):
+    if behind or exact or not linear(node) or any(part.hi is None for part in near) or (near and not streams):
         far = behind or decomposition.hi is None
         rows = symbol("time") if far or decomposition.hi is None else to_sympy(decomposition.hi)
         return 0 if rows.is_nonpositive else rows * _slot(node, (node.mask,))

@@ -179,3 +179,18 @@ def test_all_nodes_are_counted() -> None:
     (op,) = check_file(Source("op f(q, k, v):\n    return attend(causal, q, k, cumsum(v))\n"))
     assert [facts.contraction for facts in plan(op).facts.masks] == ["attend0"]
     assert sum(isinstance(node, Contraction) for node in postorder((op.result,))) == 2
+
+
+@pytest.mark.parametrize(
+    ("result", "size"),
+    [
+        ("((i - j) * causal) @ doc", "time"),
+        ("((i - j) * window(3)) @ doc", "2"),
+        ("cumsum(doc)", "1"),
+        ("((i // 2 == j // 2) * causal) @ doc", "time"),
+    ],
+)
+def test_the_state_of_integers_is_what_a_cache_keeps(result: str, size: str) -> None:
+    (op,) = check_file(Source(f"op f(doc: int[time]):\n    return {result}\n"))
+    (facts,) = plan(op).facts.masks
+    assert str(facts.state_size) == size
