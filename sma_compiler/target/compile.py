@@ -7,6 +7,7 @@ sizes would launch, specialised as Triton specialises arguments: a stride of 1, 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -89,7 +90,7 @@ def load_text(text: str, folder: Path) -> ModuleType:
 
 
 def compile_text(text: str, op: Op, sizes: Mapping[str, int], dtype: str, target: str) -> list[Compiled]:
-    """Compile every kernel of an emitted file that a call of these sizes launches.
+    """Compile every kernel of an emitted file that a call of these sizes launches, and its gradient where there is one.
 
     Raises:
         ImportError: Triton is not installed.
@@ -104,7 +105,13 @@ def compile_text(text: str, op: Op, sizes: Mapping[str, int], dtype: str, target
             if isinstance(value, JITFunction) and name.endswith("_kernel"):
                 kernels[name] = value
                 setattr(module, name, _Recorder(value, launches))
-        getattr(module, op.name)(**example(op, sizes, dtype, "meta"))
+        arguments = example(op, sizes, dtype, "meta")
+        y = getattr(module, op.name)(**arguments)
+        backward = getattr(module, f"{op.name}_backward", None)
+        if backward is not None:
+            saved = {"y": y, "norm": torch.empty(y.shape[:3], dtype=torch.float32, device="meta")}
+            known = inspect.signature(backward).parameters
+            backward(torch.empty_like(y), **arguments, **{name: x for name, x in saved.items() if name in known})
         return [compile_launch(kernels[launch.kernel], launch, target) for launch in launches]
 
 
