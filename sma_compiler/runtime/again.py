@@ -1,6 +1,6 @@
-"""Whole calls of an op that were made before with tensors of the same form, without gradients: see `replay`.
+"""Whole calls of an op that were made before with tensors of the same form: see `replay` and `direct`.
 
-Only calls on a GPU that a kernel makes are replayed; `execute` makes every other call, and the first two of each form.
+Only calls on a GPU that a kernel makes are replayed; `execute` makes every other call, and the first of each form.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sma_compiler.runtime.args import self_check
-from sma_compiler.runtime.execute import Call, execute
+from sma_compiler.runtime.args import bind, self_check
+from sma_compiler.runtime.direct import Direct
+from sma_compiler.runtime.execute import Call, execute, wanted_kernel
 from sma_compiler.runtime.program import Program
-from sma_compiler.runtime.replay import form, plain
+from sma_compiler.runtime.replay import TAPES, form, plain
 from sma_compiler.runtime.state import State
-
-DEVICES = frozenset({"cuda"})
-"""Where calls are replayed: elsewhere, values of arguments are checked in every call."""
+from sma_compiler.runtime.triton import kernel_for, make_job, whole
+from sma_compiler.torch_plans.run import result_dtype
 
 Outputs = tuple[Tensor | State, ...]
+
+
+def replayable(x: Tensor) -> bool:
+    """Whether a call on the device of a tensor is replayed: on the CPU, every call looks at values."""
+    return x.is_cuda
 
 
 def execute_again(
@@ -43,24 +48,63 @@ def execute_again(
     own = state.values() if type(state) is State else states
     inputs: list[Tensor] = []
     parts: list[Hashable] = []
-    training = torch.is_grad_enabled()
+    enabled = torch.is_grad_enabled()
+    training = False
     for x in (*positional, *named.values(), *own, *packs):
         kind = type(x)
         if kind is Tensor or kind is Parameter:
             tensor = cast(Tensor, x)
-            if (training and tensor.requires_grad) or tensor.layout is not torch.strided:
+            if tensor.layout is not torch.strided:
                 return run()
+            training = training or (enabled and tensor.requires_grad)
             inputs.append(tensor)
             parts.append(form(tensor))
         elif kind is int or kind is float:
             parts.append((kind, x))
         else:
             return run()
-    if not inputs or inputs[0].device.type not in DEVICES:
+    if not inputs or not replayable(inputs[0]):
         return run()
-    device = inputs[0].device.type
-    casting = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    casting = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     held = None if state is None else (state.spec_hash, *state)
     key = call, len(positional), tuple(named), held, len(packs), casting, tuple(parts)
-    found: Outputs = program.replays.call(key, inputs, run)
-    return found
+    if not training:
+        found: Outputs = program.replays.call(key, inputs, run)
+        return found
+    if (
+        casting
+        or held
+        or packs
+        or call.want_state
+        or call.step
+        or torch._C._autograd._top_saved_tensors_default_hooks(True)
+    ):
+        return run()
+    if key not in program.direct:
+        if len(program.direct) >= TAPES:
+            program.direct.clear()
+        outputs = run()
+        program.direct[key] = _direct(program, call, positional, named, inputs)
+        return outputs
+    direct = program.direct[key]
+    return run() if direct is None else (direct(inputs),)
+
+
+def _direct(
+    program: Program, call: Call, positional: Sequence[object], named: Mapping[str, object], inputs: Sequence[Tensor]
+) -> Direct | None:
+    """What makes such a call again; None: its arguments are not what a kernel takes."""
+    arguments = bind(program.op, positional, named)
+    wanted = wanted_kernel(call, arguments, (), packed=False)
+    kernel = kernel_for(program, wanted, arguments)
+    if kernel is None or arguments.sizes["time"] == 0:
+        return None
+    params = whole(program, arguments)
+    places = {id(x): at for at, x in enumerate(inputs)}
+    if (
+        any(id(x) not in places for x in params)
+        or result_dtype(program.op, arguments.tensors, torch.float32) != params[0].dtype
+    ):
+        return None
+    job = make_job(program, wanted.plan, call.precision, kernel, arguments, training=True)
+    return Direct(job, kernel, [places[id(x)] for x in params])

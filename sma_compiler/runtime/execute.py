@@ -70,7 +70,7 @@ def execute(
     autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     arguments = autocast(program, arguments) if autocasting else arguments
     bounds = packs[0] if packs else None
-    wanted = _wanted(call, arguments, states, bounds is not None)
+    wanted = wanted_kernel(call, arguments, states, packed=bounds is not None)
     kernel = kernel_for(program, wanted, arguments)
     if bounds is not None:
         check_pack(op, arguments, bounds, cut_by_values=kernel is None)
@@ -127,7 +127,7 @@ def autocast(program: Program, arguments: Arguments) -> Arguments:
     return replace(arguments, tensors=cast)
 
 
-def _wanted(call: Call, arguments: Arguments, states: Sequence[State], packed: bool) -> Wanted:
+def wanted_kernel(call: Call, arguments: Arguments, states: Sequence[State], *, packed: bool) -> Wanted:
     """The kernel that a call would like. A step without gradients is one launch of the recurrent plan."""
     leaves = [*arguments.tensors.values(), *(x for state in states if isinstance(state, State) for x in state.values())]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils import _pytree as pytree
@@ -17,6 +18,9 @@ from sma_compiler.plan.choose import PLANS, Plans
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.kernels import Kernels
 from sma_compiler.runtime.replay import Replays
+
+if TYPE_CHECKING:
+    from sma_compiler.runtime.direct import Direct
 
 
 class Program:
@@ -60,6 +64,11 @@ class Program:
     def replays(self) -> Replays:
         """The forms of whole calls without gradients that were made before."""
         return Replays()
+
+    @cached_property
+    def direct(self) -> dict[Hashable, Direct | None]:
+        """What makes calls with gradients again, by their forms; None: nothing simpler than the first call."""
+        return {}
 
     @cached_property
     def handle(self) -> str:

@@ -24,6 +24,10 @@ TAPES = 1024
 """Forms that are remembered; beyond them all are forgotten."""
 STEPS = 200
 """A longer tape is not worth keeping."""
+SMALL = 2**22
+"""Bytes of a tensor that may share its memory with others: for larger ones, time on the host does not matter."""
+PAGE = 512
+"""Where tensors begin in memory that they share, in bytes."""
 ALIGNMENT = 16
 """What Triton specialises kernels for: whether addresses are multiples of this."""
 
@@ -39,7 +43,7 @@ class Slot:
 
 
 class _Recording(threading.local):
-    """The tape that this thread records, where it does; how many kernels it has launched."""
+    """The tape that this thread records, where it does; how many kernels it has launched, or played tapes of."""
 
     tape: Recorder | None = None
     launches: int = 0
@@ -101,6 +105,30 @@ class _Operation:
                 tensors[number] = x
 
 
+class _Allocation(_Operation):
+    """Memory that an operation takes, uninitialised."""
+
+    def __init__(self, keywords: Mapping[str, Any], found: Tensor, made: Sequence[int]) -> None:
+        kept = {name: x for name, x in keywords.items() if x is not None and x is not False}
+        super().__init__(torch.ops.aten.empty.memory_format, (tuple(found.shape),), kept, made)
+        self.bytes = found.numel() * found.element_size()
+
+
+class _Scratch:
+    """Memory for several tensors that launches alone use."""
+
+    changes = False
+
+    def __init__(self, number: int, count: int, device: torch.device) -> None:
+        self.made = (number,)
+        self.reads: set[int] = set()
+        self.count = count
+        self.device = device
+
+    def play(self, tensors: list[Any], stream: object) -> None:
+        tensors[self.made[0]] = torch.empty(self.count, dtype=torch.uint8, device=self.device)
+
+
 class _Launch:
     """One launch of a compiled kernel: the driver is given addresses, in the order of all parameters.
 
@@ -130,6 +158,13 @@ class _Launch:
     def reads(self) -> set[int]:
         """The tensors that it is given, or that these are views of."""
         return {number for _, number, _ in self.addresses}
+
+    def move(self, places: Mapping[int, tuple[int, int]]) -> None:
+        """Let tensors lie elsewhere: in the tensor of another number, so many bytes behind its begin."""
+        for place, (at, number, offset) in enumerate(self.addresses):
+            if number in places:
+                base, start = places[number]
+                self.addresses[place] = at, base, start + offset
 
     def play(self, tensors: list[Any], stream: object) -> None:
         values = self.values.copy()
@@ -165,7 +200,7 @@ class _Interpreted:
         self.launch(*_filled(self.values, self.slots, tensors), **self.keywords)
 
 
-_Step = _Operation | _Launch | _Interpreted
+_Step = _Operation | _Scratch | _Launch | _Interpreted
 
 
 def _slots(values: Sequence[object]) -> list[tuple[int, int]]:
@@ -191,12 +226,13 @@ class Tape:
         self.slots = _slots(self.leaves)
         self.numbers = [number for _, number in self.slots]
         self.flat = isinstance(results, tuple) and len(self.slots) == len(self.leaves) == len(results)
-        self.steps = _needed(steps, set(self.numbers))
+        self.steps = _pooled(_needed(steps, set(self.numbers)), set(self.numbers), device)
         self.blank = [None] * made
         self.index = device.index if device.type == "cuda" else None
 
     def play(self, inputs: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 (what the recorded call returned)
         """Do the same with other tensors of the same form."""
+        _recording.launches += 1
         if self.index is None:
             return self._play(inputs, None)
         if torch.cuda.current_device() != self.index:
@@ -221,6 +257,25 @@ def _needed(steps: Sequence[_Step], wanted: set[int]) -> tuple[_Step, ...]:
             wanted |= step.reads
             kept.append(step)
     return tuple(reversed(kept))
+
+
+def _pooled(steps: Sequence[_Step], results: set[int], device: torch.device) -> tuple[_Step, ...]:
+    """The steps with one allocation for all small tensors that launches alone use."""
+    seen = results.union(*(step.reads for step in steps if not isinstance(step, _Launch)))
+    small = [
+        step for step in steps if isinstance(step, _Allocation) and step.bytes <= SMALL and not seen & set(step.made)
+    ]
+    if len(small) < 2:
+        return tuple(steps)
+    base, end = small[0].made[0], 0
+    places: dict[int, tuple[int, int]] = {}
+    for step in small:
+        places[step.made[0]] = base, end
+        end += -(-step.bytes // PAGE) * PAGE
+    for launch in steps:
+        if isinstance(launch, _Launch):
+            launch.move(places)
+    return (_Scratch(base, end, device), *(step for step in steps if step not in small))
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -256,7 +311,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif not self.broken:
             slotted = self._slotted(args), self._slotted(kwargs)
             made = [self._add(x) for x in pytree.tree_leaves(found)]
-            self.steps.append(_Operation(func, *slotted, made))
+            if func is torch.ops.aten.empty.memory_format and isinstance(found, Tensor) and found.is_contiguous():
+                self.steps.append(_Allocation(kwargs, found, made))
+            else:
+                self.steps.append(_Operation(func, *slotted, made))
             if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor):
                 base, offset = self._places.get(slotted[0][0].number, (slotted[0][0].number, 0))
                 self._places[made[0]] = base, offset + found.data_ptr() - args[0].data_ptr()

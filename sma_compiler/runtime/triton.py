@@ -93,20 +93,20 @@ def run_kernel(
 ) -> Result:
     """A call by its kernel, differentiable. bounds: `cu_seqlens` of a pack."""
     kernels = program.kernels
-    params = [_whole(decl, arguments) for decl in program.op.params if not decl.number]
+    params = whole(program, arguments)
     states = [] if state is None else _states_in(state, kernels.streams, kernels.normalised)
     packs = [] if bounds is None else [bounds]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *states))
-    job = Job(
+    job = make_job(
         program,
         plan,
         precision,
-        tuple(arguments.numbers[decl.name] for decl in program.op.params if decl.number),
+        kernel,
+        arguments,
+        training=training,
         want_state=want_state,
-        want_norm=kernels.normalised and training,
         states=len(states),
         packed=bool(packs),
-        kernel=kernel,
     )
     result, *others = run(job, (*params, *states, *packs))
     result = result.to(result_dtype(program.op, arguments.tensors, torch.float32))
@@ -114,6 +114,29 @@ def run_kernel(
         return Result(result, None, None)
     after = {"position": _position(state, arguments.sizes, bounds, result.device)}
     return Result(result, after | _states_out(others, kernels.streams, kernels.normalised), None)
+
+
+def make_job(
+    program: Program,
+    plan: str,
+    precision: str,
+    kernel: Kernel,
+    arguments: Arguments,
+    *,
+    training: bool,
+    want_state: bool = False,
+    states: int = 0,
+    packed: bool = False,
+) -> Job:
+    """A job for these arguments. Other arguments: see `Job`."""
+    numbers = tuple(arguments.numbers[decl.name] for decl in program.op.params if decl.number)
+    norm = training and program.kernels.normalised
+    return Job(program, plan, precision, numbers, want_state, norm, states, packed, kernel)
+
+
+def whole(program: Program, arguments: Arguments) -> list[Tensor]:
+    """The tensors in the order of the spec, as launchers take them."""
+    return [_whole(decl, arguments) for decl in program.op.params if not decl.number]
 
 
 def run_step(
@@ -125,7 +148,7 @@ def run_step(
     """
     kernels, launch = program.kernels, kernel.step
     assert launch is not None
-    params = iter([_whole(decl, arguments) for decl in program.op.params if not decl.number])
+    params = iter(whole(program, arguments))
     given = []
     for decl in program.op.params:
         x = arguments.numbers[decl.name] if decl.number else next(params)

@@ -1,0 +1,73 @@
+"""Calls with gradients whose arguments are already what a kernel takes: straight from autograd to tapes.
+
+`opaque.Forward` is what torch can trace, transform and map; on plain tensors its generality costs more time on the
+host than the launches do. A call that was made once, and needs none of it, is made by the function here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sma_compiler.runtime import job as launches
+from sma_compiler.runtime.job import Job
+from sma_compiler.runtime.kernels import Kernel
+from sma_compiler.runtime.opaque import Backward
+from sma_compiler.runtime.replay import Replays, form, plain
+
+
+class Direct:
+    """A call of one form. order: of each tensor parameter, the place of its argument among those of the call."""
+
+    def __init__(self, job: Job, kernel: Kernel, order: Sequence[int]) -> None:
+        self.job = job
+        self.kernel = kernel
+        self.order = tuple(order)
+        self.replays = Replays()
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The result, differentiable."""
+        found: Tensor = _Direct.apply(self, *[inputs[at] for at in self.order])  # type: ignore[no-untyped-call]
+        return found
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The result, and the divisors of a normalised op."""
+        found: tuple[Tensor, ...] = self.replays.call(
+            "forward", tensors, lambda: launches.forward(self.job, self.kernel, tensors)
+        )
+        return found
+
+    def backward(self, needs: tuple[bool, ...], dy: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients that are needed. held: the tensors, then what was saved beside them."""
+        own = len(self.order)
+
+        def run() -> tuple[Tensor, ...]:
+            return launches.backward(self.job, self.kernel, held[:own], dy, held[own:], (), needs)
+
+        key: Hashable = needs, form(dy)
+        found: tuple[Tensor, ...] = self.replays.call(key, (*held, dy), run)
+        return found
+
+
+class _Direct(Function):
+    @staticmethod
+    def forward(ctx: Any, call: Direct, *tensors: Tensor) -> Tensor:  # noqa: ANN401
+        found = call.forward(tensors)
+        ctx.call = call
+        ctx.save_for_backward(*tensors, *(found if call.job.want_norm else ()))
+        return found[0]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        call: Direct = ctx.call
+        needs = ctx.needs_input_grad[1:]
+        held = ctx.saved_tensors
+        if torch.is_grad_enabled() or not plain((dy,)):
+            grads = iter(Backward.apply(call.job, needs, dy, *held))  # type: ignore[no-untyped-call]
+        else:
+            grads = iter(call.backward(needs, dy, held))
+        return (None, *[next(grads) if need else None for need in needs])
