@@ -40,8 +40,8 @@ class Recurrence:
     stages: int = 1
 
 
-RECURRENT = Recurrence(elements=4096, warps=1, stages=2)
-"""Of a walk: whole columns of a state in a thread, so that rows are summed without leaving it."""
+RECURRENT = Recurrence(elements=2048, warps=1, stages=2)
+"""Of a walk: 64 numbers a thread, so that a position is little more than the wait for its tensors."""
 STEP = Recurrence(elements=8192, warps=4)
 """Of a decoding step: 64 numbers a thread, in flight at once."""
 

@@ -26,6 +26,14 @@ def entry(p, t, stride):
 
 
 @triton.jit
+def sum_first(x):
+    """The sum over the first axis in eight parts, so that fewer roundings follow one another."""
+    if x.shape[0] > 8:
+        x = tl.sum(tl.reshape(x, [x.shape[0] // 8, 8, x.shape[1]]), 0)
+    return tl.sum(x, 0)
+
+
+@triton.jit
 def sequence(cu_ptr, i_s, T, C: tl.constexpr):
     """Row of the batch, first position, end and first slot of a sequence; of a pack where there is `cu_ptr`."""
     if cu_ptr is None:
@@ -109,22 +117,55 @@ def never(x, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
+def exact_exp(x):
+    """exp(x) to rounding, 0 below -87. tl.exp is off by up to |x| roundings, and powers of it by more."""
+    low = x < -87.0
+    x = tl.where(low, -87.0, tl.where(x > 89.0, 89.0, x))
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    r = (x - n * 0.693359375) + n * 2.12194440e-4
+    p = 1.9875691500e-4 * r + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    p = p * r * r
+    tail = r + p
+    y = 1.0 + tail
+    y = y + (((1.0 - y) + tail) + ((r - tail) + p))
+    power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.where(low, 0.0, y * power)
+
+
+@triton.jit
+def exp_rest(x, y):
+    """What exp(x) has beyond y, its value to rounding: many powers of y would be off by many roundings."""
+    return (tl.exp(x.to(tl.float64)) - y).to(tl.float32)
+
+
+@triton.jit
 def log1p(x):
-    """log(1 + x) for 0 <= x <= 1, exact to rounding also where x is tiny."""
-    y = 1.0 + x
-    return tl.log(y) - ((y - 1.0) - x) / y
+    """log(1 + x) for 0 <= x <= 1, as 2 atanh(s): to rounding also where x is tiny."""
+    s = tl.div_rn(x, x + 2.0)
+    z = s * s
+    p = z / 15 + 1 / 13
+    p = p * z + 1 / 11
+    p = p * z + 1 / 9
+    p = p * z + 1 / 7
+    p = p * z + 1 / 5
+    p = p * z + 1 / 3
+    return 2.0 * s + 2.0 * s * (z * p)
 
 
 @triton.jit
 def softplus(x):
     """log(1 + exp(x)) without overflow."""
-    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+    return tl.maximum(x, 0.0) + log1p(exact_exp(-tl.abs(x)))
 
 
 @triton.jit
 def logsigmoid(x):
     """log(sigmoid(x)) without overflow."""
-    return tl.minimum(x, 0.0) - log1p(tl.exp(-tl.abs(x)))
+    return tl.minimum(x, 0.0) - log1p(exact_exp(-tl.abs(x)))
 
 
 @triton.jit

@@ -41,6 +41,20 @@ class Operands:
     offset: tuple[E | None, E | None] = (None, None)
 
 
+@dataclass(frozen=True)
+class Decay:
+    """What a state is multiplied by at a position. rest: what rounding left off, where it would add up."""
+
+    value: E
+    rest: E | None = None
+
+    def __call__(self, state: E, added: E | None = None) -> E:
+        """A state after the decay, and after what is added to it."""
+        if self.rest is not None:
+            added = state * self.rest if added is None else state * self.rest + added
+        return state * self.value if added is None else state * self.value + added
+
+
 Weigh = Callable[[int, Term, Operands, E, E | None], None]
 """Takes a stream, its operands, its row without factors and without this column, and the score with this column."""
 
@@ -59,7 +73,7 @@ class Positions(Maker):
     def __init__(self, walk: Walk, host: Host, reserved: frozenset[str]) -> None:
         super().__init__(host, reserved)
         self.walk = walk
-        self._decays: dict[tuple[int, str], E] = {}
+        self._decays: dict[tuple[int, str], Decay] = {}
 
     def suffix(self, number: int) -> str:
         """What tells the variables of several streams apart."""
@@ -141,13 +155,13 @@ class Positions(Maker):
         """
         found = Row()
         for number, (term, state) in enumerate(zip(self.walk.terms, states, strict=True)):
-            before: E | None = None
+            before: Decay | None = None
             for action, gates in _schedule(term, apart=weigh is not None):
                 decay = self._decay_of(number, action, gates, lowering)
                 match action:
                     case "add":
                         factors = [number_of(factor, lowering) for factor in term.col]
-                        self._add(number, state, at, [*factors, *([decay] if decay is not None else [])], before)
+                        self._add(number, state, at, [*factors, *([decay.value] if decay is not None else [])], before)
                         before = None
                     case "read":
                         self._decay(state, before)
@@ -155,7 +169,7 @@ class Positions(Maker):
                         if weigh is None:
                             self._read(found, state, at, factors)
                         else:
-                            own = None if term.strict else self._own(number, at, decay)
+                            own = None if term.strict else self._own(number, at, None if decay is None else decay.value)
                             through = self.b.let(f"b_through{self.suffix(number)}", self._row(state, at))
                             weigh(number, term, at, through, own)
                             column = [number_of(factor, lowering) for factor in term.col]
@@ -168,37 +182,42 @@ class Positions(Maker):
             self._decay(state, before)
         return found
 
-    def _decay_of(self, number: int, action: str, gates: list[Gate], lowering: Lowering) -> E | None:
-        """The product of some gates of a stream at a position, as one variable; None where there are none."""
+    def _decay_of(self, number: int, action: str, gates: list[Gate], lowering: Lowering) -> Decay | None:
+        """The decay by some gates of a stream, as one variable; None where there are none."""
         if not gates:
             return None
         if (number, action) not in self._decays:
+            name = self.suffix(number)
             product = _step(gates[0], lowering)
             for gate in gates[1:]:
                 product = product * _step(gate, lowering)
-            self._decays[number, action] = self.b.let(f"b_decay{self.suffix(number)}", product)
+            value = self.b.let(f"b_decay{name}", product)
+            rest = None
+            if len(gates) == 1 and not varies(gates[0].log) and not _is_log(gates[0]):
+                exponent = lowering.value(gates[0].log)
+                rest = self.b.let(f"b_rest{name}", self.b.helper("exp_rest", exponent, value))
+            self._decays[number, action] = Decay(value, rest)
         return self._decays[number, action]
 
-    def _decay(self, state: State, decay: E | None) -> None:
+    def _decay(self, state: State, decay: Decay | None) -> None:
         for part in (state.matrix, state.vector):
             if decay is not None and part is not None:
-                self.b.set(part, part * decay)
+                self.b.set(part, decay(part))
 
-    def _add(self, number: int, state: State, at: Operands, factors: list[E], decay: E | None) -> None:
+    def _add(self, number: int, state: State, at: Operands, factors: list[E], decay: Decay | None) -> None:
         """Add s x^T to a state, after its decay."""
         b = self.b
         x = at.x
         if x is not None and factors:
             x = b.let(f"b_u{self.suffix(number)}", _times(x, factors))
         if state.matrix is not None and x is not None:
-            matrix = state.matrix if decay is None else state.matrix * decay
-            b.set(state.matrix, matrix + at.s.col * x.row)
+            product = at.s.col * x.row
+            b.set(state.matrix, state.matrix + product if decay is None else decay(state.matrix, product))
         if state.vector is not None:
             column = _times(at.s, factors)
             if self.walk.offset is not None and x is not None:
                 column = x if at.offset[1] is None else x * at.offset[1]
-            vector = state.vector if decay is None else state.vector * decay
-            b.set(state.vector, vector + column)
+            b.set(state.vector, state.vector + column if decay is None else decay(state.vector, column))
 
     def _read(self, found: Row, state: State, at: Operands, factors: list[E]) -> None:
         """Add p S to the row, and p z to the sum of its weights."""
@@ -210,7 +229,9 @@ class Positions(Maker):
     def _row(self, state: State, at: Operands) -> E:
         """p S, and with an offset a z^T."""
         assert state.matrix is not None
-        y = reduce_sum(at.p.col * state.matrix, 0)
+        product = at.p.col * state.matrix
+        self.b.helpers.add("sum_first")
+        y = call("sum_first", product, tile=Tile("fp32", product.tile.shape[1:]))
         if state.vector is not None and self.walk.offset is not None:
             y = y + (state.vector if at.offset[0] is None else at.offset[0] * state.vector)
         return y
@@ -258,12 +279,17 @@ def _schedule(term: Term, apart: bool) -> list[tuple[str, list[Gate]]]:
     return [("before", row), ("add", []), ("between", both), ("read", []), ("after", column)]
 
 
+def _is_log(gate: Gate) -> bool:
+    inner = plain(gate.log)
+    return isinstance(inner, Apply) and inner.fn == "log"
+
+
 def _step(gate: Gate, lowering: Lowering) -> E:
     """The decay of one step: x of a gate that is `log(x)`."""
     inner = plain(gate.log)
-    if isinstance(inner, Apply) and inner.fn == "log":
+    if isinstance(inner, Apply) and _is_log(gate):
         return lowering.value(inner.args[0])
-    return pointwise("tl.exp", lowering.value(inner))
+    return lowering.builder.helper("exact_exp", lowering.value(inner))
 
 
 def number_of(factor: Expr, lowering: Lowering) -> E:
