@@ -1,0 +1,151 @@
+"""Runs ops through the Triton backend in Triton's interpreter; prints what it finds as JSON. A process of its own:
+the interpreter is chosen when Triton is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import sma_compiler as sma
+from sma_compiler.backend_errors import NoDoublePrecision, NoKernel, WrongKernel
+from sma_compiler.runtime import again, execute, self_check
+from sma_compiler.runtime.kernels import Kernel
+from sma_compiler.runtime.load import load
+from sma_compiler.verify.samples import default_sizes, samples
+
+OPS = ("mamba2", "linear_attention_normalized")
+SIZES = {"batch": 2, "time": 9, "head": 2, "key": 6, "value": 5}
+Given = dict[str, Tensor | int | float]
+
+
+def given(op: sma.CompiledOp, **sizes: int) -> Given:
+    return dict(samples(op.ir, default_sizes(op.ir, **{**SIZES, **sizes}), torch.float32))
+
+
+def part(op: sma.CompiledOp, arguments: Given, where: slice | int) -> Given:
+    """The arguments of some positions, or of one without its axis."""
+    long = {decl.name for decl in op.params if "time" in decl.dims}
+    return {name: x[:, where] if name in long and isinstance(x, Tensor) else x for name, x in arguments.items()}
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, over the largest value; infinite between unlike tensors."""
+    if found.shape != expected.shape or found.dtype != expected.dtype or not bool(found.isfinite().all()):
+        return float("inf")
+    scale = float(expected.double().abs().max()) or 1.0
+    return float((found.double() - expected.double()).abs().max()) / scale
+
+
+def worst(found: list[Tensor], expected: list[Tensor]) -> float:
+    return max(error(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def gradients(op: sma.CompiledOp, arguments: Given, backend: str) -> list[Tensor]:
+    leaves = {name: x.clone().requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
+    y, state = op(**{**arguments, **leaves}, return_state=True, backend=backend)
+    y2 = op(**{**arguments, **leaves}, initial_state=state, backend=backend)
+    plain = op(**{**arguments, **leaves}, backend=backend)
+    loss = y.sin().sum() + y2.square().sum() + plain.cos().sum()
+    return [y.detach(), *torch.autograd.grad(loss, list(leaves.values()))]
+
+
+def whole_calls(op: sma.CompiledOp) -> float:
+    """Several calls of one form, of which the last are replayed, and gradients."""
+    found, expected = [], []
+    for number in range(3):
+        arguments = given(op)
+        arguments = {name: x * (1 + 0.1 * number) if name in "qkv" else x for name, x in arguments.items()}
+        found += [op(**arguments, backend="triton"), *gradients(op, arguments, "triton")]
+        expected += [op(**arguments, backend="torch"), *gradients(op, arguments, "torch")]
+    return worst(found, expected)
+
+
+def joined_by_states(op: sma.CompiledOp) -> float:
+    """A state of one backend continues on the other; steps go on from both."""
+    arguments = given(op)
+    expected = op(**arguments, backend="torch")
+    found = []
+    for first, second in (("triton", "torch"), ("torch", "triton")):
+        y, state = op(**part(op, arguments, slice(0, 4)), return_state=True, backend=first)
+        y2, state = op(**part(op, arguments, slice(4, 8)), initial_state=state, return_state=True, backend=second)
+        own = state.clone()
+        y3, after = op.step(**part(op, arguments, 8), state=state)
+        assert state["attend0.S0"] is not after["attend0.S0"]
+        y4, same = op.step(**part(op, arguments, 8), state=own, inplace=True)
+        assert same is own
+        assert error(same["attend0.S0"], after["attend0.S0"]) < 1e-6
+        assert same["position"].tolist() == after["position"].tolist() == [9, 9]
+        assert error(y4, y3) < 1e-6
+        found.append(torch.cat((y, y2, y3[:, None]), 1))
+    return worst(found, [expected, expected])
+
+
+def packs(op: sma.CompiledOp) -> float:
+    arguments, bounds = given(op, batch=1), torch.tensor([0, 3, 3, 9])
+    found, state = op(**arguments, cu_seqlens=bounds, return_state=True, backend="triton")
+    expected, after = op(**arguments, cu_seqlens=bounds, return_state=True, backend="torch")
+    assert torch.equal(state["position"], after["position"])
+    return worst([found, state["attend0.S0"]], [expected, after["attend0.S0"]])
+
+
+def self_checks(op: sma.CompiledOp) -> float:
+    """A right kernel passes, and a wrong one is refused before it gives anything."""
+    os.environ["SMA_SELF_CHECK"] = "1"
+    arguments = given(op)
+    try:
+        found = error(op(**arguments, backend="triton"), op(**arguments, backend="torch"))
+        (kernel, *_) = op.program.kernels._found.values()
+        assert isinstance(kernel, Kernel)
+        with open(str(kernel.module.__file__), encoding="utf-8") as file:
+            text = file.read()
+        for right, wrong in (
+            ("o_c[:, None] >= o_c[None, :]", "o_c[:, None] > o_c[None, :]"),
+            ("b_s.to(DOT)", "b_s.to(DOT) * 1.01"),
+        ):
+            assert right in text
+            planted = Kernel(kernel.name, load(text.replace(right, wrong)))
+            for key in op.program.kernels._found:
+                op.program.kernels._found[key] = planted
+            with pytest.raises(WrongKernel, match=r"computes something else than the torch backend on cpu(.|\n)*FAIL"):
+                op(**arguments, backend="triton")
+    finally:
+        del os.environ["SMA_SELF_CHECK"]
+        op.program.kernels._found.clear()
+    return found
+
+
+def refusals(op: sma.CompiledOp) -> float:
+    arguments = given(op)
+    double = {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
+    for wrong, kind, message in (
+        ({**arguments, "plan": "quadratic"}, NoKernel, "no Triton kernel for plan='quadratic'"),
+        (double, NoDoublePrecision, "take bfloat16, float16 and float32, but 'q' is float64"),
+    ):
+        with pytest.raises(kind, match=message):
+            op(**wrong, backend="triton")
+    return 0.0
+
+
+TESTS: tuple[Callable[[sma.CompiledOp], float], ...] = (whole_calls, joined_by_states, packs, self_checks, refusals)
+
+
+def main() -> None:
+    """Print the error of every test of every op."""
+    again.replayable = lambda _: True
+    execute.check_values = lambda *_: None  # so that calls look at no values, as on a GPU
+    self_check.SEEDS, self_check.TIME = 1, 70
+    found = {}
+    for name in OPS:
+        for test in TESTS:
+            if name == "mamba2" or test is not self_checks:
+                found[f"{name} {test.__name__}"] = test(sma.library(name))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
