@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from sma_compiler.emit.gradients import gradients
 from sma_compiler.emit.module import library, module, with_uses
 from sma_compiler.emit.tiles import show_function
 from sma_compiler.ir.canonical import spec_hash
@@ -108,8 +109,11 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     more = ["scan_parts_kernel"] if cut else []
-    how = f"chunked, {'split' if cut else 'fused'}"
-    return _emitted(header(op, plans, how), builders.values(), kernels.values(), [launcher], more)
+    top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
+    back = gradients(member, plans, sizes, dtype, target, reserved, _kernel)
+    top = (*top, f"no gradient: {back.refused}") if back.refused else top
+    made, makers = (*kernels.values(), *back.kernels), (*builders.values(), *back.builders)
+    return _emitted(top, makers, made, (launcher, *back.launchers), more)
 
 
 def _recurrent(op: Op, plans: Plans) -> Emitted:
@@ -142,8 +146,8 @@ def _emitted(
 ) -> Emitted:
     """The file of some kernels and launchers, checked."""
     functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels]
-    names = [made.name for made in functions]
     functions += launchers
+    names = [made.name for made in functions]
     used = set().union(*(mentioned(made.body) for made in launchers))
     needed = with_uses((*(name for name in HELPERS if name in used), *helpers, *_helpers(builders)))
     for made in functions:

@@ -127,6 +127,8 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
         case Call(fn=Attribute(x=Binary() as x, name=name)) if len(f"{inner}{show(x)}") <= WIDTH:
             tail = f").{name}({', '.join(_arguments(expr))}){suffix}"
             return [f"{indent}{prefix}(", f"{inner}{show(x)}", f"{indent}{tail}"]
+        case Binary(op=op, left=left, right=Call() as last) if _is_alone(expr, f"{indent}{prefix}"):
+            return _split(f"{prefix}{_within(left, _LEVEL[op])} {op} ", last, suffix, indent)
         case Call(fn=fn):
             items = _items(expr)
             head, close = f"{indent}{prefix}{_within(fn, _POSTFIX)}(", f"{indent}){suffix}"
@@ -144,26 +146,48 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
     return [head, *body, close]
 
 
+def _is_alone(expr: Binary, before: str) -> bool:
+    """Whether no other operator binds alike, and the line up to the last operand's bracket fits."""
+    level = _LEVEL[expr.op]
+    if not isinstance(expr.right, Call) or (isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == level):
+        return False
+    return len(f"{before}{_within(expr.left, level)} {expr.op} {_within(expr.right.fn, _POSTFIX)}(") <= WIDTH
+
+
 def _items(call: Call) -> list[tuple[str, Expr]]:
     return [*(("", arg) for arg in call.args), *((f"{name}=", value) for name, value in call.keywords)]
 
 
-def _parenthesised(prefix: str, expr: Binary | Choose, suffix: str, indent: str) -> list[str]:
+def _parenthesised(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
     inner = indent + _INDENT
     flat = inner + show(expr)
-    if len(flat) <= WIDTH:
-        return [f"{indent}{prefix}(", flat, f"{indent}){suffix}"]
-    assert isinstance(expr, Binary), f"no way to wrap: {flat}"
+    lines = [flat] if len(flat) <= WIDTH else _chain("", expr, inner)
+    return [f"{indent}{prefix}(", *lines, f"{indent}){suffix}"]
+
+
+def _chain(prefix: str, expr: Expr, indent: str) -> list[str]:
+    """The operands of infix operators that bind alike, each on a line."""
+    assert isinstance(expr, Binary), f"no way to wrap: {indent}{prefix}{show(expr)}"
     level = _LEVEL[expr.op]
     parts: list[tuple[str, Expr]] = []
     left: Expr = expr
     while isinstance(left, Binary) and _LEVEL[left.op] == level:
         parts.append((left.op, left.right))
         left = left.left
-    lines = [f"{inner}{_within(left, level)}"]
-    lines += [f"{inner}{op} {_within(right, level + 1)}" for op, right in reversed(parts)]
-    assert all(len(line) <= WIDTH for line in lines), f"no way to wrap: {flat}"
-    return [f"{indent}{prefix}(", *lines, f"{indent}){suffix}"]
+    lines = _operand(prefix, left, level, indent)
+    for op, right in reversed(parts):
+        lines += _operand(f"{op} ", right, level + 1, indent)
+    return lines
+
+
+def _operand(prefix: str, expr: Expr, level: int, indent: str) -> list[str]:
+    """An operand of an operator of some level, in as many lines as it takes."""
+    flat = f"{indent}{prefix}{_within(expr, level)}"
+    if len(flat) <= WIDTH:
+        return [flat]
+    if _form(expr)[1] < level:
+        return _parenthesised(prefix, expr, "", indent)
+    return _chain(prefix, expr, indent) if isinstance(expr, Binary) else _split(prefix, expr, "", indent)
 
 
 def statements(body: Iterable[Statement], indent: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from sma_compiler.facts.bounds import bounds
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Param, ParamDecl, Reduce, children, postorder
+from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Param, ParamDecl, Reduce, children, postorder
 from sma_compiler.kernel.derive import gradients, unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gates import is_positive
@@ -99,7 +99,8 @@ def backward(linear: Linear, graph: Graph) -> Backward:
 
 def needs_whole(walk: Walk) -> bool:
     """Whether a program must hold the whole outer axis, because an expression sums over it."""
-    exprs = (walk.x, *(output.expr for output in walk.outputs))
+    factors = (factor for term in walk.terms for factor in (*term.row, *term.col))
+    exprs = (walk.x, *factors, *(output.expr for output in walk.outputs))
     return any(isinstance(node, Reduce) and node.axis == walk.outer for node in _inside(exprs))
 
 
@@ -189,6 +190,12 @@ class _Maker:
         linear, graph, one = self.linear, self.graph, self.graph.const(1.0)
         q, k, v = linear.q, linear.k, linear.v
 
+        known = {q: "q", k: "k", v: "v", cotangent: "dn"}
+
+        def named(*operands: Expr) -> tuple[str, str, str]:
+            p, s, x = (x.name if isinstance(x, Param) else known[x] for x in operands)
+            return p, s, x
+
         def result(x: Expr) -> Expr:
             found = graph.mask_times(linear.attend.mask, x)
             self.cotangents.add(found)
@@ -199,7 +206,7 @@ class _Maker:
             p=cotangent,
             s=v,
             x=k,
-            names=("dn", "v", "k"),
+            names=named(cotangent, v, k),
             inner="value",
             outer="key",
             terms=linear.terms,
@@ -215,7 +222,7 @@ class _Maker:
             p=v,
             s=cotangent,
             x=q,
-            names=("v", "dn", "q"),
+            names=named(v, cotangent, q),
             offset=None if offset is None else (one, offset),
             result=result(q),
         )
@@ -225,7 +232,7 @@ class _Maker:
             p=k,
             s=q,
             x=cotangent,
-            names=("k", "q", "dn"),
+            names=named(k, q, cotangent),
             inner="key",
             outer="value",
             offset=None,
@@ -375,6 +382,6 @@ def _inside(exprs: Iterable[Expr]) -> set[Expr]:
         node = stack.pop()
         if node not in seen:
             seen.add(node)
-            if isinstance(node, Apply | Reduce):
+            if isinstance(node, Apply | Reduce | At):
                 stack.extend(children(node))
     return seen

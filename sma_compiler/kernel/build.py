@@ -312,9 +312,9 @@ def reduce_sum(x: E, axis: int) -> E:
     return call("tl.sum", x, axis, tile=Tile(x.tile.dtype, shape))
 
 
-def cumsum(x: E, reverse: bool = False) -> E:
-    """The running sum of a vector, from its start or from its end."""
-    return call("tl.cumsum", x, 0, tile=x.tile, **({"reverse": True} if reverse else {}))
+def cumsum(x: E, axis: int = 0, *, reverse: bool = False) -> E:
+    """The running sum along an axis, from its start or from its end."""
+    return call("tl.cumsum", x, axis, tile=x.tile, **({"reverse": True} if reverse else {}))
 
 
 class Builder:

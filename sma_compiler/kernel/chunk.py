@@ -108,6 +108,7 @@ class Chunked(Maker):
         self.inner, self.outer = EXTENT[walk.inner], EXTENT[walk.outer]
         self.splits = tuple(split(term) for term in walk.paths)
         self.several = len(walk.terms) > 1
+        self.exact = any(term.exact for term in walk.terms)
 
     def places(self) -> tuple[Place, ...]:
         """Say which program this is; for each of its heads."""
@@ -254,7 +255,7 @@ class Chunked(Maker):
         found: list[Path] = []
         for number, (term, made) in enumerate(zip(self.walk.paths, self.splits, strict=True)):
             suffix = self.suffix(number)
-            path = Path(term.strict, backward, guarded=self.walk.sums is not None)
+            path = Path(term.strict, backward, guarded=self.walk.sums is not None, exact=term.exact)
             late, early = (term.row, term.col) if made is None else (made.row, made.col)
             if not at_rows:
                 late, early = (late, ()) if backward else ((), early)
@@ -313,11 +314,15 @@ class Chunked(Maker):
             if across is not None:
                 across = b.let(f"b_across{suffix}", across)
                 matrix = matrix * across
-            b.set(state.matrix, dot(trans(chunk.s), values, matrix))
+            b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), values))
             if state.vector is not None and vector is not None:
                 summed, more = (chunk.s, []) if self.walk.offset is None else (chunk.x, [chunk.b] if chunk.b else [])
                 grown = reduce_sum(scaled(summed.to("fp32"), [*more, *factors], column=True), 0)
                 b.set(state.vector, (vector if across is None else vector * across) + grown)
+
+    def plus_product(self, total: E, a: E, b: E) -> E:
+        """A tile plus a product. Where it must be exact the product is summed apart: what Triton sees is no sum."""
+        return total - dot(a, -b) if self.exact else dot(a, b, total)
 
     def empty_state(self, number: int) -> State:
         """A state of zeros."""

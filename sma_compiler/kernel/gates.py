@@ -159,7 +159,7 @@ def static_rates(terms: tuple[Term, ...], static: Lowering) -> dict[Gate, E]:
     for term in terms:
         for gate in term.gates:
             if not varies(gate.log) and gate not in found:
-                rate = pointwise("tl.maximum", _log2(gate.log, static), LOWEST)
+                rate = pointwise("tl.maximum", log2_of(gate.log, static), LOWEST)
                 found[gate] = static.builder.let("log_gate", rate)
     return found
 
@@ -205,7 +205,7 @@ def is_positive(factor: Expr) -> bool:
     return bounds(factor)[0] >= 0 and not (isinstance(factor, Const) and factor.value == 0)
 
 
-def _log2(log: Expr, lowering: Lowering) -> E:
+def log2_of(log: Expr, lowering: Lowering) -> E:
     """A log gate in base 2; the logarithm of `log(x)` is taken in base 2 at once."""
     inner = plain(log)
     if isinstance(inner, Apply) and inner.fn == "log":
@@ -227,7 +227,7 @@ def may_reset(log: Expr) -> bool:
 def _varying(path: Path, gate: Gate, lowering: Lowering, rows: Rows, suffix: str) -> None:
     b = lowering.builder
     late, early = path.late, path.early
-    value = _log2(gate.log, lowering)
+    value = log2_of(gate.log, lowering)
     if not is_tensor(gate.log):
         value = b.helper("keep", value, rows.valid, size("MASKED"))
     step = b.let(f"b_g{suffix}", value)

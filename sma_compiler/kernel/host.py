@@ -133,7 +133,7 @@ def host(linear: Linear, reserved: frozenset[str], extra: Iterable[ParamDecl] = 
     op = linear.op
     if op.name in reserved or keyword.iskeyword(op.name):
         raise NoTritonKernel(op.name, "chunked", f"`{op.name}` has a meaning of its own in the file: rename the op")
-    builder = Builder({*reserved, name or op.name})
+    builder = Builder({*reserved, op.name, name})
     decls = {decl.name: decl for decl in (*op.params, *extra)}
     parameters = {decl: path(builder.fresh(decl)) for decl in decls}
     shared = frozenset(decl.name for decl in op.params if {"key", "value"} & set(decl.dims))

@@ -46,12 +46,17 @@ FUNCTIONS = frozenset(
 
 @dataclass(frozen=True)
 class Term:
-    """One stream: its factors at the query and at the key, its path, and whether the diagonal is left out."""
+    """One stream: its factors at the query and at the key, its path, and whether the diagonal is left out.
+
+    exact: whether the kernel takes care that sums round as little as fp32 can: factors stay outside of exponents,
+    exponents of pairs are no differences, and products are summed apart from what they are added to.
+    """
 
     row: tuple[Expr, ...]
     col: tuple[Expr, ...]
     gates: tuple[Gate, ...]
     strict: bool
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ class Linear:
     backward: bool
 
 
-def linear(op: Op, plans: Plans, plan: str) -> Linear:
-    """The op as a member of the family.
+def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
+    """The op as a member of the family. exact: see `Term`.
 
     Raises:
         NoTritonKernel: it is none.
@@ -102,7 +107,7 @@ def linear(op: Op, plans: Plans, plan: str) -> Linear:
     if attend.scale is not graph.const(1):
         rows = (attend.scale, *rows)
     terms = tuple(
-        Term((*stream.row, *rows), (*stream.col, *cols, *more), stream.gates, stream.first == 1)
+        Term((*stream.row, *rows), (*stream.col, *cols, *more), stream.gates, stream.first == 1, exact)
         for stream in mask.streams
     )
     return Linear(op, attend, q, k, v, terms, attend.normalize, mask.streams[0].side == "upper")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sma_compiler.ir.nodes import Expr
-from sma_compiler.kernel.backward import is_folded
 from sma_compiler.kernel.build import E, call, lift, reduce_sum, size
+from sma_compiler.kernel.gates import is_folded
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.linear import Term
 from sma_compiler.kernel.lower import Lowering

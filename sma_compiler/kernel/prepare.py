@@ -15,8 +15,8 @@ from sma_compiler.kernel.linear import Linear
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.walk import STRETCH, Walk
 
-HELPERS = ("dense", "coarsest")
-"""Functions of the host that every launcher uses."""
+HELPERS = ("dense", "coarsest", "new", "of_groups")
+"""Functions of the host that launchers use."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class PathSums:
     def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Where a stretch ends: keep the states, or multiply them with those that the other walk has kept."""
         b, walk, arguments = self.b, self.kernel.walk, self.kernel.arguments
+        if all(kind != "states" for kind, _ in self.named):
+            return
         b.section("Where a stretch of chunks ends, the states of both walks meet")
         index = b.let("i_c", (chunk.t0 - self.place.span.begin) // size("C"))
         ends = b.let("ends", (index % STRETCH).eq(STRETCH - 1) | (chunk.t0 + size("C") >= self.place.span.end))
@@ -90,13 +92,15 @@ class PathSums:
         inputs = self.place.inputs
         place = b.let("place", inputs.row() * stretches + stretch)
         for number, state in enumerate(states):
+            if ("states", number) not in self.named:
+                continue
             suffix = self.kernel.suffix(number)
             pointer = arguments.pointer(f"states{suffix}", self.named["states", number])
             kept = [(state.matrix, inputs.matrix(pointer, place, walk.inner, walk.outer))]
             if state.vector is not None:
                 vectors = arguments.pointer(f"vectors{suffix}", self.named["vectors", number])
                 kept.append((state.vector, inputs.vector(vectors, place)))
-            with b.branch(pointer.given()), b.branch(ends):
+            with b.branch(pointer.given().both(ends)):
                 if self.asked.pairs:
                     self._keep(kept)
                 else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
-from sma_compiler.kernel.gates import is_positive, scaled, static_rates
+from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Function, Tile
@@ -152,7 +152,7 @@ class WalkKernel(Chunked):
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:
             scores = self._pairs(members, chunks)
-        b.set(y, dot(scores.to("dot"), chunk.x, y))
+        b.set(y, self.plus_product(y, scores.to("dot"), chunk.x))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
         outer = [] if self.apart else chunk.paths[0].rows.factors
@@ -169,9 +169,7 @@ class WalkKernel(Chunked):
         """The weighted scores of the chunk's pairs, [C, C]: of all heads together."""
         b = self.b
         b.section("Pairs inside the chunk")
-        products = None
-        if self.walk.sums is not None and self.walk.sums.pairs and chunks[0].other is not None:
-            products = b.let("b_products", dot(chunks[0].other, trans(chunks[0].x)))
+        products: E | None = None
         total: E | None = None
         for member, chunk in zip(members, chunks, strict=True):
             assert chunk.p is not None
@@ -181,16 +179,16 @@ class WalkKernel(Chunked):
                 scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
             if self.walk.offset is not None:
                 b.set(scores, scores + _product(chunk.a, chunk.b))
-            weights = self._decays(chunk)
-            if not weights:
-                b.set(scores, where(chunk.paths[0].support(chunk.rows), scores, 0.0))
-            if products is not None and member.sums is not None:
-                member.sums.weigh(chunk, scores, weights, products)
-            self._scale(chunk, weights)
-            if weights:
-                b.set(scores, scores * _total(weights))
-            elif self.apart and chunk.paths[0].rows.factors:
-                b.set(scores, scaled(scores, chunk.paths[0].rows.factors, column=True))
+            decays = self._decays(chunk)
+            if not self.several:
+                seen = scores * decays.pop() if decays else where(chunk.paths[0].support(chunk.rows), scores, 0.0)
+                b.set(scores, seen)
+            if member.sums is not None and member.sums.asked.pairs and chunk.other is not None:
+                products = products or b.let("b_products", dot(chunk.other, trans(chunk.x)))
+                member.sums.weigh(chunk, scores, decays, products)
+            weighted = self._with_factors(chunk, scores, decays)
+            if weighted is not scores:
+                b.set(scores, weighted)
             if total is None:
                 total = scores
             else:
@@ -209,13 +207,12 @@ class WalkKernel(Chunked):
             return None
         if self.heads > 1:
             return None
-        gated = all(term.gates and all(is_positive(factor) for factor in term.row) for term in walk.terms)
+        gated = all(term.gates and all(is_folded(term, factor) for factor in term.row) for term in walk.terms)
         return others[0] if (gated or self.several) and walk.result not in postorder(others) else None
 
     def _decays(self, chunk: Chunk) -> list[E]:
         """The decays of pairs by stream, 0 where a row does not see a column; none where that is all there is."""
-        first = chunk.paths[0]
-        if not self.several and first.rows.exponent is None and not first.columns.factors:
+        if not self.several and chunk.paths[0].rows.exponent is None:
             return []
         found: list[E] = []
         for number, path in enumerate(chunk.paths):
@@ -224,14 +221,20 @@ class WalkKernel(Chunked):
             found.append(self.b.let(f"b_w{self.suffix(number)}", ones if decay is None else decay))
         return found
 
-    def _scale(self, chunk: Chunk, weights: list[E]) -> None:
-        """Give the weights of pairs the factors that are no exponents; those of the rows of one stream come later."""
-        for weight, path in zip(weights, chunk.paths, strict=False):
-            factors = scaled(weight, path.columns.factors, column=False)
-            if self.apart:
-                factors = scaled(factors, path.rows.factors, column=True)
-            if path.columns.factors or (self.apart and path.rows.factors):
-                self.b.set(weight, factors)
+    def _with_factors(self, chunk: Chunk, scores: E, decays: list[E]) -> E:
+        """Scores times the factors that are no exponents, and the decays of several streams; where one stream's rows
+        have theirs at the end, not those."""
+        if not self.several:
+            scores = scaled(scores, chunk.paths[0].columns.factors, column=False)
+            return scaled(scores, chunk.paths[0].rows.factors if self.apart else [], column=True)
+        total: E | None = None
+        for path, weight in zip(chunk.paths, decays, strict=True):
+            whole = scaled(scaled(weight, path.columns.factors, column=False), path.rows.factors, column=True)
+            if path.columns.factors or path.rows.factors:
+                self.b.set(weight, whole)
+            total = weight if total is None else total + weight
+        assert total is not None
+        return scores * total
 
     def _through_states(self, members: list[Member], chunks: list[Chunk]) -> tuple[E, E | None]:
         """What rows have through the states of all heads and streams; and the sums of their weights."""
@@ -297,10 +300,3 @@ def _product(a: E | None, b: E | None) -> E | float:
     if a is None or b is None:
         return b.row if b is not None else a.col if a is not None else 1.0
     return a.col * b.row
-
-
-def _total(weights: list[E]) -> E:
-    total, *others = weights
-    for weight in others:
-        total = total + weight
-    return total

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel.gradient_specs import GRADIENT_SPECS
 from kernel.specs import LIBRARY, SPECS, compiled
 
 from sma_compiler.driver import compile_source
@@ -38,7 +39,7 @@ def test_text_is_golden(name: str, plan: str, request: pytest.FixtureRequest) ->
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("emitted")
-    for name in (*LIBRARY, *SPECS):
+    for name in (*LIBRARY, *SPECS, *GRADIENT_SPECS):
         op = compiled(name)
         for number, shape in enumerate((SHAPE, LONG)):
             for dtype in DTYPES:
@@ -69,11 +70,11 @@ def test_every_target_has_a_file(target: str) -> None:
 
 def test_the_launcher_takes_the_parameters_of_the_spec() -> None:
     tree = ast.parse(compiled("mamba2").source())
-    launcher = tree.body[-1]
-    assert isinstance(launcher, ast.FunctionDef)
-    assert launcher.name == "mamba2"
-    assert [arg.arg for arg in launcher.args.args] == ["q", "k", "v", "dt", "a", "bias", "d"]
-    assert ast.get_docstring(launcher)
+    launchers = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    parameters = ["q", "k", "v", "dt", "a", "bias", "d"]
+    for name, given in (("mamba2", parameters), ("mamba2_backward", ["dy", *parameters])):
+        assert [arg.arg for arg in launchers[name].args.args] == given
+        assert ast.get_docstring(launchers[name])
 
 
 def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:

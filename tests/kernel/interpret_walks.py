@@ -35,8 +35,11 @@ CASES = (
     ("mixed",),
     ("anticausal", "parts"),
     ("anticausal_sums",),
+    ("mamba2", "exact"),
+    ("mixed", "exact", "cuts"),
+    ("anticausal", "exact"),
 )
-"""Ops, whether sequences are cut in parts, and whether some gates are -inf."""
+"""Ops; whether sequences are cut in parts, some gates are -inf, sums are as exact as fp32 can be."""
 
 Tensors = dict[str, Tensor | float | None]
 Launch = Callable[..., object]
@@ -50,9 +53,9 @@ def stretches(time: int) -> int:
 class Walks:
     """One op's walks and its forward launcher."""
 
-    def __init__(self, op: CompiledOp, parts: bool) -> None:
+    def __init__(self, op: CompiledOp, parts: bool, exact: bool) -> None:
         self.op = op
-        self.built: Built = build(op, Config(CHUNK, OUTER, warps=4, stages=1, programs=64 if parts else 0))
+        self.built: Built = build(op, Config(CHUNK, OUTER, warps=4, stages=1, programs=64 if parts else 0), exact)
         with tempfile.TemporaryDirectory() as folder:
             self.walks: Launch = load_text(self.built.text, Path(folder)).walks
         with tempfile.TemporaryDirectory() as folder:
@@ -139,10 +142,10 @@ class Walks:
         return torch.cat(found).movedim(0, 1)
 
 
-def errors(name: str, parts: bool, cuts: bool) -> dict[str, float]:
+def errors(name: str, parts: bool, cuts: bool, exact: bool) -> dict[str, float]:
     """The errors of every gradient, of one call and of two."""
     op = compiled(name)
-    walks = Walks(op, parts)
+    walks = Walks(op, parts, exact)
     given = arguments(op.ir, SIZES, "float32", SIZES["head"])
     if not cuts and isinstance(given.get("g"), Tensor):
         given["g"] = given["g"].clamp(min=-1.0)
@@ -173,7 +176,8 @@ def errors(name: str, parts: bool, cuts: bool) -> dict[str, float]:
 
 def main() -> None:
     """Print the errors of every case."""
-    print(json.dumps({" ".join(case): errors(case[0], "parts" in case, "cuts" in case) for case in CASES}))
+    options = ("parts", "cuts", "exact")
+    print(json.dumps({" ".join(case): errors(case[0], *(x in case for x in options)) for case in CASES}))
 
 
 if __name__ == "__main__":

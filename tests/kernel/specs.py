@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kernel.gradient_specs import GRADIENT_SPECS
+
 from sma_compiler.driver import compile_source
 from sma_compiler.interface import library
 from sma_compiler.runtime.op import CompiledOp
@@ -52,5 +54,6 @@ op mixed(q, k, v, g: [time, head], s: [head]):
 
 
 def compiled(name: str) -> CompiledOp:
-    """An op of the library or of `SPECS`."""
-    return library(name) if name in LIBRARY else compile_source(Source(SPECS[name], name))
+    """An op of the library, of `SPECS` or of `GRADIENT_SPECS`."""
+    specs = {**SPECS, **GRADIENT_SPECS}
+    return library(name) if name in LIBRARY else compile_source(Source(specs[name], name))

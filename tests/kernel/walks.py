@@ -77,10 +77,10 @@ class WalksLauncher(Launch):
         return b.function("walks", ("Run the walks.",), [Parameter(name_of(x)) for x in parameters], jit=False)
 
 
-def build(op: CompiledOp, config: Config) -> Built:
-    """The walks of an op's gradients."""
+def build(op: CompiledOp, config: Config, exact: bool) -> Built:
+    """The walks of an op's gradients. exact: as for fp32."""
     plans = op.program.plans
-    member = linear(op.ir, plans, "chunked")
+    member = linear(op.ir, plans, "chunked", exact)
     made = backward(member, plans.graph)
     names = {walk.name: f"{walk.name}_kernel" for walk in made.walks}
     names |= {f"local_{walk.name}": f"local_{walk.name}_kernel" for walk in made.walks} | {"gates": "gates_kernel"}

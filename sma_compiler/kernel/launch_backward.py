@@ -1,0 +1,367 @@
+"""The backward launcher of an emitted file: `op_backward`, the gradients of every tensor that an op takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import ParamDecl
+from sma_compiler.kernel.backward import Backward, Piece, needs_whole
+from sma_compiler.kernel.build import E, Operand, lift, path, sequence
+from sma_compiler.kernel.chain import sums_of
+from sma_compiler.kernel.check import UNUSED
+from sma_compiler.kernel.config import Config
+from sma_compiler.kernel.host import SIZES, Host, Tensors, states_of
+from sma_compiler.kernel.maker import pinned
+from sma_compiler.kernel.nodes import Function, Parameter
+from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of, size_of
+from sma_compiler.kernel.walk import Walk, forward_walk
+
+COUNTING = ("net", "rows", "columns", "states", "vectors")
+"""Sums that the walk of dq writes; that of dk writes the others, and reads the states."""
+
+States = dict[tuple[str, int], E]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Names in a backward launcher. walks: what each one's pointers stand for; chain: those of the chain kernel.
+
+    initial: the state the op began with; before: its gradient; after: the cotangent of the state it left.
+    tiles: how many tiles the outer axis of a walk has, by axis.
+    """
+
+    walks: dict[str, Tensors]
+    chain: Tensors
+    initial: States
+    before: States
+    after: States
+    tiles: dict[str, E]
+
+
+def named(made: Backward, host: Host) -> Named:
+    """Name everything that the walks of a backward pass read and write."""
+    fresh = host.builder.fresh
+    forward = forward_walk(made.linear)
+    initial, before, after = (states_of(forward, fresh, letter) for letter in ("s0", "ds0", "ds1"))
+    sums = {key: path(fresh(f"{key[0]}{key[1] if len(forward.terms) > 1 else ''}")) for key in sums_of(made)}
+    written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
+    written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
+    tiles = {axis: path(fresh(f"tiles_{axis[0]}")) for axis in ("key", "value")}
+    unused = path("None")
+
+    def tensors(walk: Walk, start: States, end: States, kinds: Iterable[str] = ()) -> Tensors:
+        outputs = {output.name: written[output.name] for output in walk.outputs}
+        asked = {key: x for key, x in sums.items() if key[0] in kinds}
+        return Tensors(unused, unused, outputs, start, end, {}, asked)
+
+    def only(states: States, part: str) -> States:
+        return {key: x for key, x in states.items() if key[0] == part}
+
+    walks = {
+        "dq": tensors(made.dq, initial, {}, COUNTING),
+        "dk": tensors(made.dk, after, only(before, "vector"), ("through", "states", "vectors", "anchors")),
+        "dv": tensors(made.dv, only(after, "matrix"), only(before, "matrix")),
+    }
+    if made.before is not None:
+        walks[made.before.name] = tensors(made.before, initial, {})
+    outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
+    return Named(walks, Tensors(unused, unused, outputs, sums=sums), initial, before, after, tiles)
+
+
+class BackwardLauncher(Launch):
+    """Builds the launcher."""
+
+    def __init__(self, made: Backward, host: Host, names: Named) -> None:
+        super().__init__(made.linear, host)
+        self.made = made
+        self.names = names
+        fresh = host.builder.fresh
+        self.initial, self.dstate = path(fresh("initial_state")), path(fresh("dstate"))
+        self.needs, self.precision = path(fresh("needs")), path(fresh("precision"))
+        self.need = {decl.name: path(fresh(f"need_{decl.name}")) for decl in self.tensors}
+        self.by_chain = path(fresh("need_sums"))
+
+    def build(self, name: str, kernels: Mapping[str, Kernel], config: Config) -> Function:
+        """The launcher. kernels: by walk, `chain`, and where there are any `gates`."""
+        b = self.b
+        self.sizes()
+        self.checks()
+        self._cotangents()
+        constants = self._constants(config)
+        self._needs()
+        self._given_states()
+        if self.made.before is not None or self.linear.normalize != "none":
+            self._again()
+        if "gates" in kernels:
+            self.gates(kernels["gates"], constants)
+        for walk in self.made.walks:
+            self._walk(walk, kernels[walk.name], constants, config)
+        if self.made.chain is not None:
+            self._chain(kernels["chain"], constants)
+        self._give()
+        return b.function(name, self._doc(), self._parameters(), jit=False)
+
+    def _parameters(self) -> list[Parameter]:
+        host, none = self.host, lift(None).node
+        given = [self.made.reads[0], *self.linear.op.params]
+        options = [host.parameters[decl.name] for decl in self.made.reads[1:] if self._takes(decl)]
+        options += [self.initial, self.dstate, self.needs, host.pack]
+        return [
+            *(Parameter(name_of(host.parameters[decl.name])) for decl in given),
+            *(Parameter(name_of(x), default=none, keyword=True) for x in options),
+            Parameter(name_of(self.precision), default=lift("ieee").node, keyword=True),
+        ]
+
+    def _takes(self, decl: ParamDecl) -> bool:
+        """Whether the caller may give a tensor of the forward pass; else it is made again."""
+        return self.made.before is None or all(output.name != decl.name for output in self.made.before.outputs)
+
+    def _cotangents(self) -> None:
+        b, decl = self.b, self.made.reads[0]
+        dy = self.host.parameters[decl.name]
+        shape = sequence(self.host.sizes[axis] for axis in decl.dims)
+        with b.branch(dy.attr("shape").ne(shape)):
+            b.fail(path("ValueError").call(f"{name_of(dy)} must be {shape_of(decl, grouped=False)}"))
+        b.set(dy, path("dense").call(dy))
+
+    def _constants(self, config: Config) -> dict[str, Operand]:
+        """Name the tiles of the walks, and what their kernels are compiled for besides."""
+        b, host = self.b, self.host
+        b.section("Positions of a chunk, and tiles: a program has all channels of one axis and a tile of the other")
+        chunk = b.let("C", config.chunk)
+        self.sequences()
+        if host.gates or self.made.chain is not None:
+            self.slots(chunk)
+        if self.made.chain is not None:
+            self.stretches(chunk)
+        sizes = {axis: host.sizes[axis] for axis in ("key", "value")}
+        self.whole = {
+            axis: b.let(f"all_{axis[0]}", path("max").call(16, path("triton.next_power_of_2").call(size)))
+            for axis, size in sizes.items()
+        }
+        self.tile: dict[str, E] = {}
+        ragged = [(host.sizes["time"] % chunk).ne(0)]
+        for axis, size in sizes.items():
+            walks = [walk for walk in self.made.walks if walk.outer == axis]
+            tile = self.whole[axis] if any(needs_whole(walk) for walk in walks) else lift(config.outer)
+            self.tile[axis] = b.let(f"tile_{axis[0]}", tile)
+            b.set(self.names.tiles[axis], path("triton.cdiv").call(size, self.tile[axis]))
+            ragged += [size.ne(self.whole[axis]), (size % self.tile[axis]).ne(0)]
+        masked = b.let("masked", either(host.pack.given(), *ragged))
+        operand = b.let("operand", path("coarsest").call(*self.operands()))
+        return {
+            "C": chunk,
+            "K": sizes["key"],
+            "V": sizes["value"],
+            "MASKED": masked,
+            "PINNED": pinned(config, self.first),
+            "DOT": operand,
+            "PRECISION": self.precision,
+            "STAGES": config.stages,
+        }
+
+    def _needs(self) -> None:
+        b = self.b
+        b.section("Which gradients are needed, and whether one of those that sums over pairs lead to")
+        with b.branch(self.needs.missing()):
+            b.set(self.needs, sequence([lift(True)]) * len(self.tensors))
+        b.assign(self.need.values(), self.needs)
+        if self.made.chain is not None:
+            outputs = {output.name for output in self.made.chain.outputs}
+            b.set(self.by_chain, either(*self._needed(outputs)))
+
+    def _needed(self, tensors: Iterable[str]) -> list[E]:
+        """Whether the gradients that some tensors are parts of are needed."""
+        wanted = set(tensors)
+        params = dict.fromkeys(piece.param for piece in self.made.pieces if piece.tensor in wanted)
+        return [self.need[param] for param in params]
+
+    def _given_states(self) -> None:
+        b, host, names = self.b, self.host, self.names
+        b.section("States: what came before, its gradient, and the cotangent of what was left")
+        for given, states in ((self.initial, names.initial), (self.dstate, names.after)):
+            parts = list(states.values())
+            if len(parts) == 1:
+                b.set(parts[0], given)
+            else:
+                with b.branch(given.missing()):
+                    b.set(given, sequence([lift(None)]) * len(parts))
+                b.assign(parts, given)
+            for state in parts:
+                with b.branch(state.given()):
+                    b.set(state, state.attr("float").call().attr("contiguous").call())
+        for (part, _), state in names.before.items():
+            axes = ("head", "key", "value") if part == "matrix" else ("head", "key")
+            shape = [host.sequences, *(host.sizes[axis] for axis in axes)]
+            b.set(state, self._new(self._first_state.given(), shape, path("torch.float32")))
+
+    @property
+    def _first_state(self) -> E:
+        """Given exactly where an initial state is."""
+        return next(iter(self.names.initial.values()))
+
+    def _new(self, wanted: E, shape: list[E], dtype: Operand) -> E:
+        return path("new").call(wanted, sequence(shape), dtype, self.first.attr("device"))
+
+    def _again(self) -> None:
+        """Have y and the divisors of rows, where they are not given."""
+        if self.linear.normalize == "none":
+            return
+        b, host, op = self.b, self.host, self.linear.op
+        y, norm = (host.parameters[decl.name] for decl in self.made.reads[1:])
+        b.section("")
+        given = [host.parameters[decl.name] for decl in op.params]
+        options: dict[str, Operand] = {"initial_state": self.initial, "return_norm": True, "precision": self.precision}
+        call = path(op.name).call(*given, cu_seqlens=host.pack, **options)
+        if self._takes(self.made.reads[1]):
+            with b.branch(either(y.missing(), norm.missing())):
+                b.assign((y, norm), call)
+            b.set(y, path("dense").call(y))
+        else:
+            with b.branch(norm.missing()):
+                b.assign((path(UNUSED), norm), call)
+
+    def _walk(self, walk: Walk, kernel: Kernel, constants: Mapping[str, Operand], config: Config) -> None:
+        b, host, tensors = self.b, self.host, self.names.walks[walk.name]
+        b.section(_TITLES[walk.name])
+        wanted = self._needed(output.name for output in walk.outputs)
+        for output in walk.outputs:
+            self._output(output.name)
+        if walk.sums is not None:
+            wanted.append(self.by_chain)
+            for key, tensor in tensors.sums.items():
+                if walk.sums.pairs or key[0] not in COUNTING:
+                    b.set(tensor, self._new(self.by_chain, *self._sum(key[0])))
+        if tensors.final:
+            wanted.append(self._first_state.given())
+        wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
+        wide[f"B{walk.outer[0].upper()}"] = self.tile[walk.outer]
+        grid = sequence([host.heads * self.names.tiles[walk.outer], host.sequences])
+        always = any(output.name in {decl.name for decl in self.made.reads} for output in walk.outputs)
+        with nullcontext() if always else b.branch(either(*dict.fromkeys(wanted))):
+            b.do(kernel.launch(grid, {**constants, **wide}, config.warps))
+
+    def _output(self, tensor: str) -> None:
+        """Make a tensor for a part of a gradient."""
+        host = self.host
+        piece = next((piece for piece in self.made.pieces if piece.tensor == tensor), None)
+        sizes = {**host.sizes, "tile": self.names.tiles["value"], "stretch": host.stretches}
+        if piece is None:
+            value = host.parameters[tensor]
+            shape = [host.sizes[axis] for axis in self.made.reads[0].dims]
+            self.b.set(value, self.empty(shape, self.first.attr("dtype")))
+            return
+        if "tile" in piece.axes:
+            walk = next(walk for walk in self.made.walks if any(output.name == tensor for output in walk.outputs))
+            sizes["tile"] = self.names.tiles[walk.outer]
+        param = host.parameters[piece.param]
+        alone = len(self.made.pieces_of(piece.param)) == 1
+        rounded = alone and {"batch", "time"} <= set(self._decl(piece).dims) and "tile" not in piece.axes
+        dtype = param.attr("dtype") if rounded else path("torch.float32")
+        written = self._written(tensor)
+        self.b.set(written, self._new(self.need[piece.param], [sizes[axis] for axis in piece.axes], dtype))
+
+    def _written(self, tensor: str) -> E:
+        every = [*self.names.walks.values(), self.names.chain]
+        return next(tensors.outputs[tensor] for tensors in every if tensor in tensors.outputs)
+
+    def _decl(self, piece: Piece) -> ParamDecl:
+        return self.host.decls[piece.param]
+
+    def _sum(self, kind: str) -> tuple[list[E], E]:
+        """Shape and dtype of a sum, or of the states that meet for it."""
+        host = self.host
+        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        if kind in ("states", "vectors"):
+            channels = [key, value] if kind == "states" else [key]
+            return [batch, heads, host.stretches, *channels], self.first.attr("dtype")
+        along = host.stretches if kind == "anchors" else time
+        return [self.names.tiles["key"], batch, heads, along], path("torch.float32")
+
+    def _chain(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
+        b, host, chain = self.b, self.host, self.made.chain
+        assert chain is not None
+        b.section("From sums over pairs to the parameters of gates and factors")
+        for output in chain.outputs:
+            self._output(output.name)
+        wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
+        channels = not {"BK", "BV"}.isdisjoint(kernel.uses)
+        grid = sequence([host.stretches, host.heads, host.sizes["batch"]])
+        with b.branch(self.by_chain):
+            b.do(kernel.launch(grid, {**constants, **wide}, 4 if channels else 1))
+
+    def _give(self) -> None:
+        """Add the parts of each gradient, and sum what several entries share."""
+        b = self.b
+        b.section("Gradients of what heads, positions or sequences share are summed")
+        found: list[E] = []
+        for decl in self.tensors:
+            pieces = self.made.pieces_of(decl.name)
+            if not pieces:
+                found.append(lift(None))
+                continue
+            total, *others = (self._reduced(piece, decl) for piece in pieces)
+            for other in others:
+                total = total + other
+            gradient = self._written(pieces[0].tensor)
+            found.append(gradient)
+            if others or total.node != gradient.node:
+                with b.branch(self.need[decl.name]):
+                    dtype = self.host.parameters[decl.name].attr("dtype")
+                    b.set(gradient, total.attr("to").call(dtype))
+        gradients = b.let("gradients", sequence(found))
+        states = list(self.names.before.values())
+        carried = states[0] if len(states) == 1 else sequence(states)
+        with b.branch(self._first_state.given()):
+            b.set(gradients, gradients + sequence([carried]))
+        b.give(gradients)
+
+    def _reduced(self, piece: Piece, decl: ParamDecl) -> E:
+        """A part of a gradient with the axes of its parameter."""
+        value = self._written(piece.tensor)
+        if "head" in decl.dims and decl.name in self.host.shared:
+            value = path("of_groups").call(value, size_of(self.host, decl, "head"))
+        over = [n for n, axis in enumerate(piece.axes) if axis not in decl.dims]
+        if over:
+            value = value.attr("sum").call(sequence(over) if len(over) > 1 else over[0])
+        left = [axis for axis in piece.axes if axis in decl.dims]
+        if left != list(decl.dims):
+            value = value.attr("permute").call(*(left.index(axis) for axis in decl.dims))
+        return value
+
+    def _doc(self) -> list[str]:
+        """The launcher's docstring."""
+        op, host, made = self.linear.op, self.host, self.made
+        dy = name_of(host.parameters[made.reads[0].name])
+        names = ", ".join(decl.name for decl in self.tensors)
+        lines = [f"The gradients of {op.name}.", "", "Args:", f"    {dy}: the cotangent of its result, [B, T, H, V]."]
+        for decl in op.params:
+            grouped = decl.name in host.shared and "head" in decl.dims
+            lines.append(f"    {decl.name}: {'a number' if decl.number else shape_of(decl, grouped)}.")
+        for decl in made.reads[1:]:
+            if self._takes(decl):
+                what = "its result" if decl is made.reads[1] else "what it divided rows by"
+                lines.append(f"    {name_of(host.parameters[decl.name])}: {what}; None: it is computed again.")
+        lines += [
+            f"    {name_of(self.initial)}: as {op.name} took it.",
+            f"    {name_of(self.dstate)}: the cotangent of the state that it returned; None: 0.",
+            f"    {name_of(self.needs)}: of which tensors gradients are needed, a bool for each; None: of all.",
+            f"    {name_of(host.pack)}: as {op.name} took it.",
+            f'    {name_of(self.precision)}: of fp32 matrix products, "ieee" or "tf32".',
+            "",
+            "Returns:",
+            f"    A tuple: the gradients of {names}, each None where it is not needed;",
+            "    then, where there was an initial state, its gradient.",
+        ]
+        return lines
+
+
+_TITLES = {
+    "again": "What needs the contraction itself, from the start once more",
+    "dq": "Queries, and sums over pairs for gates and factors",
+    "dk": "Keys",
+    "dv": "Values",
+}
+"""What each walk makes."""
