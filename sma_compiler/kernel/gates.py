@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from sma_compiler.facts.bounds import bounds
 from sma_compiler.ir.nodes import Apply, Const, Expr, Kind
-from sma_compiler.kernel.build import MINUS_INFINITY, E, cumsum, exp2, lift, pointwise, reduce_sum, size, where
+from sma_compiler.kernel.build import MINUS_INFINITY, Builder, E, cumsum, exp2, lift, pointwise, reduce_sum, size, where
 from sma_compiler.kernel.linear import Term, is_tensor, plain, varies
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.mask.nodes import Gate
@@ -59,12 +59,16 @@ class Path:
 
     total: over the whole chunk; None: 0. cuts: how many the chunk has. rate: log2 of the gate where it is constant and
     the only one; exponents of pairs are then taken from the distance. shift: what the ends add to the distance.
-    guarded: whether factors at rows past the end must be 0 as well.
+    guarded: whether factors at rows past the end must be 0 as well. exact: see `Term`; then pairs [C, C] are the
+    exponents of rows and columns, and rest [C] those from early ends to the chunk's end.
     """
 
     strict: bool
     backward: bool = False
     guarded: bool = False
+    exact: bool = False
+    pairs: E | None = None
+    rest: E | None = None
     late: End = field(default_factory=End)
     early: End = field(default_factory=End)
     total: E | None = None
@@ -101,7 +105,7 @@ class Path:
         """The decay from each early end to the chunk's end."""
         if self.total is None or self.early.exponent is None:
             return None
-        exponent = self.total - self.early.exponent
+        exponent = self.total - self.early.exponent if self.rest is None else self.rest
         if self.early.fold is not None:
             exponent = exponent + self.early.fold
         if self.early.cuts is not None and self.cuts is not None:
@@ -127,10 +131,10 @@ class Path:
         """The decays of all pairs of the chunk, 0 outside the support, [C, C]; None: the support alone."""
         if self.late.exponent is None or self.early.exponent is None:
             return None
-        if self.rate is not None:
-            late, early = self._ends(rows.offsets, rows.offsets)
-            distance = late - early + self.shift if self.shift else late - early
-            exponent = distance * self.rate
+        if self.pairs is not None:
+            exponent = self.pairs
+        elif self.rate is not None:
+            exponent = self.distance(rows, self.shift) * self.rate
             if self.rows.fold is not None:
                 exponent = exponent + self.rows.fold.col
             if self.columns.fold is not None:
@@ -139,6 +143,11 @@ class Path:
             late, early = self._ends(self.late.exponent, self.early.exponent)
             exponent = late - early
         return exp2(where(self.support(rows), exponent, MINUS_INFINITY))
+
+    def distance(self, rows: Rows, shift: int) -> E:
+        """How far apart the ends of pairs are, [C, C], and what is to be added to it."""
+        late, early = self._ends(rows.offsets, rows.offsets)
+        return late - early + shift if shift else late - early
 
     def _ends(self, late: E | None, early: E | None) -> tuple[E, E]:
         """What belongs to late and early ends, laid out along the axes of a [C, C] tile."""
@@ -205,6 +214,11 @@ def is_positive(factor: Expr) -> bool:
     return bounds(factor)[0] >= 0 and not (isinstance(factor, Const) and factor.value == 0)
 
 
+def is_folded(term: Term, factor: Expr) -> bool:
+    """Whether a factor of a stream is part of its exponents, as its logarithm."""
+    return bool(term.gates) and is_positive(factor) and not term.exact
+
+
 def log2_of(log: Expr, lowering: Lowering) -> E:
     """A log gate in base 2; the logarithm of `log(x)` is taken in base 2 at once."""
     inner = plain(log)
@@ -245,6 +259,19 @@ def _varying(path: Path, gate: Gate, lowering: Lowering, rows: Rows, suffix: str
     late.exponent = _plus(late.exponent, cum if gate.query_closed else cum - step)
     early.exponent = _plus(early.exponent, cum - step if gate.key_closed else cum)
     path.total = _plus(path.total, total)
+    if path.exact:
+        rest = b.let(f"b_rest{suffix}", cumsum(step, reverse=True))
+        path.rest = _plus(path.rest, rest if gate.key_closed else rest - step)
+        path.pairs = _plus(path.pairs, b.let(f"b_path{suffix}", _pair_sums(b, path, gate, step, rows)))
+
+
+def _pair_sums(b: Builder, path: Path, gate: Gate, step: E, rows: Rows) -> E:
+    """The log gate summed along the path of each pair, with no difference of sums."""
+    here, early = (rows.offsets.row, rows.offsets.col) if path.backward else (rows.offsets.col, rows.offsets.row)
+    seen = here >= early if gate.key_closed else here > early
+    steps = b.let("b_steps", where(seen, step.row if path.backward else step.col, 0.0))
+    sums = cumsum(steps, axis=1 if path.backward else 0)
+    return sums if gate.query_closed else sums - steps
 
 
 def _constant(path: Path, gate: Gate, rate: E, rows: Rows, alone: bool) -> None:
@@ -253,9 +280,17 @@ def _constant(path: Path, gate: Gate, rate: E, rows: Rows, alone: bool) -> None:
     path.late.exponent = _plus(path.late.exponent, late * rate)
     path.early.exponent = _plus(path.early.exponent, early * rate)
     path.total = _plus(path.total, rows.count * rate)
-    if alone:
+    if path.exact:
+        path.rest = _plus(path.rest, (rows.count - early) * rate)
+        path.pairs = _plus(path.pairs, path.distance(rows, _shift(gate)) * rate)
+    elif alone:
         path.rate = rate
-        path.shift = int(gate.query_closed) + int(gate.key_closed) - 1
+        path.shift = _shift(gate)
+
+
+def _shift(gate: Gate) -> int:
+    """What the ends of a path add to the distance of its positions."""
+    return int(gate.query_closed) + int(gate.key_closed) - 1
 
 
 def _factor(path: Path, end: End, factor: Expr, lowering: Lowering, rows: Rows) -> None:
@@ -266,7 +301,7 @@ def _factor(path: Path, end: End, factor: Expr, lowering: Lowering, rows: Rows) 
         value = where(value, 1.0, 0.0)
     if varies(factor) and (end is path.columns or path.guarded):
         value = lowering.builder.helper("keep", value, rows.valid, size("MASKED"))
-    if end.exponent is None or not is_positive(factor):
+    if path.exact or end.exponent is None or not is_positive(factor):
         end.factors.append(lowering.builder.named("b_factor", value))
         return
     folded = lift(math.log2(factor.value)) if isinstance(factor, Const) else pointwise("tl.log2", value)
