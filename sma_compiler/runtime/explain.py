@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sma_compiler.call_errors import dims_text
+from sma_compiler.emit.source import PLANS
 from sma_compiler.ir.nodes import Kind
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.program import Program
@@ -26,7 +27,7 @@ class Explanation:
     sizes: Mapping[str, int]
 
     def __str__(self) -> str:
-        parts = [self.equation(), self.arguments(), self.facts(), self.plans(), self.state()]
+        parts = [self.equation(), self.arguments(), self.facts(), self.plans(), self.backends(), self.state()]
         if self.sizes:
             parts.append(self.choice())
         return "\n\n".join(parts)
@@ -57,6 +58,20 @@ class Explanation:
         lines += [f"  {name:<12} {reason}" for name, reason in plans.refused.items()]
         return "\n".join(lines)
 
+    def backends(self) -> str:
+        """What runs the op: torch everywhere, and on GPUs the plans that there are Triton kernels for."""
+        kernels = self.program.kernels
+        reasons = {plan: kernels.refusal(plan, {}) for plan in PLANS}
+        found = [plan for plan, reason in reasons.items() if not reason]
+        lines = ["Backends", "  torch        every plan, on any device"]
+        if found:
+            trained = [plan for plan in found if kernels.has_gradients(plan)]
+            gradients = f"with gradients {', '.join(trained)}" if trained else "without gradients"
+            lines.append(f"  triton       {', '.join(found)} in bf16, fp16 and fp32 on GPUs, {gradients}")
+        else:
+            lines.append(f"  triton       no kernel: {reasons[PLANS[0]]}")
+        return "\n".join(lines)
+
     def state(self) -> str:
         """The layout of the state: one line a tensor."""
         if not self.program.plans.causal:
@@ -75,4 +90,7 @@ class Explanation:
         sizes = {"batch": 1, "time": 1, "head": 1, "key": 1, "value": 1, **self.sizes}
         asked = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
         choices = self.program.plans.choices
-        return "\n".join([f"At {asked}", *(f"  {each.site.name:<12} {pick(each, sizes)}" for each in choices)])
+        reason = self.program.kernels.refusal("auto", self.sizes)
+        on_gpus = f"torch: {reason}" if reason else "triton, chunked"
+        lines = [f"At {asked}", *(f"  {each.site.name:<12} {pick(each, sizes)}" for each in choices)]
+        return "\n".join([*lines, f"  {'on GPUs':<12} {on_gpus}"])

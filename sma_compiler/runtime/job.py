@@ -18,6 +18,9 @@ from sma_compiler.runtime.replay import form, plain
 
 Number = int | float
 
+SAVED = ("y", "norm")
+"""What gradients of a normalised op take besides its arguments: the quotient, where that is the result; the divisors."""
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -146,7 +149,8 @@ def backward(
     assert launch is not None
 
     def run() -> tuple[Tensor, ...]:
-        keywords = given.keywords | kernel.rounding(job.precision) | dict(zip(("y", "norm"), saved, strict=False))
+        keywords = given.keywords | kernel.rounding(job.precision)
+        keywords |= {name: x for name, x in zip(SAVED, saved, strict=False) if name in kernel.backward_keywords}
         if dstates:
             keywords["dstate"] = joined(dstates)
         keywords["needs"] = tuple(needs[: job.params])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -22,6 +22,10 @@ from sma_compiler.runtime.replay import Replays
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 """The dtypes that kernels take, by the names that `emit` knows them under."""
+
+Shape = tuple[tuple[str, int], ...]
+Key = tuple[str, Shape, str, str]
+"""A plan, a class of sizes, a dtype and a target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,11 @@ class Kernel:
         """The parameters of the op's launcher: not all files round, or take packs."""
         return frozenset(inspect.signature(self.forward).parameters)
 
+    @cached_property
+    def backward_keywords(self) -> frozenset[str]:
+        """The parameters of the launcher of the gradients; none where there is none."""
+        return frozenset() if self.backward is None else frozenset(inspect.signature(self.backward).parameters)
+
     def rounding(self, precision: str) -> dict[str, str]:
         """The keyword that says how matrix products round, where the file has any."""
         return {"precision": precision} if "precision" in self.keywords else {}
@@ -64,7 +73,8 @@ class Kernels:
     def __init__(self, op: Op, plans: Plans) -> None:
         self.op = op
         self.plans = plans
-        self._found: dict[tuple[Hashable, ...], Kernel | NoTritonKernel] = {}
+        self._found: dict[Key, Kernel | NoTritonKernel] = {}
+        self._too_large: dict[Key, str] = {}
 
     @cached_property
     def member(self) -> Linear | None:
@@ -90,8 +100,7 @@ class Kernels:
         Raises:
             NoTritonKernel: there is none.
         """
-        shape = tuple((axis, n.bit_length() if axis == "time" else n) for axis, n in sorted(sizes.items()))
-        key = plan, shape, dtype, target  # configurations change at powers of two of the length
+        key = plan, _class(sizes), dtype, target
         found = self._found.get(key)
         if found is None:
             try:
@@ -104,11 +113,33 @@ class Kernels:
             raise found.with_traceback(None)
         return found
 
+    def refusal(self, plan: str, sizes: Mapping[str, int]) -> str:
+        """Why there is no kernel for a plan at some sizes (at any, without); "" where there is one."""
+        for (known, shape, *_), reason in self._too_large.items():
+            if sizes and known == plan and set(_class(sizes)) <= set(shape):
+                return reason
+        try:
+            emit(self.op, self.plans, plan, sizes, "bfloat16", "sm_90")
+        except NoTritonKernel as error:
+            return error.reason
+        return ""
+
+    def has_gradients(self, plan: str) -> bool:
+        """Whether the file of a plan has a launcher of the gradients."""
+        functions = emit(self.op, self.plans, plan, {}, "bfloat16", "sm_90").functions
+        return any(function.name == f"{self.op.name}_backward" for function in functions)
+
     def refuse(self, kernel: Kernel, reason: str) -> None:
         """From now on there is no such kernel: it does not fit on the GPU."""
         for key, found in self._found.items():
             if found is kernel:
-                self._found[key] = NoTritonKernel(self.op.name, str(key[0]), reason)
+                self._found[key] = NoTritonKernel(self.op.name, key[0], reason)
+                self._too_large[key] = reason
+
+
+def _class(sizes: Mapping[str, int]) -> Shape:
+    """Sizes that have the same configuration: it changes with the length at powers of two."""
+    return tuple((axis, n.bit_length() if axis == "time" else n) for axis, n in sorted(sizes.items()))
 
 
 @cache

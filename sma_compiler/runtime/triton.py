@@ -78,6 +78,8 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
         raise refuse("packs have none")
     if wanted.training and found.backward is None:
         raise refuse("gradients have none")
+    if wanted.training and wanted.packed and "cu_seqlens" not in found.backward_keywords:
+        raise refuse("gradients of packs have none")
     return found
 
 
