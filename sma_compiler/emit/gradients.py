@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from sma_compiler.kernel import config
 from sma_compiler.kernel.backward import backward
 from sma_compiler.kernel.chain import ChainKernel
+from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gate_kernel import Gates
-from sma_compiler.kernel.host import host
+from sma_compiler.kernel.host import Host, Tensors, host
 from sma_compiler.kernel.launch_backward import BackwardLauncher, named
-from sma_compiler.kernel.linear import Linear
+from sma_compiler.kernel.linear import Linear, is_tensor
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
-from sma_compiler.kernel.walk import forward_walk
-from sma_compiler.kernel.walk_kernel import WalkKernel
+from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
 ROLES = ("again", "dq", "dk", "dv", "chain")
@@ -34,19 +34,25 @@ class Gradients:
     refused: str = ""
 
 
+Walker = Callable[[Walk, Host, Tensors, frozenset[str]], Maker]
+"""The builder of a walk's kernel, by a plan."""
+
+
 def gradients(
     member: Linear,
     plans: Plans,
-    sizes: Mapping[str, int],
-    dtype: str,
-    target: str,
+    common: Config,
+    each: Callable[[Walk], Config],
+    walker: Walker,
+    ahead: str,
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
 ) -> Gradients:
     """The backward pass of an op.
 
-    reserved: names of the file; the kernel that makes paths ahead is the forward pass's. kernel: makes a kernel from
-    its builder, under a name.
+    common: the configuration of all walks; each: that of one. walker: builds its kernel.
+    ahead: the forward pass's kernel that makes paths ahead, or "". reserved: names of the file. kernel: makes a kernel
+    from its builder, under a name.
     """
     try:
         made = backward(member, plans.graph)
@@ -60,14 +66,30 @@ def gradients(
     names = named(made, outer)
     builders: dict[str, Maker] = {}
     for walk in made.walks:
-        builders[walk.name] = WalkKernel(walk, outer, names.walks[walk.name], held, parts=False, scores=False)
+        builders[walk.name] = walker(walk, outer, names.walks[walk.name], held)
     if made.chain is not None:
         tiles = names.tiles["key"]
         builders["chain"] = ChainKernel(made.chain, outer, names.chain, held, tiles, member.backward)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    ahead = {}
-    if outer.gates:
-        ahead["gates"] = kernel(Gates(forward_walk(member).paths, outer, reserved), f"{op.name}_gates_kernel")
-    launcher = BackwardLauncher(made, outer, names)
-    built = launcher.build(name, {**kernels, **ahead}, config.backward(sizes, dtype, target))
-    return Gradients(tuple(builders.values()), tuple(kernels.values()), (built,))
+    if ahead:
+        kernels["gates"] = kernel(Gates(forward_walk(member).paths, outer, reserved), ahead)
+    configs = {walk.name: each(walk) for walk in made.walks}
+    built = BackwardLauncher(made, outer, names).build(name, kernels, common, configs)
+    own = tuple(made for role, made in kernels.items() if role != "gates")
+    return Gradients(tuple(builders.values()), own, (built,))
+
+
+def chunked_walks(member: Linear, common: Config, sizes: Mapping[str, int], varying: bool) -> Callable[[Walk], Config]:
+    """The configuration of each chunked walk. varying: whether gates vary in time."""
+
+    def chosen(walk: Walk) -> Config:
+        return config.gradient(
+            common,
+            sizes[walk.inner],
+            counts=walk.sums is not None,
+            varying=varying,
+            normalised=member.normalize != "none",
+            computed=not (is_tensor(member.q) and is_tensor(member.k)),
+        )
+
+    return chosen

@@ -82,11 +82,40 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
 
 
 def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
-    """The configuration of the walks of gradients; all of them have the same chunks."""
+    """What the walks of gradients have in common; `gradient` says what each has of its own."""
     assembly = target.startswith("sm_")
     if dtype == "float32":
         return Config(chunk=16, outer=16, warps=4, stages=1, assembly=assembly)
     if target != "sm_90":
         return Config(chunk=64, outer=32, warps=4, stages=1, assembly=assembly)
-    warps = 4 if max(sizes["key"], sizes["value"]) <= 128 else 8
-    return Config(chunk=64, outer=64, warps=warps, stages=1, assembly=True)
+    return Config(chunk=64, outer=64, warps=4, stages=1, assembly=True)
+
+
+def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normalised: bool, computed: bool) -> Config:
+    """The configuration of one walk of gradients.
+
+    Args:
+        common: of all of them.
+        inner: channels of the axis that its scores contract.
+        counts: whether it sums the weights of pairs, for gates and factors.
+        varying: whether gates vary in time.
+        normalised: whether rows are divided by the sum of their weights.
+        computed: whether operands are computed from tensors.
+    """
+    if common.chunk < 64 or common.outer < 64:
+        return common
+    if power_of_two(inner) > 256:
+        return replace(common, warps=8)
+    if inner > 128:
+        return replace(common, stages=1)
+    if computed:
+        return replace(common, stages=1 if counts or normalised else 2)
+    narrow = inner <= 64
+    plain = not (varying or normalised or counts)
+    return replace(common, stages=3 if plain or narrow else 2)
+
+
+def recurrent_backward(sizes: Mapping[str, int]) -> Config:
+    """The configuration of the backward walks of the recurrent plan; a chunk is only what stretches are made of."""
+    inner = power_of_two(max(sizes["key"], sizes["value"], 16))
+    return Config(chunk=64, outer=max(1, RECURRENT.elements // inner), warps=RECURRENT.warps, stages=RECURRENT.stages)

@@ -82,10 +82,12 @@ class BackwardLauncher(Launch):
         self.needs, self.precision = path(fresh("needs")), path(fresh("precision"))
         self.need = {decl.name: path(fresh(f"need_{decl.name}")) for decl in self.tensors}
         self.by_chain = path(fresh("need_sums"))
+        self.rounds = True
 
-    def build(self, name: str, kernels: Mapping[str, Kernel], config: Config) -> Function:
+    def build(self, name: str, kernels: Mapping[str, Kernel], config: Config, each: Mapping[str, Config]) -> Function:
         """The launcher. kernels: by walk, `chain`, and where there are any `gates`."""
         b = self.b
+        self.rounds = any("PRECISION" in kernel.uses for kernel in kernels.values())
         self.sizes()
         self.checks()
         self._cotangents()
@@ -97,7 +99,7 @@ class BackwardLauncher(Launch):
         if "gates" in kernels:
             self.gates(kernels["gates"], constants)
         for walk in self.made.walks:
-            self._walk(walk, kernels[walk.name], constants, config)
+            self._walk(walk, kernels[walk.name], constants, each[walk.name])
         if self.made.chain is not None:
             self._chain(kernels["chain"], constants)
         self._give()
@@ -111,7 +113,7 @@ class BackwardLauncher(Launch):
         return [
             *(Parameter(name_of(host.parameters[decl.name])) for decl in given),
             *(Parameter(name_of(x), default=none, keyword=True) for x in options),
-            Parameter(name_of(self.precision), default=lift("ieee").node, keyword=True),
+            *([Parameter(name_of(self.precision), default=lift("ieee").node, keyword=True)] if self.rounds else []),
         ]
 
     def _takes(self, decl: ParamDecl) -> bool:
@@ -150,15 +152,17 @@ class BackwardLauncher(Launch):
             b.set(self.names.tiles[axis], path("triton.cdiv").call(size, self.tile[axis]))
             ragged += [size.ne(self.whole[axis]), (size % self.tile[axis]).ne(0)]
         masked = b.let("masked", either(host.pack.given(), *ragged))
-        operand = b.let("operand", path("coarsest").call(*self.operands()))
+        products: dict[str, Operand] = {}
+        if self.rounds:
+            operand = b.let("operand", path("coarsest").call(*self.operands()))
+            products = {"DOT": operand, "PRECISION": self.precision}
         return {
             "C": chunk,
             "K": sizes["key"],
             "V": sizes["value"],
             "MASKED": masked,
             "PINNED": pinned(config, self.first),
-            "DOT": operand,
-            "PRECISION": self.precision,
+            **products,
             "STAGES": config.stages,
         }
 
@@ -213,7 +217,8 @@ class BackwardLauncher(Launch):
         y, norm = (host.parameters[decl.name] for decl in self.made.reads[1:])
         b.section("")
         given = [host.parameters[decl.name] for decl in op.params]
-        options: dict[str, Operand] = {"initial_state": self.initial, "return_norm": True, "precision": self.precision}
+        options: dict[str, Operand] = {"initial_state": self.initial, "return_norm": True}
+        options |= {"precision": self.precision} if self.rounds else {}
         call = path(op.name).call(*given, cu_seqlens=host.pack, **options)
         if self._takes(self.made.reads[1]):
             with b.branch(either(y.missing(), norm.missing())):
@@ -241,7 +246,7 @@ class BackwardLauncher(Launch):
         grid = sequence([host.heads * self.names.tiles[walk.outer], host.sequences])
         always = any(output.name in {decl.name for decl in self.made.reads} for output in walk.outputs)
         with nullcontext() if always else b.branch(either(*dict.fromkeys(wanted))):
-            b.do(kernel.launch(grid, {**constants, **wide}, config.warps))
+            b.do(kernel.launch(grid, {**constants, **wide, "STAGES": config.stages}, config.warps))
 
     def _output(self, tensor: str) -> None:
         """Make a tensor for a part of a gradient."""
@@ -349,7 +354,7 @@ class BackwardLauncher(Launch):
             f"    {name_of(self.dstate)}: the cotangent of the state that it returned; None: 0.",
             f"    {name_of(self.needs)}: of which tensors gradients are needed, a bool for each; None: of all.",
             f"    {name_of(host.pack)}: as {op.name} took it.",
-            f'    {name_of(self.precision)}: of fp32 matrix products, "ieee" or "tf32".',
+            *([f'    {name_of(self.precision)}: of fp32 matrix products, "ieee" or "tf32".'] if self.rounds else []),
             "",
             "Returns:",
             f"    A tuple: the gradients of {names}, each None where it is not needed;",
