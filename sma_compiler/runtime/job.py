@@ -19,7 +19,7 @@ from sma_compiler.runtime.replay import form, plain
 Number = int | float
 
 SAVED = ("y", "norm")
-"""What gradients of a normalised op take besides its arguments: the quotient, where that is the result; the divisors."""
+"""What gradients of a normalised op take besides its arguments: the quotient, if that is the result; the divisors."""
 
 
 @dataclass(frozen=True, eq=False)
