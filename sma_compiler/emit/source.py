@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
-from sma_compiler.emit.gradients import gradients
+from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients
 from sma_compiler.emit.module import library, module, with_uses
 from sma_compiler.emit.tiles import show_function
 from sma_compiler.ir.canonical import spec_hash
@@ -84,13 +85,13 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     if sizes["key"] > LARGEST_KEY:
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: a state of {LARGEST_KEY} channels fits on chip")
     if plan == "recurrent":
-        return _recurrent(op, plans)
+        return _recurrent(op, plans, sizes)
     return _chunked(op, plans, sizes, dtype, target)
 
 
 def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
     """The chunked plan: fused, or split for long sequences."""
-    member = linear(op, plans, "chunked")
+    member = linear(op, plans, "chunked", exact=dtype == "float32")
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
@@ -110,15 +111,17 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     more = ["scan_parts_kernel"] if cut else []
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
-    back = gradients(member, plans, sizes, dtype, target, reserved, _kernel)
-    top = (*top, f"no gradient: {back.refused}") if back.refused else top
-    made, makers = (*kernels.values(), *back.kernels), (*builders.values(), *back.builders)
-    return _emitted(top, makers, made, (launcher, *back.launchers), more)
+    ahead = roles["gates"] if names.gates else ""
+    common = config.backward(sizes, dtype, target)
+    each = chunked_walks(member, common, sizes, varying=bool(names.gates))
+    walker = partial(WalkKernel, parts=False, scores=False)
+    back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel)
+    return _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
 
 
-def _recurrent(op: Op, plans: Plans) -> Emitted:
+def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int]) -> Emitted:
     """The recurrent plan, and the decoding step."""
-    member = linear(op, plans, "recurrent")
+    member = linear(op, plans, "recurrent", exact=True)
     roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step")}
     step = f"{op.name}_step"
     reserved = frozenset({*MODULES, *library(), *roles.values(), step})
@@ -134,7 +137,9 @@ def _recurrent(op: Op, plans: Plans) -> Emitted:
     passing = Step(walk, of_step, held, reserved)
     kernels = [kernel, _kernel(passing, roles["step"])]
     launchers = [launcher, StepLauncher(still, of_step, held, step).make(kernels[1], config.STEP)]
-    return _emitted(header(op, plans, "recurrent"), [forward, passing], kernels, launchers)
+    common = config.recurrent_backward(sizes)
+    back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
+    return _emitted(header(op, plans, "recurrent"), [forward, passing], kernels, launchers, back)
 
 
 def _emitted(
@@ -142,17 +147,19 @@ def _emitted(
     builders: Iterable[Maker],
     kernels: Iterable[Kernel],
     launchers: Iterable[Function],
+    back: Gradients,
     helpers: Iterable[str] = (),
 ) -> Emitted:
-    """The file of some kernels and launchers, checked."""
-    functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels]
-    functions += launchers
+    """The file of some kernels and launchers and of a backward pass, checked."""
+    functions = [replace(k.function, parameters=k.arguments.parameters) for k in (*kernels, *back.kernels)]
+    functions += [*launchers, *back.launchers]
     names = [made.name for made in functions]
-    used = set().union(*(mentioned(made.body) for made in launchers))
-    needed = with_uses((*(name for name in HELPERS if name in used), *helpers, *_helpers(builders)))
+    used = set().union(*(mentioned(made.body) for made in functions if not made.jit))
+    needed = (*(name for name in HELPERS if name in used), *helpers, *_helpers((*builders, *back.builders)))
+    needed = with_uses(needed)
     for made in functions:
         verify(made, (*needed, *names))
-    return Emitted(top, needed, tuple(functions))
+    return Emitted((*top, f"no gradient: {back.refused}") if back.refused else top, needed, tuple(functions))
 
 
 def _kernel(builder: Maker, name: str) -> Kernel:

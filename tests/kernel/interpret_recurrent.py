@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,15 @@ SHAPES = [
     ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
     ("float32", {"batch": 1, "time": 3, "head": 1, "key": 256, "value": 40}, 1),
 ]
+MUTANTS = {
+    "no decay": ("b_s * b_decay + ", "b_s + "),
+    "read before it is added": ("b_y = sum_first(b_q[:, None] * b_s)", "b_y = sum_first(b_q[:, None] * b_s * b_decay)"),
+    "a sequence begins too late": ("begin = tl.load(cu_ptr + i_s)", "begin = 1 + tl.load(cu_ptr + i_s)"),
+    "a sequence ends too early": ("end = tl.load(cu_ptr + i_s + 1)", "end = tl.load(cu_ptr + i_s + 1) - 1"),
+    "no step": ("b_u = b_v * b_softplus", "b_u = b_v"),
+    "softplus without its tail": ("tl.maximum(x, 0.0) + log1p(", "tl.maximum(x, 0.0) + 0.0 * log1p("),
+}
+"""Mistakes planted in the emitted text."""
 PACK = (0, 0, 7, 8, 20, 20)
 """Where sequences begin, some of them empty; the last ends at the end."""
 
@@ -41,12 +51,13 @@ def steps(module: ModuleType, op: Op, given: Arguments, inplace: bool) -> Tensor
     step = getattr(module, f"{op.name}_step")
     long = {decl.name for decl in op.params if "time" in decl.dims}
     time = next(x.shape[1] for name, x in given.items() if name in long and isinstance(x, Tensor))
-    rows, state = [], None
+    rows: list[Tensor] = []
+    state: Tensor | tuple[Tensor, ...] | None = None
     for t in range(time):
         at = {name: x[:, t] if name in long and isinstance(x, Tensor) else x for name, x in given.items()}
         before = state
         y, state = step(**at, state=state, inplace=inplace and state is not None)
-        if inplace and before is not None:
+        if inplace and before is not None and state is not None:
             assert all(a is b for a, b in zip(tensors(before), tensors(state), strict=True))
         rows.append(y)
     return torch.stack(rows, 1)
@@ -59,7 +70,7 @@ def pack(module: ModuleType, op: Op, given: Arguments, length: int) -> float:
     starts = [*PACK, length]
     y, state = launch(**one, cu_seqlens=torch.tensor(starts), return_state=True)
     rows = []
-    for number, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for number, (begin, end) in enumerate(pairwise(starts)):
         alone = part(op, one, begin, end)
         rows.append(evaluate(op, alone) if end > begin else y[:, begin:end].double())
         _, last = launch(**alone, return_state=True)
@@ -72,6 +83,21 @@ def pack(module: ModuleType, op: Op, given: Arguments, length: int) -> float:
 def dims(op: Op, name: str) -> tuple[str, ...]:
     """The dimensions of a parameter."""
     return next(decl.dims for decl in op.params if decl.name == name)
+
+
+def mutants() -> dict[str, float]:
+    """The largest error that every planted mistake makes."""
+    op, sizes = compiled("mamba2"), {"batch": 1, "time": 22, "head": 2, "key": 16, "value": 16}
+    text = op.source("recurrent", sizes, "float32")
+    given = arguments(op.ir, sizes, "float32", 1)
+    found = {}
+    for name, (old, new) in MUTANTS.items():
+        assert old in text, name
+        with tempfile.TemporaryDirectory() as folder:
+            module = load_text(text.replace(old, new), Path(folder))
+        stepped = error(steps(module, op.ir, given, inplace=True), evaluate(op.ir, given))
+        found[name] = max(stepped, pack(module, op.ir, given, sizes["time"]))
+    return found
 
 
 def main(names: list[str]) -> None:
@@ -101,5 +127,7 @@ def main(names: list[str]) -> None:
     print(json.dumps(found))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:] == ["mutants"]:
+    print(json.dumps(mutants()))
+elif __name__ == "__main__":
     main(sys.argv[1:] or [*LIBRARY, *SPECS])

@@ -17,14 +17,19 @@ LIMITS = {0: 5e-7, 1: 6e-4, 2: 5e-7, 3: 5e-7}
 """Relative errors by shape: fp32 sums of some hundred products, and fp16 operands and results."""
 
 
-@cache
-def errors() -> dict[str, list[float]]:
+def run(*arguments: str) -> str:
+    """What the interpreter prints."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_recurrent"]
+    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_recurrent", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, list[float]] = json.loads(done.stdout)
+    return done.stdout
+
+
+@cache
+def errors() -> dict[str, list[float]]:
+    found: dict[str, list[float]] = json.loads(run())
     return found
 
 
@@ -35,3 +40,9 @@ def test_matches_the_reference(name: str) -> None:
     assert {0, 1, 2} <= set(found)
     for shape, values in found.items():
         assert max(values) < LIMITS[shape]
+
+
+def test_planted_mistakes_are_seen() -> None:
+    pytest.importorskip("triton")
+    found: dict[str, float] = json.loads(run("mutants"))
+    assert all(error > 1e-3 for error in found.values()), found
