@@ -9,8 +9,8 @@
     y1, state = op.step(q1, k1, v1, ..., state=state)
     print(op.facts, op.explain())
 
-The compiler is loaded by the first use of `compile`, `library` or `CompiledOp`; errors and `State`, which torch must
-know before it loads a saved program, are there at once.
+The compiler is loaded by the first use of `compile`, `library` or `CompiledOp`; errors, and what torch must know before
+it loads a saved program (`State` and the operators `sma::forward` and `sma::backward`), are there at once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sma_compiler.errors import CallError, SmaError, SpecError
+from sma_compiler.runtime.operators import register
 from sma_compiler.runtime.state import State
 
 if TYPE_CHECKING:
     from sma_compiler.interface import compile, library
     from sma_compiler.runtime.load import cache_dir
     from sma_compiler.runtime.op import CompiledOp
+
+register()
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""Two torch operators for all ops, `sma::forward` and `sma::backward`, and the autograd function that joins them.
+"""What the operators `sma::forward` and `sma::backward` do, and the autograd function that joins them.
 
 To torch an emitted file is opaque: it sees one operator, with tensors and with strings that say which op and how.
 Tracing, `torch.compile` and export put these operators into their graphs, and transforms map them; a plain call on
@@ -20,19 +20,6 @@ from sma_compiler.runtime import job as launches
 from sma_compiler.runtime.job import Given, Job, Number
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.replay import plain
-
-LIBRARY = torch.library.Library("sma", "DEF")  # type: ignore[no-untyped-call]
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    "forward(str op, str how, Tensor[] params, SymInt[] integers, float[] reals, Tensor[] states, Tensor[] packs)"
-    " -> Tensor[]",
-    tags=_TAGS,
-)
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    "backward(str op, str how, Tensor[] params, SymInt[] integers, float[] reals, Tensor[] states, Tensor[] packs,"
-    " Tensor dy, Tensor[] saved, Tensor[] dstates, bool[] needs) -> Tensor[]",
-    tags=_TAGS,
-)
 
 Dims = Any
 """Where a mapped tensor has its mapped dimension, None where it has none; lists of these for lists of tensors."""
@@ -191,7 +178,7 @@ def zero_states(job: Job, given: Given) -> list[Tensor]:
     return [given.params[0].new_zeros(shape, dtype=torch.float32) for shape in shapes]
 
 
-def _launch_forward(
+def launch_forward(
     op: str,
     how: str,
     params: list[Tensor],
@@ -200,11 +187,12 @@ def _launch_forward(
     states: list[Tensor],
     packs: list[Tensor],
 ) -> list[Tensor]:
+    """What `sma::forward` gives: the result, then the state and the divisors where they are wanted."""
     job = _job(op, how, integers, reals, states, packs)
     return list(launches.forward(job, job.kernel_for(params), (*params, *states, *packs)))
 
 
-def _fake_forward(
+def fake_forward(
     op: str,
     how: str,
     params: list[Tensor],
@@ -213,6 +201,7 @@ def _fake_forward(
     states: list[Tensor],
     packs: list[Tensor],
 ) -> list[Tensor]:
+    """The forms of what `sma::forward` gives."""
     job = _job(op, how, integers, reals, states, packs)
     given = Given(tuple(params), tuple(states), tuple(packs))
     found = [zero_result(job, given)]
@@ -224,7 +213,7 @@ def _fake_forward(
     return found
 
 
-def _launch_backward(
+def launch_backward(
     op: str,
     how: str,
     params: list[Tensor],
@@ -237,6 +226,7 @@ def _launch_backward(
     dstates: list[Tensor],
     needs: list[bool],
 ) -> list[Tensor]:
+    """What `sma::backward` gives: the gradients that are needed, of parameters, then of the initial state."""
     job = _job(op, how, integers, reals, states, packs)
     own = (*params, *states, *packs)
     found = launches.backward(job, job.kernel_for(params), own, dy, saved, dstates, needs)
@@ -244,7 +234,7 @@ def _launch_backward(
     return [grad.to(x.dtype).contiguous() for grad, x in zip(found, wanted, strict=True)]
 
 
-def _fake_backward(
+def fake_backward(
     op: str,
     how: str,
     params: list[Tensor],
@@ -257,35 +247,61 @@ def _fake_backward(
     dstates: list[Tensor],
     needs: list[bool],
 ) -> list[Tensor]:
+    """The forms of what `sma::backward` gives."""
     own = (*params, *states, *packs)
     return [x.new_empty(x.shape) for x, need in zip(own, needs, strict=True) if need]
 
 
-def _mapped(operator: Callable[..., list[Tensor]]) -> Callable[..., tuple[list[Tensor], list[int]]]:
-    """The rule of `vmap`: one call for each entry of the mapped dimension."""
+def differentiate_forward(
+    keys: torch._C.DispatchKeySet,
+    op: str,
+    how: str,
+    params: list[Tensor],
+    integers: list[int],
+    reals: list[float],
+    states: list[Tensor],
+    packs: list[Tensor],
+) -> list[Tensor]:
+    """The operator as it stands in a program that was exported, where no autograd function is around it."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *states)):
+        job = _job(op, how, integers, reals, states, packs)
+        return list(Forward.apply(job, *params, *states, *packs))  # type: ignore[no-untyped-call]
+    return _below(torch.ops.sma.forward.default, keys, op, how, params, integers, reals, states, packs)
 
-    def rule(info: Any, in_dims: Dims, *args: Any) -> tuple[list[Tensor], list[int]]:  # noqa: ANN401
-        calls = [
-            operator(*(_entry(arg, dim, i) for arg, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        found = [torch.stack(parts) for parts in zip(*calls, strict=True)]
-        return found, [0] * len(found)
 
-    return rule
+def differentiate_backward(keys: torch._C.DispatchKeySet, *args: Any) -> list[Tensor]:  # noqa: ANN401
+    """The operator without derivatives: `Backward` is around it."""
+    return _below(torch.ops.sma.backward.default, keys, *args)
+
+
+def _below(operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *args: Any) -> list[Tensor]:  # noqa: ANN401
+    with torch._C._AutoDispatchBelowAutograd():
+        found: list[Tensor] = operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+        return found
+
+
+def map_forward(info: Any, in_dims: Dims, *args: Any) -> tuple[list[Tensor], list[int]]:  # noqa: ANN401
+    """The rule of `vmap` for `sma::forward`."""
+    return _each(torch.ops.sma.forward, info.batch_size, in_dims, args)
+
+
+def map_backward(info: Any, in_dims: Dims, *args: Any) -> tuple[list[Tensor], list[int]]:  # noqa: ANN401
+    """The rule of `vmap` for `sma::backward`."""
+    return _each(torch.ops.sma.backward, info.batch_size, in_dims, args)
+
+
+def _each(
+    operator: Callable[..., list[Tensor]], count: int, in_dims: Dims, args: Sequence[Any]
+) -> tuple[list[Tensor], list[int]]:
+    """One call for each entry of the mapped dimension."""
+    calls = [
+        operator(*(_entry(arg, dim, number) for arg, dim in zip(args, in_dims, strict=True))) for number in range(count)
+    ]
+    found = [torch.stack(parts) for parts in zip(*calls, strict=True)]
+    return found, [0] * len(found)
 
 
 def _entry(arg: Any, dim: Dims, index: int) -> Any:  # noqa: ANN401
     if isinstance(dim, list | tuple):
         return [_entry(x, own, index) for x, own in zip(arg, dim, strict=True)]
     return arg if dim is None else arg.select(dim, index)
-
-
-for _name, _launch, _fake in (
-    ("forward", _launch_forward, _fake_forward),
-    ("backward", _launch_backward, _fake_backward),
-):
-    for _key in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, _launch, _key)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"sma::{_name}", _fake, lib=LIBRARY)
-    torch.library.register_vmap(f"sma::{_name}", _mapped(getattr(torch.ops.sma, _name)), lib=LIBRARY)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +88,9 @@ def test_operators_pass_the_checks_of_torch(op: sma.CompiledOp) -> None:
     needs = [True, True, False, True, True]
     backward = (*arguments, torch.randn(2, 7, 2, 3), [], [state], needs)
     torch.library.opcheck(torch.ops.sma.backward.default, backward)
+    own = leaves(given)
+    training = (*opaque._names(job), *opaque._tensors(job, job.split((*own, state))))
+    torch.library.opcheck(torch.ops.sma.forward.default, training)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -146,6 +153,27 @@ def test_exports_saves_and_loads(op: sma.CompiledOp) -> None:
     expected, expected_state = Mixer(op)(*other)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(dict(state), dict(expected_state))
+
+
+def test_exported_programs_can_be_trained(op: sma.CompiledOp) -> None:
+    given = inputs()
+    loaded = torch.export.export(Mixer(op), given).module()
+    found = []
+    for mixer in (loaded, Mixer(op)):
+        own = leaves(given)
+        found.append(torch.autograd.grad(loss(*mixer(*own)), own))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_exported_programs_load_before_anything_is_compiled(op: sma.CompiledOp, tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(Mixer(op), inputs()), tmp_path / "mixer.pt2")
+    code = "import torch, sma_compiler; print(torch.export.load('mixer.pt2').graph_module.code)"
+    path = str(Path(sma.__file__).parents[1])
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch.ops.sma.forward.default('gated" in done.stdout
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

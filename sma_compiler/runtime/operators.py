@@ -1,0 +1,44 @@
+"""Two torch operators for all ops, `sma::forward` and `sma::backward`, known to torch once the package is imported.
+
+A program that was exported holds these operators, so they must be there before it is loaded; what they do is loaded by
+their first use, from `opaque`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("sma", "DEF")  # type: ignore[no-untyped-call]
+
+_GIVEN = "str op, str how, Tensor[] params, SymInt[] integers, float[] reals, Tensor[] states, Tensor[] packs"
+SCHEMAS = {
+    "forward": f"({_GIVEN}) -> Tensor[]",
+    "backward": f"({_GIVEN}, Tensor dy, Tensor[] saved, Tensor[] dstates, bool[] needs) -> Tensor[]",
+}
+"""op: which, by its handle. how: the plan and the precision, then `state` and `norm` where these are wanted."""
+
+
+def _later(name: str) -> Callable[..., Any]:
+    """A function of `opaque`."""
+
+    def call(*args: Any) -> Any:  # noqa: ANN401
+        return getattr(import_module("sma_compiler.runtime.opaque"), name)(*args)
+
+    return call
+
+
+def register() -> None:
+    """Tell torch about the operators, once."""
+    for name, schema in SCHEMAS.items():
+        if hasattr(torch.ops.sma, name):
+            continue
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        for key in ("CPU", "CUDA"):
+            LIBRARY.impl(name, _later(f"launch_{name}"), key)  # type: ignore[no-untyped-call]
+        LIBRARY.impl(name, _later(f"differentiate_{name}"), "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"sma::{name}", _later(f"fake_{name}"), lib=LIBRARY)
+        torch.library.register_vmap(f"sma::{name}", _later(f"map_{name}"), lib=LIBRARY)
