@@ -100,9 +100,15 @@ def joined(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
 
 def find_kernel(program: Program, plan: str, sizes: Mapping[str, int], params: Sequence[Tensor]) -> Kernel:
     """The kernel for a plan, sizes and tensors in the order of the spec. NoTritonKernel where there is none."""
-    device = params[0].device
-    counts = {axis: concrete(size) for axis, size in sizes.items()}
-    return program.kernels.find(plan, counts, operand_name(program, params), target_of(device))
+    decls = [decl for decl in program.op.params if not decl.number]
+    groups = [
+        x.shape[decl.dims.index("head")]
+        for decl, x in zip(decls, params, strict=True)
+        if {"head", "key"} <= set(decl.dims)
+    ]
+    known = {**sizes, "group": max(groups)} if groups else sizes
+    counts = {axis: concrete(size) for axis, size in known.items()}
+    return program.kernels.find(plan, counts, operand_name(program, params), target_of(params[0].device))
 
 
 def operand_name(program: Program, params: Sequence[Tensor]) -> str:
