@@ -124,11 +124,16 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
         return [flat]
     inner = indent + _INDENT
     match expr:
-        case Call(fn=Attribute(x=Binary() as x, name=name)) if len(f"{inner}{show(x)}") <= WIDTH:
-            tail = f").{name}({', '.join(_arguments(expr))}){suffix}"
-            return [f"{indent}{prefix}(", f"{inner}{show(x)}", f"{indent}{tail}"]
-        case Binary(op=op, left=left, right=Call() as last) if _is_alone(expr, f"{indent}{prefix}"):
-            return _split(f"{prefix}{_within(left, _LEVEL[op])} {op} ", last, suffix, indent)
+        case Call(fn=Attribute(x=Binary() as x, name=name)):
+            return _parenthesised(prefix, x, f".{name}({', '.join(_arguments(expr))}){suffix}", indent)
+        case Binary() if suffix == ",":
+            *lines, last_line = _chain(prefix, expr, indent)
+            return [*lines, f"{last_line},"]
+        case Binary(op=op, left=left, right=last) if _is_alone(expr, f"{indent}{prefix}"):
+            before = f"{prefix}{_within(left, _LEVEL[op])} {op} "
+            if isinstance(last, Call):
+                return _split(before, last, suffix, indent)
+            return _parenthesised(before, last, suffix, indent)
         case Call(fn=fn):
             items = _items(expr)
             head, close = f"{indent}{prefix}{_within(fn, _POSTFIX)}(", f"{indent}){suffix}"
@@ -147,11 +152,13 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
 
 
 def _is_alone(expr: Binary, before: str) -> bool:
-    """Whether no other operator binds alike, and the line up to the last operand's bracket fits."""
+    """Whether no other operator binds alike, and the line up to the bracket that the last operand opens fits."""
     level = _LEVEL[expr.op]
-    if not isinstance(expr.right, Call) or (isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == level):
+    if isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == level:
         return False
-    return len(f"{before}{_within(expr.left, level)} {expr.op} {_within(expr.right.fn, _POSTFIX)}(") <= WIDTH
+    opened = _within(expr.right.fn, _POSTFIX) if isinstance(expr.right, Call) else ""
+    brackets = isinstance(expr.right, Call) or (isinstance(expr.right, Binary) and _LEVEL[expr.right.op] <= level)
+    return brackets and len(f"{before}{_within(expr.left, level)} {expr.op} {opened}(") <= WIDTH
 
 
 def _items(call: Call) -> list[tuple[str, Expr]]:

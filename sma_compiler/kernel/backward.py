@@ -15,7 +15,7 @@ from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Param, ParamDecl, Reduce, children, postorder
 from sma_compiler.kernel.derive import gradients, unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.kernel.gates import is_positive
+from sma_compiler.kernel.gates import is_folded
 from sma_compiler.kernel.linear import Linear, Term, varies
 from sma_compiler.kernel.walk import RESULT, Output, Sums, Walk, forward_walk, turned
 from sma_compiler.mask.nodes import Gate
@@ -367,11 +367,6 @@ def _through_log(graph: Graph, x: Expr, cotangent: Expr) -> list[tuple[Expr, Exp
         zero = graph.const(0.0)
         over = graph.apply("where", graph.apply("eq", cotangent, zero), zero, over)
     return [(x, over)]
-
-
-def is_folded(term: Term, factor: Expr) -> bool:
-    """Whether a factor enters the exponents of a path as its logarithm."""
-    return bool(term.gates) and is_positive(factor)
 
 
 def _inside(exprs: Iterable[Expr]) -> set[Expr]:

@@ -11,7 +11,7 @@ A walk goes through a sequence chunk by chunk of C positions, with the state of 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sma_compiler.ir.nodes import Const, Expr
 from sma_compiler.kernel.ahead import Split, address, fill, split
@@ -68,6 +68,7 @@ class Chunk:
     b: E | None
     other: E | None
     paths: tuple[Path, ...]
+    leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -296,29 +297,39 @@ class Chunked(Maker):
         return found
 
     def advance(self, chunk: Chunk, states: tuple[State, ...]) -> None:
-        """Carry the states over a chunk."""
+        """Carry the matrices of the states over a chunk; after `advance_vectors`."""
         b = self.b
         b.section(f"State at the {'start' if self.walk.backward else 'end'} of the chunk")
-        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
-            suffix = self.suffix(number)
-            decay = path.leaving()
-            factors = path.columns.factors
-            if decay is not None:
-                factors = [b.let(f"b_out{suffix}", decay), *factors]
+        for number, state in enumerate(states):
+            factors, across = self._leaving(chunk, number)
             values = chunk.x
             if factors:
                 scaled_values = scaled(chunk.x.to("fp32"), factors, column=True)
-                values = b.let(f"b_u{suffix}", scaled_values.to("dot"))
-            across = path.across()
-            matrix, vector = state.matrix, state.vector
-            if across is not None:
-                across = b.let(f"b_across{suffix}", across)
-                matrix = matrix * across
+                values = b.let(f"b_u{self.suffix(number)}", scaled_values.to("dot"))
+            matrix = state.matrix if across is None else state.matrix * across
             b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), values))
-            if state.vector is not None and vector is not None:
+
+    def advance_vectors(self, chunk: Chunk, states: tuple[State, ...]) -> None:
+        """Carry the vectors of the states over a chunk."""
+        for number, state in enumerate(states):
+            if state.vector is not None:
+                factors, across = self._leaving(chunk, number)
                 summed, more = (chunk.s, []) if self.walk.offset is None else (chunk.x, [chunk.b] if chunk.b else [])
                 grown = reduce_sum(scaled(summed.to("fp32"), [*more, *factors], column=True), 0)
-                b.set(state.vector, (vector if across is None else vector * across) + grown)
+                self.b.set(state.vector, (state.vector if across is None else state.vector * across) + grown)
+
+    def _leaving(self, chunk: Chunk, number: int) -> tuple[list[E], E | None]:
+        """The factors of columns on their way out of a chunk, and the decay over all of it; named once."""
+        if number not in chunk.leaving:
+            path, suffix = chunk.paths[number], self.suffix(number)
+            decay, across = path.leaving(), path.across()
+            factors = path.columns.factors
+            if decay is not None:
+                factors = [self.b.let(f"b_out{suffix}", decay), *factors]
+            if across is not None:
+                across = self.b.let(f"b_across{suffix}", across)
+            chunk.leaving[number] = factors, across
+        return chunk.leaving[number]
 
     def plus_product(self, total: E, a: E, b: E) -> E:
         """A tile plus a product. Where it must be exact the product is summed apart: what Triton sees is no sum."""

@@ -70,6 +70,9 @@ class PositionSums:
     def meet(self, states: Iterable[State]) -> None:
         """Where a stretch ends: keep the states, or multiply them with those that the other walk has kept."""
         b, walk, arguments = self.b, self.kernel.walk, self.kernel.arguments
+        meeting = [(number, state) for number, state in enumerate(states) if ("states", number) in self.named]
+        if not meeting:
+            return
         b.section("Where a stretch ends, the states of both walks meet")
         length = size("C") * STRETCH
         index = b.let("index", self.t - self.span.begin)
@@ -77,13 +80,13 @@ class PositionSums:
         stretches = arguments.integer("STRETCHES", self.kernel.host.stretches)
         stretch = b.let("i_e", self.first + index // length)
         place = b.let("place", self.inputs.row() * stretches + stretch)
-        for number, state in enumerate(states):
+        for number, state in meeting:
             pointer = self._pointer("states", number)
             assert state.matrix is not None
             kept = [(state.matrix, self.inputs.matrix(pointer, place, walk.inner, walk.outer))]
             if state.vector is not None:
                 kept.append((state.vector, self.inputs.vector(self._pointer("vectors", number), place)))
-            with b.branch(pointer.given()), b.branch(ends):
+            with b.branch(pointer.given().both(ends)):
                 if self.asked.pairs:
                     for value, (at, mask) in kept:
                         b.helpers.add("store")

@@ -35,6 +35,7 @@ class LocalStates(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, (), rows=False)
+            self.advance_vectors(chunk, tuple(states))
             self.advance(chunk, tuple(states))
             for path, decay in zip(chunk.paths, decays, strict=True):
                 if decay is None or path.total is None:

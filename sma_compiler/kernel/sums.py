@@ -118,6 +118,7 @@ class PathSums:
             product = value * other.to("fp32")
             for axis in reversed(range(len(value.tile.shape))):
                 product = reduce_sum(product, axis)
+            product = self.b.let("b_weight", product)
             total = product if total is None else total + product
         assert total is not None
         name = f"anchors{self.kernel.suffix(number)}"

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
-from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where
+from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
@@ -145,13 +145,14 @@ class WalkKernel(Chunked):
         b, walk = self.b, self.walk
         chunk = chunks[0]
         early = walk.sums is not None and walk.sums.pairs
-        scores = self._pairs(members, chunks) if early else None
+        made = [self._scores(member.place, chunk) for member, chunk in zip(members, chunks, strict=True) if self.ahead]
+        scores = self._pairs(members, chunks, made) if early else None
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
         y, norm = self._through_states(members, chunks)
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:
-            scores = self._pairs(members, chunks)
+            scores = self._pairs(members, chunks, made)
         b.set(y, self.plus_product(y, scores.to("dot"), chunk.x))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
@@ -165,18 +166,15 @@ class WalkKernel(Chunked):
         self._keep_norm(members[0].place, chunk, norm)
         return self._divide(y, norm)
 
-    def _pairs(self, members: list[Member], chunks: list[Chunk]) -> E:
-        """The weighted scores of the chunk's pairs, [C, C]: of all heads together."""
+    def _pairs(self, members: list[Member], chunks: list[Chunk], made: list[E]) -> E:
+        """The weighted scores of the chunk's pairs, [C, C]: of all heads together. made: those made ahead."""
         b = self.b
         b.section("Pairs inside the chunk")
         products: E | None = None
         total: E | None = None
         for member, chunk in zip(members, chunks, strict=True):
             assert chunk.p is not None
-            if self.ahead:
-                scores = self._scores(member.place, chunk)
-            else:
-                scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+            scores = made.pop(0) if made else b.let("b_scores", dot(chunk.p, trans(chunk.s)))
             if self.walk.offset is not None:
                 b.set(scores, scores + _product(chunk.a, chunk.b))
             decays = self._decays(chunk)
@@ -238,38 +236,58 @@ class WalkKernel(Chunked):
 
     def _through_states(self, members: list[Member], chunks: list[Chunk]) -> tuple[E, E | None]:
         """What rows have through the states of all heads and streams; and the sums of their weights."""
-        b, walk = self.b, self.walk
+        b = self.b
         y: E | None = None
         norm: E | None = None
         for member, chunk in zip(members, chunks, strict=True):
-            assert chunk.p is not None
-            for number, (path, state) in enumerate(zip(chunk.paths, member.states, strict=True)):
-                suffix = self.suffix(number)
-                decay = path.entering()
-                factors = [b.let(f"b_in{suffix}", decay)] if decay is not None else []
-                if self.apart and member.sums is None:
-                    factors += path.rows.factors
-                rows = dot(chunk.p, state.matrix.to("dot"))
-                name = f"b_y{suffix}"
-                if walk.offset is not None and state.vector is not None:
-                    rows = b.let(name, rows + (state.vector.row if chunk.a is None else chunk.a.col * state.vector.row))
-                rows = scaled(rows, factors, column=True)
-                if member.sums is not None:
-                    rows = b.named(name, rows)
-                    member.sums.through(chunk, number, rows)
-                    rows = scaled(rows, path.rows.factors if self.apart else [], column=True)
-                if y is None:
-                    y = b.named("b_y", rows)
-                else:
-                    b.set(y, y + rows)
-                if walk.normalize != "none" and state.vector is not None:
+            starts: list[tuple[list[E], E | None]] = []
+            for number, state in enumerate(member.states):
+                factors = self._entering(member, chunk, number)
+                starts.append((factors, self._offset_rows(chunk, state, number)))
+                if self.walk.normalize != "none" and state.vector is not None and chunk.p is not None:
                     divisors = scaled(reduce_sum(chunk.p.to("fp32") * state.vector.row, 1), factors, column=False)
                     if norm is None:
                         norm = b.let("b_n", divisors)
                     else:
                         b.set(norm, norm + divisors)
+            self.advance_vectors(chunk, member.states)
+            for number, (factors, start) in enumerate(starts):
+                rows = self._through_state(member, chunk, number, factors, start)
+                if y is None:
+                    y = b.named("b_y", rows)
+                else:
+                    b.set(y, y + rows)
         assert y is not None
         return y, norm
+
+    def _entering(self, member: Member, chunk: Chunk, number: int) -> list[E]:
+        """The factors of what rows have through the state of one stream; where they are summed, without their own."""
+        path = chunk.paths[number]
+        decay = path.entering()
+        factors = [self.b.let(f"b_in{self.suffix(number)}", decay)] if decay is not None else []
+        return [*factors, *(path.rows.factors if self.apart and member.sums is None else [])]
+
+    def _offset_rows(self, chunk: Chunk, state: State, number: int) -> E | None:
+        """What rows [C, outer] have of the scores' rank-one addition through the state."""
+        if self.walk.offset is None or state.vector is None:
+            return None
+        rows = state.vector.row if chunk.a is None else chunk.a.col * state.vector.row
+        full = rows + zeros("C", self.outer) if chunk.a is None else rows
+        return self.b.let(f"b_y{self.suffix(number)}", full)
+
+    def _through_state(self, member: Member, chunk: Chunk, number: int, factors: list[E], start: E | None) -> E:
+        """What rows [C, outer] have through the state of one stream, with the factors; summed where that is asked."""
+        assert chunk.p is not None
+        matrix = member.states[number].matrix.to("dot")
+        name = f"b_y{self.suffix(number)}"
+        if start is not None:
+            self.b.set(start, self.plus_product(start, chunk.p, matrix))
+        rows = scaled(dot(chunk.p, matrix) if start is None else start, factors, column=True)
+        if member.sums is None:
+            return rows
+        rows = self.b.named(name, rows)
+        member.sums.through(chunk, number, rows)
+        return scaled(rows, chunk.paths[number].rows.factors if self.apart else [], column=True)
 
     def _keep_norm(self, place: Place, chunk: Chunk, norm: E) -> None:
         """Write what rows are divided by, [B, T, H], once for all tiles."""
