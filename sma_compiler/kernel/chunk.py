@@ -24,13 +24,12 @@ from sma_compiler.kernel.build import (
     reduce_sum,
     size,
     trans,
-    where,
     zeros,
 )
 from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, with_factors
 from sma_compiler.kernel.host import Host, Tensors, suffix
-from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
-from sma_compiler.kernel.linear import is_tensor, plain, varies
+from sma_compiler.kernel.inputs import EXTENT, Inputs
+from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.lower import Lowering, operand
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Tile
@@ -73,16 +72,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Place:
-    """Which head of which program this is: its tensors, the offsets of a chunk's rows, its sequence.
+    """Which program this is: its tensors, the offsets of a chunk's rows, its sequence and what it has of it.
 
-    present: whether there is such a head; None: always. block: the index of the program's heads among those of all.
     tile: which tile of the outer channels. part: which part of the sequence, where programs share it. first, end: the
     positions it walks.
     """
 
     inputs: Inputs
-    present: E | None
-    block: E
     offsets: E
     span: Span
     tile: E
@@ -94,15 +90,11 @@ class Place:
 class Chunked(Maker):
     """Builds a kernel that goes through the chunks of a walk.
 
-    parts: whether several programs share a sequence, each with a part of it. heads: how many heads of a group a program
-    has, whose results are added.
+    parts: whether several programs share a sequence, each with a part of it.
     """
 
-    def __init__(
-        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, heads: int = 1
-    ) -> None:
+    def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool) -> None:
         super().__init__(host, reserved)
-        self.heads = heads
         self.walk = walk
         self.tensors = tensors
         self.parts = parts
@@ -110,16 +102,17 @@ class Chunked(Maker):
         self.splits = tuple(split(term) for term in walk.paths)
         self.several = len(walk.terms) > 1
         self.exact = any(term.exact for term in walk.terms)
+        self.guarded = walk.sums is not None
+        """Whether what rows past the end have must be 0 although nothing is written there."""
 
-    def places(self) -> tuple[Place, ...]:
-        """Say which program this is; for each of its heads."""
+    def place(self) -> Place:
+        """Say which program this is."""
         b, outer = self.b, self.walk.outer
         letter, channels = outer[0], CHANNELS[outer]
         b.section(f"Which {outer} channels, head and sequence" + (", and which part of it" if self.parts else ""))
         tiles = b.let(f"n_{letter}", call("tl.cdiv", size(channels), size(self.outer), tile=Tile("int32")))
         tile = b.let(f"i_{letter}", program(0) % tiles)
-        block = b.let("i_h" if self.heads == 1 else "i_n", (program(0) // tiles).to("int64"))
-        members = self._members(block)
+        i_h = b.let("i_h", (program(0) // tiles).to("int64"))
         if not self.parts:
             part = None
             span = sequence(b, self.arguments, self.host, b.let("i_s", program(1).to("int64")))
@@ -135,32 +128,11 @@ class Chunked(Maker):
         held = {axis: arange(EXTENT[axis]) for axis in CHANNELS}
         held[outer] = tile * size(self.outer) + held[outer]
         held = {axis: b.let(f"o_{axis[0]}", held[axis], show=False) for axis in CHANNELS}
-        inside = {
-            axis: b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False) for axis, channel in held.items()
-        }
-        b.section("Where the rows of this head begin" if self.heads == 1 else "Where the rows of these heads begin")
-        found: list[Place] = []
-        for head, present in members:
-            inputs = Inputs(b, self.arguments, self.host, span.batch, head, span.sequence)
-            for axis, channel in held.items():
-                inputs.use_channels(axis, channel, inside[axis])
-            found.append(Place(inputs, present, block, offsets, span, tile, part, first, end))
-        return tuple(found)
-
-    def _members(self, block: E) -> list[tuple[E, E | None]]:
-        """The heads of a block, and which of them exist: a group need not be filled by whole blocks."""
-        if self.heads == 1:
-            return [(block, None)]
-        b = self.b
-        shared = self.arguments.constant("R", self.host.heads // self.host.groups)
-        blocks = call("tl.cdiv", shared, self.heads, tile=Tile("int32"))
-        place = b.let("i_r", block % blocks * self.heads)
-        first = b.let("i_h", block // blocks * shared + place)
-        found: list[tuple[E, E | None]] = [(first, None)]
-        for number in range(1, self.heads):
-            present = b.let("present", place + number < shared)
-            found.append((b.let("i_h", where(present, first + number, first)), present))
-        return found
+        inputs = Inputs(b, self.arguments, self.host, span.batch, i_h, span.sequence)
+        for axis, channel in held.items():
+            inputs.use_channels(axis, channel, b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False))
+        b.section("Where the rows of this head begin")
+        return Place(inputs, offsets, span, tile, part, first, end)
 
     def state_of_part(self, place: Place) -> E:
         """The index of this program's state in [S, PARTS, H]."""
@@ -202,44 +174,31 @@ class Chunked(Maker):
         t0: E,
         around: Iterable[Expr],
         rows: bool = True,
-        first: Chunk | None = None,
     ) -> Chunk:
         """Load rows t0 .. t0 + C and make the paths.
 
-        around: further expressions of the same rows. rows: False for what only the columns decide. first: what another
-        head of the program has loaded, which shares x with this one.
+        around: further expressions of the same rows. rows: False for what only the columns decide.
         """
         b, walk, inputs = self.b, self.walk, place.inputs
         beside = walk.sums.other if rows and walk.sums is not None else None
-        operands = [*((walk.p,) if rows else ()), walk.s]
-        if first is None:
-            operands += [walk.x, *((beside,) if beside is not None else ())]
-        b.section("Rows t0 .. t0 + C; what lies past the end is read as 0" if first is None else "The next head's rows")
-        inside = t0 + place.offsets < place.end
-        valid = b.let("m_t", inside if place.present is None else inside & place.present, show=False)
+        operands = [*((walk.p,) if rows else ()), walk.s, walk.x, *((beside,) if beside is not None else ())]
+        b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
+        valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
         found = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
         inputs.enter(valid)
         kept = {plain(x) for x in operands if is_tensor(x)}
         exprs = (*operands, *self.factors(rows), *around)
-        if first is not None:
-            static = static.extended()
-            for node in tensors_of((walk.x, *((beside,) if beside is not None else ()))):
-                if varies(node):
-                    static.bind(node, first.lowering.raw(node))
         lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
         p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
         s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
-        if first is None:
-            x = operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
-            other = None
-            if beside is not None and walk.sums is not None:
-                other = operand(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
-        else:
-            x, other = first.x, first.other
-        before, after = walk.offset or (None, None)
-        a = self._offset(before, lowering, valid) if rows else None
+        x = operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
+        other = None
+        if beside is not None and walk.sums is not None:
+            other = operand(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
+        first, second = walk.offset or (None, None)
+        a = self._offset(first, lowering, valid) if rows else None
         paths = self._paths(place, lowering, found, rates, t0, rows)
-        return Chunk(t0, found, lowering, p, s, x, a, self._offset(after, lowering, valid), other, paths)
+        return Chunk(t0, found, lowering, p, s, x, a, self._offset(second, lowering, valid), other, paths)
 
     def _offset(self, expr: Expr | None, lowering: Lowering, valid: E) -> E | None:
         if expr is None or (isinstance(expr, Const) and expr.value == 1):
@@ -256,7 +215,7 @@ class Chunked(Maker):
         found: list[Path] = []
         for number, (term, made) in enumerate(zip(self.walk.paths, self.splits, strict=True)):
             suffix = self.suffix(number)
-            path = Path(term.strict, backward, guarded=self.walk.sums is not None, exact=term.exact)
+            path = Path(term.strict, backward, guarded=self.guarded, exact=term.exact)
             late, early = (term.row, term.col) if made is None else (made.row, made.col)
             if not at_rows:
                 late, early = (late, ()) if backward else ((), early)
@@ -278,7 +237,7 @@ class Chunked(Maker):
             if unused and part.endswith(unused):
                 continue
             pointer = self.arguments.pointer(f"{part}{self.suffix(number)}", self.host.gates[number, part])
-            slot = place.span.slot + (t0 - place.span.begin) // size("C")
+            slot = self.slot(place, t0)
             count = slots(self.arguments, self.host)
             at = address(pointer, part, place.inputs.row(), t0, rows, length, count, slot)
             dtype = "int32" if part.startswith("cut") else "fp32"
@@ -287,7 +246,7 @@ class Chunked(Maker):
             else:
                 value = b.helper("load", at, rows.valid, size("MASKED"), dtype=dtype)
             found[part] = b.let(f"b_{part}{self.suffix(number)}", value)
-        if "row" in found and (backward or self.walk.sums is not None):
+        if "row" in found and (backward or self.guarded):
             late = b.helper("never", found["row"], rows.valid, size("MASKED"))
             if made.two_ended:
                 b.set(found["row"], late)
@@ -370,13 +329,34 @@ class Chunked(Maker):
         """Write the matrix or the vector of a state to its place, where `only` holds."""
         value = state.matrix if part == "matrix" else state.vector
         assert value is not None
-        if place.present is not None:
-            only = place.present if only is None else only & place.present
         if part == "matrix":
             at, mask = place.inputs.matrix(pointer, index, self.walk.inner, self.walk.outer)
         else:
             at, mask = place.inputs.vector(pointer, index)
         self.b.do(call("tl.store", at, value, mask=mask if only is None else mask & only, tile=Tile("ptr")))
+
+    def keep_each(self, kind: str, place: Place, chunk: Chunk, states: tuple[State, ...]) -> None:
+        """Write the state that comes into a chunk, where the launcher has a tensor for that of every chunk."""
+        b = self.b
+        if (kind, 0) not in self.tensors.sums:
+            return
+        b.section(f"The state at the {'end' if self.walk.backward else 'start'} of the chunk is kept")
+        at, mask = self.address_of_chunk(kind, place, chunk.t0)
+        b.helpers.add("store")
+        with b.branch(self.arguments.pointer(kind, self.tensors.sums[kind, 0]).given()):
+            b.do(call("store", at, states[0].matrix, mask, size("MASKED"), tile=Tile("ptr")))
+
+    def state_of_chunk(self, kind: str, place: Place, t0: E) -> E:
+        """The state that was kept of one chunk."""
+        at, mask = self.address_of_chunk(kind, place, t0)
+        value = self.b.helper("load", at, mask, size("MASKED"), dtype="in")
+        return self.b.let("b_s", value)
+
+    def address_of_chunk(self, kind: str, place: Place, t0: E) -> tuple[E, E]:
+        """Where the state of a chunk is kept, of [B, H, slots, K, V]."""
+        pointer = self.arguments.pointer(kind, self.tensors.sums[kind, 0])
+        index = place.inputs.row() * slots(self.arguments, self.host) + self.slot(place, t0)
+        return place.inputs.matrix(pointer, index, self.walk.inner, self.walk.outer)
 
     def row_of_tile(self, place: Place) -> E:
         """The index of this program's rows in [tiles, B, H]."""

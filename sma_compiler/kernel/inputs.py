@@ -164,7 +164,7 @@ class Inputs:
 
     def made(self, name: str, pointer: E, channel: str | None) -> tuple[E, E]:
         """The same of a contiguous tensor [B, T, H] or [B, T, H, channels], which need not be there otherwise."""
-        heads = self.arguments.integer("H", self.host.heads)
+        heads = self.arguments.integer("H" if self.heads is self.host.heads else "G", self.heads)
         place = self.batch * self.arguments.integer("T", self.host.sizes["time"]) * heads + self.head
         width = size(channel[0].upper()) if channel is not None else None
         address = pointer + (place if width is None else place * width)

@@ -3,97 +3,56 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
-from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
-from sma_compiler.mask.nodes import Gate
-
-
-@dataclass(frozen=True)
-class Member:
-    """One head of a program: what does not vary in time of it, its states, and the sums it makes."""
-
-    place: Place
-    static: Lowering
-    rates: dict[Gate, E]
-    states: tuple[State, ...]
-    sums: PathSums | None
 
 
 class WalkKernel(Chunked):
     """Builds the kernel. scores: whether P S^T was made ahead."""
 
     def __init__(
-        self,
-        walk: Walk,
-        host: Host,
-        tensors: Tensors,
-        reserved: frozenset[str],
-        parts: bool,
-        scores: bool,
-        heads: int = 1,
+        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, scores: bool
     ) -> None:
-        super().__init__(walk, host, tensors, reserved, parts, heads)
+        super().__init__(walk, host, tensors, reserved, parts)
         self.ahead = scores
-        self.apart = self.several or heads > 1
-        """Whether rows have factors of their own for each product that adds to them."""
 
     def build(self, name: str) -> Function:
         """The kernel."""
         b, walk = self.b, self.walk
+        place = self.place()
         around = [output.expr for output in walk.outputs]
         around += [walk.sums.other] if walk.sums is not None else []
-        places = self.places()
-        rows = {output.name: self._rows(places[0], output) for output in walk.outputs if not output.optional}
-        members: list[Member] = []
-        for place in places:
-            members.append(self._member(place, members[0] if members else None, around))
+        rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
+        static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
+        rates = static_rates(walk.paths, static)
+        sums = PathSums(self, place) if walk.sums is not None else None
+        states = self.initial_states(place)
         b.space()
-        with b.loop("t0", self.steps(places[0]), Tile("int32")) as t0:
-            chunks: list[Chunk] = []
-            for member in members:
-                first = chunks[0] if chunks else None
-                chunks.append(self.chunk(member.place, member.static, member.rates, t0, around, first=first))
-            if walk.backward:
-                self._meet(members, chunks)
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            chunk = self.chunk(place, static, rates, t0, around)
+            if sums is not None and walk.backward:
+                sums.meet(chunk, states)
             beside = self._beside()
-            y = self._rows_of(members, chunks, beside)
-            for member, chunk in zip(members, chunks, strict=True):
-                self.advance(chunk, member.states)
-            if not walk.backward:
-                self._meet(members, chunks)
+            y = self._rows_of(place, chunk, states, beside, sums)
+            self.advance(chunk, states)
+            if sums is not None and not walk.backward:
+                sums.meet(chunk, states)
             b.section("Output")
-            chunks[0].lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
+            chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
             for output in walk.outputs:
-                self._write(places[0], chunks[0], output, rows.get(output.name))
-        for member in members:
-            self._final_states(member.place, member.states)
-        what = "one head" if self.heads == 1 else f"{self.heads} heads of a group"
-        carries = f"carries the state of {what} and {self.outer} {walk.outer} channels along a sequence"
+                self._write(place, chunk, output, rows.get(output.name))
+        self._final_states(place, states)
+        carries = f"carries the state of one head and {self.outer} {walk.outer} channels along a sequence"
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
-
-    def _member(self, place: Place, first: Member | None, around: list[Expr]) -> Member:
-        walk = self.walk
-        exprs = (walk.p, walk.s, *((walk.x,) if first is None else ()), *self.factors(rows=True))
-        static = place.inputs.static((*exprs, *(around if first is None else ())))
-        rates = static_rates(walk.paths, static)
-        sums = PathSums(self, place, first.sums if first is not None else None) if walk.sums is not None else None
-        return Member(place, static, rates, self.initial_states(place), sums)
-
-    def _meet(self, members: list[Member], chunks: list[Chunk]) -> None:
-        for member, chunk in zip(members, chunks, strict=True):
-            if member.sums is not None:
-                member.sums.meet(chunk, member.states)
 
     def _rows(self, place: Place, output: Output) -> tuple[E, E]:
         return place.inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
@@ -140,59 +99,51 @@ class WalkKernel(Chunked):
         value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
         return self.b.let("b_scores", value)
 
-    def _rows_of(self, members: list[Member], chunks: list[Chunk], beside: Expr | None) -> E:
+    def _rows_of(
+        self, place: Place, chunk: Chunk, states: tuple[State, ...], beside: Expr | None, sums: PathSums | None
+    ) -> E:
         """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum."""
         b, walk = self.b, self.walk
-        chunk = chunks[0]
-        early = walk.sums is not None and walk.sums.pairs
-        made = [self._scores(member.place, chunk) for member, chunk in zip(members, chunks, strict=True) if self.ahead]
-        scores = self._pairs(members, chunks, made) if early else None
+        made = self._scores(place, chunk) if self.ahead else None
+        first = sums is not None and sums.asked.pairs
+        scores = self._pairs(chunk, made, sums) if first else None
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
-        y, norm = self._through_states(members, chunks)
+        y, norm = self._through_states(chunk, states, sums)
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:
-            scores = self._pairs(members, chunks, made)
+            scores = self._pairs(chunk, made, sums)
         b.set(y, self.plus_product(y, scores.to("dot"), chunk.x))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
-        outer = [] if self.apart else chunk.paths[0].rows.factors
+        outer = [] if self.several else chunk.paths[0].rows.factors
         if outer:
             b.set(y, scaled(y, outer, column=True))
         if norm is None:
             return y
         if outer:
             b.set(norm, scaled(norm, outer, column=False))
-        self._keep_norm(members[0].place, chunk, norm)
+        self._keep_norm(place, chunk, norm)
         return self._divide(y, norm)
 
-    def _pairs(self, members: list[Member], chunks: list[Chunk], made: list[E]) -> E:
-        """The weighted scores of the chunk's pairs, [C, C]: of all heads together. made: those made ahead."""
+    def _pairs(self, chunk: Chunk, made: E | None, sums: PathSums | None) -> E:
+        """The weighted scores of the chunk's pairs, [C, C]. made: the scores, where they were made ahead."""
         b = self.b
+        assert chunk.p is not None
         b.section("Pairs inside the chunk")
-        products: E | None = None
-        total: E | None = None
-        for member, chunk in zip(members, chunks, strict=True):
-            assert chunk.p is not None
-            scores = made.pop(0) if made else b.let("b_scores", dot(chunk.p, trans(chunk.s)))
-            if self.walk.offset is not None:
-                b.set(scores, scores + _product(chunk.a, chunk.b))
-            decays = self._decays(chunk)
-            if not self.several:
-                seen = scores * decays.pop() if decays else where(chunk.paths[0].support(chunk.rows), scores, 0.0)
-                b.set(scores, seen)
-            if member.sums is not None and member.sums.asked.pairs and chunk.other is not None:
-                products = products or b.let("b_products", dot(chunk.other, trans(chunk.x)))
-                member.sums.weigh(chunk, scores, decays, products)
-            weighted = self._with_factors(chunk, scores, decays)
-            if weighted is not scores:
-                b.set(scores, weighted)
-            if total is None:
-                total = scores
-            else:
-                b.set(total, total + scores)
-        assert total is not None
-        return total
+        scores = made or b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+        if self.walk.offset is not None:
+            b.set(scores, scores + _product(chunk.a, chunk.b))
+        decays = self._decays(chunk)
+        if not self.several:
+            seen = scores * decays.pop() if decays else where(chunk.paths[0].support(chunk.rows), scores, 0.0)
+            b.set(scores, seen)
+        if sums is not None and sums.asked.pairs:
+            sums.weigh(chunk, scores, decays)
+        weighted = self._with_factors(chunk, scores, decays)
+        if weighted is not scores:
+            b.set(scores, weighted)
+        return scores
 
     def _beside(self) -> Expr | None:
         """x where the result is the contraction plus x, and x can be added before the last product: no divisor."""
@@ -202,8 +153,6 @@ class WalkKernel(Chunked):
             return None
         others = [arg for arg in result.args if arg is not walk.result]
         if walk.normalize != "none" or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
-            return None
-        if self.heads > 1:
             return None
         gated = all(term.gates and all(is_folded(term, factor) for factor in term.row) for term in walk.terms)
         return others[0] if (gated or self.several) and walk.result not in postorder(others) else None
@@ -220,11 +169,12 @@ class WalkKernel(Chunked):
         return found
 
     def _with_factors(self, chunk: Chunk, scores: E, decays: list[E]) -> E:
-        """Scores times the factors that are no exponents, and the decays of several streams; where one stream's rows
-        have theirs at the end, not those."""
+        """Scores times the factors that are no exponents, and the decays of several streams.
+
+        The rows of one stream alone have theirs at the end.
+        """
         if not self.several:
-            scores = scaled(scores, chunk.paths[0].columns.factors, column=False)
-            return scaled(scores, chunk.paths[0].rows.factors if self.apart else [], column=True)
+            return scaled(scores, chunk.paths[0].columns.factors, column=False)
         total: E | None = None
         for path, weight in zip(chunk.paths, decays, strict=True):
             whole = scaled(scaled(weight, path.columns.factors, column=False), path.rows.factors, column=True)
@@ -234,60 +184,62 @@ class WalkKernel(Chunked):
         assert total is not None
         return scores * total
 
-    def _through_states(self, members: list[Member], chunks: list[Chunk]) -> tuple[E, E | None]:
-        """What rows have through the states of all heads and streams; and the sums of their weights."""
+    def _through_states(self, chunk: Chunk, states: tuple[State, ...], sums: PathSums | None) -> tuple[E, E | None]:
+        """What rows have through the states of all streams, and the sums of their weights.
+
+        Vectors come first, so that fewer tiles are held while products wait for each other.
+        """
         b = self.b
+        assert chunk.p is not None
         y: E | None = None
         norm: E | None = None
-        for member, chunk in zip(members, chunks, strict=True):
-            starts: list[tuple[list[E], E | None]] = []
-            for number, state in enumerate(member.states):
-                factors = self._entering(member, chunk, number)
-                starts.append((factors, self._offset_rows(chunk, state, number)))
-                if self.walk.normalize != "none" and state.vector is not None and chunk.p is not None:
-                    divisors = scaled(reduce_sum(chunk.p.to("fp32") * state.vector.row, 1), factors, column=False)
-                    if norm is None:
-                        norm = b.let("b_n", divisors)
-                    else:
-                        b.set(norm, norm + divisors)
-            self.advance_vectors(chunk, member.states)
-            for number, (factors, start) in enumerate(starts):
-                rows = self._through_state(member, chunk, number, factors, start)
-                if y is None:
-                    y = b.named("b_y", rows)
+        starts: list[tuple[list[E], E | None]] = []
+        for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
+            decay = path.entering()
+            factors = [b.let(f"b_in{self.suffix(number)}", decay)] if decay is not None else []
+            if self.several and sums is None:
+                factors += path.rows.factors
+            starts.append((factors, self._offset_rows(chunk, state, number)))
+            if self.walk.normalize != "none" and state.vector is not None:
+                divisors = scaled(reduce_sum(chunk.p.to("fp32") * state.vector.row, 1), factors, column=False)
+                if norm is None:
+                    norm = b.let("b_n", divisors)
                 else:
-                    b.set(y, y + rows)
+                    b.set(norm, norm + divisors)
+        self.advance_vectors(chunk, states)
+        for number, (state, (factors, start)) in enumerate(zip(states, starts, strict=True)):
+            rows = self._through_state(chunk, state, number, factors, start, sums)
+            if y is None:
+                y = b.named("b_y", rows)
+            else:
+                b.set(y, y + rows)
         assert y is not None
         return y, norm
-
-    def _entering(self, member: Member, chunk: Chunk, number: int) -> list[E]:
-        """The factors of what rows have through the state of one stream; where they are summed, without their own."""
-        path = chunk.paths[number]
-        decay = path.entering()
-        factors = [self.b.let(f"b_in{self.suffix(number)}", decay)] if decay is not None else []
-        return [*factors, *(path.rows.factors if self.apart and member.sums is None else [])]
 
     def _offset_rows(self, chunk: Chunk, state: State, number: int) -> E | None:
         """What rows [C, outer] have of the scores' rank-one addition through the state."""
         if self.walk.offset is None or state.vector is None:
             return None
-        rows = state.vector.row if chunk.a is None else chunk.a.col * state.vector.row
-        full = rows + zeros("C", self.outer) if chunk.a is None else rows
-        return self.b.let(f"b_y{self.suffix(number)}", full)
+        if chunk.a is None:
+            rows = state.vector.row + zeros("C", self.outer)
+        else:
+            rows = chunk.a.col * state.vector.row
+        return self.b.let(f"b_y{self.suffix(number)}", rows)
 
-    def _through_state(self, member: Member, chunk: Chunk, number: int, factors: list[E], start: E | None) -> E:
+    def _through_state(
+        self, chunk: Chunk, state: State, number: int, factors: list[E], start: E | None, sums: PathSums | None
+    ) -> E:
         """What rows [C, outer] have through the state of one stream, with the factors; summed where that is asked."""
         assert chunk.p is not None
-        matrix = member.states[number].matrix.to("dot")
-        name = f"b_y{self.suffix(number)}"
+        matrix = state.matrix.to("dot")
         if start is not None:
             self.b.set(start, self.plus_product(start, chunk.p, matrix))
-        rows = scaled(dot(chunk.p, matrix) if start is None else start, factors, column=True)
-        if member.sums is None:
+        rows = scaled(start or dot(chunk.p, matrix), factors, column=True)
+        if sums is None:
             return rows
-        rows = self.b.named(name, rows)
-        member.sums.through(chunk, number, rows)
-        return scaled(rows, chunk.paths[number].rows.factors if self.apart else [], column=True)
+        rows = self.b.named(f"b_y{self.suffix(number)}", rows)
+        sums.through(chunk, number, rows)
+        return scaled(rows, chunk.paths[number].rows.factors if self.several else [], column=True)
 
     def _keep_norm(self, place: Place, chunk: Chunk, norm: E) -> None:
         """Write what rows are divided by, [B, T, H], once for all tiles."""
