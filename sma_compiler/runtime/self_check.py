@@ -29,6 +29,8 @@ TIME = 150
 HEADS = 2
 SEEDS = 4
 """Draws of the inputs, pooled where a block of a tensor is small."""
+SLACK = 8.0
+"""How far beyond its bound an error may be: so few draws are off by chance, a wrong kernel by orders of magnitude."""
 _checked: set[tuple[Kernel, torch.device, torch.dtype]] = set()
 
 
@@ -46,8 +48,9 @@ def check_kernel(program: Program, plan: str, kernel: Kernel, arguments: Argumen
     key = kernel, arguments.device, dtype
     if key not in _checked:
         report = compare(program, plan, kernel, arguments.sizes, dtype, arguments.device)
-        if not report.ok:
-            raise WrongKernel(program.op.label, plan, arguments.device, "\n".join(map(str, report.failures)))
+        failures = [check for check in report.checks if check.ratio > SLACK]
+        if failures:
+            raise WrongKernel(program.op.label, plan, arguments.device, "\n".join(map(str, failures)))
         _checked.add(key)
 
 
