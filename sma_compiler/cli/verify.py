@@ -22,9 +22,10 @@ from sma_compiler.cli.common import (
     print_json,
     progress,
 )
+from sma_compiler.runtime.kernels import has_triton, interpreted
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.verify.cases import make_case
-from sma_compiler.verify.check import check_plan
+from sma_compiler.verify.check import check_plan, compare_backends
 from sma_compiler.verify.contract import Check, Report
 from sma_compiler.verify.errors import SEEDS
 from sma_compiler.verify.samples import default_sizes
@@ -52,12 +53,12 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Short sequences, and fp32 alone by default.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare every legal plan with the fp64 reference, outputs and gradients."""
+    """Compare every legal plan with the fp64 reference, outputs and gradients; on a GPU its Triton kernels, too."""
     chosen = dtypes or (["fp32"] if quick else ["fp32", "bf16", "fp16"])
     kinds = [find_dtype(name) for name in chosen]
     given = {**SIZES, **({"time": QUICK_TIME} if quick else {}), **parse_shape(shape)}
     ops = find_all(file, op_name)
-    with progress("verifying", sum(len(op.plans) + 1 for op in ops) * len(chosen)) as (bar, task):
+    with progress("verifying", sum(len(op.plans) + 1 + len(kernels(op)) for op in ops) * len(chosen)) as (bar, task):
         report = Report(())
         for op in ops:
             for dtype in kinds:
@@ -74,8 +75,8 @@ def verify(
 def verify_op(
     op: CompiledOp, sizes: dict[str, int], dtype: torch.dtype, tick: Callable[[], None] = lambda: None
 ) -> Report:
-    """Every legal plan of an op at one size and dtype, `SEEDS` draws pooled; ticks once for the reference and once a
-    plan."""
+    """Every legal plan of an op on every backend at one size and dtype, `SEEDS` draws pooled; ticks once for the
+    reference and once a plan."""
     full = default_sizes(op.ir, **sizes)
     cases = [make_case(op.ir, full, dtype, seed) for seed in range(SEEDS)]
     tick()
@@ -83,7 +84,28 @@ def verify_op(
     for plan in op.plans:
         report += check_plan(cases, lambda name, arguments: op(**arguments, plan=name, backend="torch"), plan.name)
         tick()
+    fitting = kernels(op) if dtype != torch.float64 else ()
+    on_gpu = [make_case(op.ir, full, dtype, seed, _device()) for seed in range(SEEDS)] if fitting else []
+    for name in fitting:
+        report += compare_backends(
+            on_gpu,
+            lambda plan, arguments: op(**arguments, plan=plan, backend="triton"),
+            lambda plan, arguments: op(**arguments, plan=plan, backend="torch"),
+            name,
+        )
+        tick()
     return report
+
+
+def kernels(op: CompiledOp) -> tuple[str, ...]:
+    """The plans of an op that have Triton kernels, where something runs them."""
+    if not has_triton() or not (torch.cuda.is_available() or interpreted()):
+        return ()
+    return tuple(plan.name for plan in op.plans if not op.program.kernels.refusal(plan.name, {}))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def table(checks: Sequence[Check]) -> Table:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import sma_compiler as sma
 from sma_compiler.backend_errors import TritonNeedsGPU
+from sma_compiler.cli.verify import verify_op
 from sma_compiler.verify.samples import default_sizes, samples
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,15 @@ def test_tensors_of_the_cpu_are_refused() -> None:
     given = samples(op.ir, default_sizes(op.ir, time=3))
     with pytest.raises(TritonNeedsGPU, match=r'move them to "cuda", or write backend="auto"'):
         op(**given, backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", OPS)
+def test_keeps_the_contract_on_a_gpu(name: str, dtype: torch.dtype) -> None:
+    report = verify_op(sma.library(name), {"batch": 2, "time": 200, "head": 2, "key": 64, "value": 64}, dtype)
+    assert {check.backend for check in report.checks} == {"torch", "triton"}
+    assert report.ok, "\n".join(map(str, report.failures))
 
 
 @pytest.mark.gpu
