@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sma_compiler.kernel import config
 from sma_compiler.kernel.backward import backward
@@ -13,14 +14,17 @@ from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import Host, Tensors, host
 from sma_compiler.kernel.launch_backward import BackwardLauncher, named
+from sma_compiler.kernel.launch_shared import SharedLauncher, named_shared
 from sma_compiler.kernel.linear import Linear, is_tensor
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
+from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.walk import Walk, forward_walk
+from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans
 
-ROLES = ("again", "dq", "dk", "dv", "chain")
+ROLES = ("again", "dq", "dk", "dv", "states", "shared", "chain")
 """What the kernels of a backward pass are for."""
 
 
@@ -47,12 +51,14 @@ def gradients(
     ahead: str,
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
+    together: Mapping[str, Config] = MappingProxyType({}),
 ) -> Gradients:
     """The backward pass of an op.
 
     common: the configuration of all walks; each: that of one. walker: builds its kernel.
     ahead: the forward pass's kernel that makes paths ahead, or "". reserved: names of the file. kernel: makes a kernel
-    from its builder, under a name.
+    from its builder, under a name. together: the configurations of the kernels that make the gradients of q and k for
+    all heads that share them; none where each head makes its own.
     """
     try:
         made = backward(member, plans.graph)
@@ -63,18 +69,26 @@ def gradients(
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     held = frozenset({*reserved, *roles.values()})
     outer = host(member, held, made.reads, name=name)
-    names = named(made, outer)
+    shares = bool(together) and may_share(made)
+    names = named_shared(made, outer) if shares else named(made, outer)
     builders: dict[str, Maker] = {}
     for walk in made.walks:
-        builders[walk.name] = walker(walk, outer, names.walks[walk.name], held)
+        if not shares or walk not in (made.dq, made.dk):
+            builders[walk.name] = walker(walk, outer, names.walks[walk.name], held)
+    if shares:
+        builders["states"] = ChunkStates(made.dq, outer, names.walks["states"], held, parts=False)
+        builders["shared"] = SharedHeads(made.dq, made.dk, outer, names.walks["shared"], held)
     if made.chain is not None:
         tiles = names.tiles["key"]
-        builders["chain"] = ChainKernel(made.chain, outer, names.chain, held, tiles, member.backward)
+        rounded = any(isinstance(builder, WalkKernel) for builder in builders.values()) and not member.terms[0].exact
+        options = {"backward": member.backward, "rounded": rounded}
+        builders["chain"] = ChainKernel(made.chain, outer, names.chain, held, tiles, **options)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     if ahead:
         kernels["gates"] = kernel(Gates(forward_walk(member).paths, outer, reserved), ahead)
-    configs = {walk.name: each(walk) for walk in made.walks}
-    built = BackwardLauncher(made, outer, names).build(name, kernels, common, configs)
+    configs = {**{walk.name: each(walk) for walk in made.walks}, **together}
+    launcher = SharedLauncher if shares else BackwardLauncher
+    built = launcher(made, outer, names).build(name, kernels, common, configs)
     own = tuple(made for role, made in kernels.items() if role != "gates")
     return Gradients(tuple(builders.values()), own, (built,))
 

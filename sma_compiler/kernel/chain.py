@@ -5,7 +5,9 @@ down, with z what late ends have less what early ends have of their pairs (witho
 
     dgate_u = weight of the pairs that lead over b + sum of z over u .. b
 
-Pairs that lie wholly to one side of u cancel, and no sum is longer than a stretch.
+Pairs that lie wholly to one side of u cancel, and no sum is longer than a stretch. What leads over b is known to the
+rounding of states; where a chunk decays so much that nothing leads over all of it, what leads over its end is taken
+from the chunk's own sums, so that this rounding stays out of the positions before.
 """
 
 from __future__ import annotations
@@ -24,18 +26,31 @@ from sma_compiler.kernel.rows import chunk
 from sma_compiler.kernel.walk import STRETCH, Output
 from sma_compiler.mask.nodes import Gate
 
+FADED = -12.0
+"""log2 of a decay over a chunk beyond which nothing is taken to lead over all of it: less than rounding leaves."""
+
 
 class ChainKernel(Maker):
     """Builds the kernel: one program for each stretch of each head.
 
     tensors: `outputs` of the chain and `sums` of the walks. tiles: how many tiles of each sum there are.
-    backward: whether the late ends of paths are keys.
+    backward: whether the late ends of paths are keys. rounded: whether states were rounded for products, and the sums
+    of what leads through states leave pairs inside chunks out.
     """
 
     def __init__(
-        self, chain: Chain, host: Host, tensors: Tensors, reserved: frozenset[str], tiles: E, backward: bool
+        self,
+        chain: Chain,
+        host: Host,
+        tensors: Tensors,
+        reserved: frozenset[str],
+        tiles: E,
+        *,
+        backward: bool,
+        rounded: bool,
     ) -> None:
         super().__init__(host, reserved)
+        self.rounded = rounded
         self.chain = chain
         self.tensors = tensors
         self.tiles = tiles
@@ -55,7 +70,8 @@ class ChainKernel(Maker):
         self._channels(inputs)
         b.section("Where the rows of this head begin")
         exprs = [output.expr for output in chain.outputs]
-        exprs += [gate.log for link in chain.links for gate, _ in link.gates if is_cut(gate)]
+        gates = [(link.term.gates if self.rounded else [gate for gate, _ in link.gates]) for link in chain.links]
+        exprs += [gate.log for several in gates for gate in several if self.rounded or is_cut(gate)]
         exprs += [x for link in chain.links for x in (link.row, link.col) if x is not None]
         static = inputs.static(exprs)
         b.section("What the pairs that lead over the end of the stretch weigh")
@@ -162,11 +178,25 @@ class ChainKernel(Maker):
         past = through if link.col is None else through * lowering.value(link.col)
         net = load("net")
         z = b.let(f"b_z{name}", net + past if self.backward else net - past)
+        if self.rounded:
+            inside = reduce_sum(-net if self.backward else past, 0)  # pairs inside the chunk cancel in the sum of net
+            b.set(carried, where(self._decay(link, lowering, valid) < FADED, inside, carried))
         over = b.let(f"b_over{name}", carried + cumsum(z, reverse=True))
         b.set(carried, carried + reduce_sum(z, 0))
         for gate, leaf in link.gates:
             if leaf in self.read:
                 lowering.bind(leaf, b.named(f"b_{leaf.name}", self._of_gate(gate, link, over, z, lowering)))
+
+    def _decay(self, link: Link, lowering: Lowering, valid: E) -> E:
+        """log2 of the decay over the chunk."""
+        total = lift(0.0)
+        for gate in link.term.gates:
+            log = log2_of(gate.log, lowering)
+            if varies(gate.log):
+                total = reduce_sum(self.b.helper("keep", log, valid, size("MASKED")), 0) + total
+            else:
+                total = log * size("C") + total
+        return total
 
     def _of_gate(self, gate: Gate, link: Link, over: E, z: E, lowering: Lowering) -> E:
         """A log gate's gradient from that of one whose path holds the late end alone."""
