@@ -134,6 +134,10 @@ class Chunked(Maker):
         b.section("Where the rows of this head begin")
         return Place(inputs, offsets, span, tile, part, first, end)
 
+    def slot(self, place: Place, t0: E) -> E:
+        """The entry of a chunk in arrays with one for each."""
+        return place.span.slot + (t0 - place.span.begin) // size("C")
+
     def state_of_part(self, place: Place) -> E:
         """The index of this program's state in [S, PARTS, H]."""
         inputs = place.inputs

@@ -22,7 +22,7 @@ class LocalStates(Chunked):
     def build(self, name: str) -> Function:
         """The kernel."""
         b, walk = self.b, self.walk
-        (place,) = self.places()
+        place = self.place()
         static = place.inputs.static((walk.s, walk.x, *self.factors(rows=False)))
         rates = static_rates(walk.paths, static)
         b.section("State of this part alone, and log2 of the decay over it")

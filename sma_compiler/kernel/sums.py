@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sma_compiler.kernel.build import E, call, reduce_sum, size, where
+from sma_compiler.kernel.build import E, call, dot, reduce_sum, size, trans, where
 from sma_compiler.kernel.gates import scaled
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import first_stretch
@@ -30,21 +30,25 @@ if TYPE_CHECKING:
 
 
 class PathSums:
-    """The statements that make them in one kernel, for one head; `first`: those of the program's first."""
+    """The statements that make them in one kernel."""
 
-    def __init__(self, kernel: Chunked, place: Place, first: PathSums | None) -> None:
+    def __init__(self, kernel: Chunked, place: Place) -> None:
         assert kernel.walk.sums is not None
         self.kernel = kernel
         self.b = kernel.b
         self.place = place
         self.asked = kernel.walk.sums
         self.named = kernel.tensors.sums
-        self.first: E = first.first if first else first_stretch(kernel.b, kernel.arguments, kernel.host, place.span)
+        self.first = first_stretch(kernel.b, kernel.arguments, kernel.host, place.span)
         self.pairs: dict[tuple[str, int], E] = {}
 
-    def weigh(self, chunk: Chunk, scores: E, decays: list[E], products: E) -> None:
-        """Sum the weights of the chunk's pairs. decays: of each stream; none where the scores hold all there is."""
+    def weigh(self, chunk: Chunk, scores: E, decays: list[E], products: E | None = None) -> None:
+        """Sum the weights of the chunk's pairs. decays: of each stream; none where the scores hold all there is.
+
+        products: of the operands with the outer axis, where they are made already.
+        """
         b = self.b
+        products = products or b.let("b_products", dot(self._other(chunk), trans(chunk.x)))
         for number, (term, path) in enumerate(zip(self.kernel.walk.terms, chunk.paths, strict=True)):
             suffix = self.kernel.suffix(number)
             pairs = b.let(f"b_pairs{suffix}", (scores * decays[number] if decays else scores) * products)
@@ -85,8 +89,6 @@ class PathSums:
         b.section("Where a stretch of chunks ends, the states of both walks meet")
         index = b.let("i_c", (chunk.t0 - self.place.span.begin) // size("C"))
         ends = b.let("ends", (index % STRETCH).eq(STRETCH - 1) | (chunk.t0 + size("C") >= self.place.span.end))
-        if self.place.present is not None:
-            ends = ends & self.place.present
         stretch = b.let("i_e", self.first + index // STRETCH)
         stretches = arguments.integer("STRETCHES", self.kernel.host.stretches)
         inputs = self.place.inputs

@@ -38,6 +38,7 @@ class WalkKernel(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
+            self.keep_each("dstates", place, chunk, states)
             if sums is not None and walk.backward:
                 sums.meet(chunk, states)
             beside = self._beside()
@@ -220,10 +221,8 @@ class WalkKernel(Chunked):
         """What rows [C, outer] have of the scores' rank-one addition through the state."""
         if self.walk.offset is None or state.vector is None:
             return None
-        if chunk.a is None:
-            rows = state.vector.row + zeros("C", self.outer)
-        else:
-            rows = chunk.a.col * state.vector.row
+        vector = state.vector.row
+        rows = vector + zeros("C", self.outer) if chunk.a is None else chunk.a.col * vector
         return self.b.let(f"b_y{self.suffix(number)}", rows)
 
     def _through_state(
