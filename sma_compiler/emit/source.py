@@ -115,7 +115,8 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     common = config.backward(sizes, dtype, target)
     each = chunked_walks(member, common, sizes, varying=bool(names.gates))
     walker = partial(WalkKernel, parts=False, scores=False)
-    back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel)
+    together = config.shared(common, sizes, dtype, target)
+    back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
     return _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
 
 

@@ -40,6 +40,8 @@ class Recurrence:
     stages: int = 1
 
 
+SHARED = 8
+"""Heads of a group from which on their gradients of q and k are made together."""
 RECURRENT = Recurrence(elements=2048, warps=1, stages=2)
 """Of a walk: 64 numbers a thread, so that a position is little more than the wait for its tensors."""
 STEP = Recurrence(elements=8192, warps=4)
@@ -113,6 +115,18 @@ def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normali
     narrow = inner <= 64
     plain = not (varying or normalised or counts)
     return replace(common, stages=3 if plain or narrow else 2)
+
+
+def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:
+    """The kernels that make the gradients of q and k for all heads that share them, from the states of every chunk.
+
+    Empty where each head makes its own: only few share them, or the programs would not fit.
+    """
+    heads = sizes["head"] // sizes.get("group", sizes["head"])
+    if heads < SHARED or dtype == "float32" or target != "sm_90" or sizes["value"] > 128:
+        return {}
+    wide = min(128, max(64, power_of_two(sizes["key"])))
+    return {"states": replace(common, warps=4, stages=3), "shared": replace(common, outer=wide, warps=8, stages=2)}
 
 
 def recurrent_backward(sizes: Mapping[str, int]) -> Config:

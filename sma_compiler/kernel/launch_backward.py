@@ -73,6 +73,9 @@ def named(made: Backward, host: Host) -> Named:
 class BackwardLauncher(Launch):
     """Builds the launcher."""
 
+    by_chunk = False
+    """Whether walks keep something for every chunk."""
+
     def __init__(self, made: Backward, host: Host, names: Named) -> None:
         super().__init__(made.linear, host)
         self.made = made
@@ -91,15 +94,14 @@ class BackwardLauncher(Launch):
         self.sizes()
         self.checks()
         self._cotangents()
-        constants = self._constants(config)
+        constants = self._constants(config, each)
         self._needs()
         self._given_states()
         if self.made.before is not None or self.linear.normalize != "none":
             self._again()
         if "gates" in kernels:
             self.gates(kernels["gates"], constants)
-        for walk in self.made.walks:
-            self._walk(walk, kernels[walk.name], constants, each[walk.name])
+        self._walks(kernels, constants, each)
         if self.made.chain is not None:
             self._chain(kernels["chain"], constants)
         self._give()
@@ -128,13 +130,19 @@ class BackwardLauncher(Launch):
             b.fail(path("ValueError").call(f"{name_of(dy)} must be {shape_of(decl, grouped=False)}"))
         b.set(dy, path("dense").call(dy))
 
-    def _constants(self, config: Config) -> dict[str, Operand]:
+    def _walks(
+        self, kernels: Mapping[str, Kernel], constants: Mapping[str, Operand], each: Mapping[str, Config]
+    ) -> None:
+        for walk in self.made.walks:
+            self._walk(walk, kernels[walk.name], constants, each[walk.name])
+
+    def _constants(self, config: Config, each: Mapping[str, Config]) -> dict[str, Operand]:
         """Name the tiles of the walks, and what their kernels are compiled for besides."""
         b, host = self.b, self.host
         b.section("Positions of a chunk, and tiles: a program has all channels of one axis and a tile of the other")
         chunk = b.let("C", config.chunk)
         self.sequences()
-        if host.gates or self.made.chain is not None:
+        if host.gates or self.made.chain is not None or self.by_chunk:
             self.slots(chunk)
         if self.made.chain is not None:
             self.stretches(chunk)
@@ -147,7 +155,8 @@ class BackwardLauncher(Launch):
         ragged = [(host.sizes["time"] % chunk).ne(0)]
         for axis, size in sizes.items():
             walks = [walk for walk in self.made.walks if walk.outer == axis]
-            tile = self.whole[axis] if any(needs_whole(walk) for walk in walks) else lift(config.outer)
+            whole = any(needs_whole(walk) for walk in walks)
+            tile = self.whole[axis] if whole else lift(self._outer(axis, config, each))
             self.tile[axis] = b.let(f"tile_{axis[0]}", tile)
             b.set(self.names.tiles[axis], path("triton.cdiv").call(size, self.tile[axis]))
             ragged += [size.ne(self.whole[axis]), (size % self.tile[axis]).ne(0)]
@@ -228,10 +237,22 @@ class BackwardLauncher(Launch):
             with b.branch(norm.missing()):
                 b.assign((path(UNUSED), norm), call)
 
-    def _walk(self, walk: Walk, kernel: Kernel, constants: Mapping[str, Operand], config: Config) -> None:
+    def _outer(self, axis: str, config: Config, each: Mapping[str, Config]) -> int:
+        """Channels of a tile along an axis."""
+        return config.outer
+
+    def _walk(
+        self,
+        walk: Walk,
+        kernel: Kernel,
+        constants: Mapping[str, Operand],
+        config: Config,
+        also: Iterable[E] = (),
+    ) -> None:
+        """Launch a walk, where one of the gradients is needed that it leads to, or `also` something else."""
         b, host, tensors = self.b, self.host, self.names.walks[walk.name]
         b.section(_TITLES[walk.name])
-        wanted = self._needed(output.name for output in walk.outputs)
+        wanted = [*self._needed(output.name for output in walk.outputs), *also]
         for output in walk.outputs:
             self._output(output.name)
         if walk.sums is not None:
@@ -241,18 +262,27 @@ class BackwardLauncher(Launch):
                     b.set(tensor, self._new(self.by_chain, *self._sum(key[0])))
         if tensors.final:
             wanted.append(self._first_state.given())
-        wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
-        wide[f"B{walk.outer[0].upper()}"] = self.tile[walk.outer]
+        wide = self._tiles(walk.outer)
         grid = sequence([host.heads * self.names.tiles[walk.outer], host.sequences])
         always = any(output.name in {decl.name for decl in self.made.reads} for output in walk.outputs)
         with nullcontext() if always else b.branch(either(*dict.fromkeys(wanted))):
             b.do(kernel.launch(grid, {**constants, **wide, "STAGES": config.stages}, config.warps))
+
+    def _tiles(self, outer: str) -> dict[str, E]:
+        """The channels that a program has: a tile of the outer axis, all of the other."""
+        wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
+        return {**wide, f"B{outer[0].upper()}": self.tile[outer]}
+
+    def _heads(self, tensor: str) -> E:
+        """How many heads a tensor that a walk writes has."""
+        return self.host.heads
 
     def _output(self, tensor: str) -> None:
         """Make a tensor for a part of a gradient."""
         host = self.host
         piece = next((piece for piece in self.made.pieces if piece.tensor == tensor), None)
         sizes = {**host.sizes, "tile": self.names.tiles["value"], "stretch": host.stretches}
+        sizes["head"] = self._heads(tensor)
         if piece is None:
             value = host.parameters[tensor]
             shape = [host.sizes[axis] for axis in self.made.reads[0].dims]

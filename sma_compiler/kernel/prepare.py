@@ -108,17 +108,22 @@ class Launch:
         attend = self.linear.attend
         return [self.host.parameters[node.name] for node in tensors_of((attend.q, attend.k, attend.v))]
 
-    def scores(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
-        """Make Q K^T of every chunk."""
-        b, host = self.b, self.host
-        batch, time = host.sizes["batch"], host.sizes["time"]
-        b.section("Scores inside every chunk, once for the heads that share q and k")
+    def groups(self) -> None:
+        """How many groups of heads have a q and k of their own."""
+        host = self.host
         groups = [
             size_of(host, host.decls[node.name], "head")
             for node in tensors_of((self.linear.q, self.linear.k))
             if "head" in node.axes
         ]
-        b.set(host.groups, path("max").call(1, *groups))
+        self.b.set(host.groups, path("max").call(1, *groups))
+
+    def scores(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
+        """Make Q K^T of every chunk."""
+        b, host = self.b, self.host
+        batch, time = host.sizes["batch"], host.sizes["time"]
+        b.section("Scores inside every chunk, once for the heads that share q and k")
+        self.groups()
         shape = [batch, host.groups, time, lift(constants["C"])]
         b.set(host.scores, self.empty(shape, path("torch.float32")))
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))

@@ -1,0 +1,89 @@
+"""The backward launcher where heads share q and k: their gradients are made chunk by chunk, for all of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sma_compiler.kernel.backward import Backward
+from sma_compiler.kernel.build import E, Operand, path, sequence
+from sma_compiler.kernel.config import Config
+from sma_compiler.kernel.host import SIZES, Host, Tensors
+from sma_compiler.kernel.launch_backward import BackwardLauncher, Named, named
+from sma_compiler.kernel.prepare import Kernel, either
+
+PAIRS = ("net", "rows", "columns", "through")
+"""Sums that the kernel of both gradients writes."""
+
+
+def named_shared(made: Backward, host: Host) -> Named:
+    """Name everything that the kernels read and write."""
+    names = named(made, host)
+    sums = names.chain.sums
+    kept = {
+        ("states", 0): sums.get(("states", 0), path(host.builder.fresh("states"))),
+        ("dstates", 0): path(host.builder.fresh("dstates")),
+    }
+    dq, dk, dv = (names.walks[name] for name in ("dq", "dk", "dv"))
+    anchors = {key: x for key, x in sums.items() if key[0] == "anchors"}
+    pairs = {key: x for key, x in sums.items() if key[0] in PAIRS}
+    walks = {
+        **names.walks,
+        "dv": replace(dv, sums={("dstates", 0): kept["dstates", 0]}),
+        "states": replace(dq, outputs={}, sums={**kept, **anchors}),
+        "shared": Tensors(dq.parts, dq.span, {**dq.outputs, **dk.outputs}, sums={**kept, **pairs}),
+    }
+    return replace(names, walks=walks)
+
+
+class SharedLauncher(BackwardLauncher):
+    """Builds the launcher."""
+
+    by_chunk = True
+
+    def _outer(self, axis: str, config: Config, each: Mapping[str, Config]) -> int:
+        return each["shared"].outer if axis == "key" else config.outer
+
+    def _heads(self, tensor: str) -> E:
+        shared = tensor in self.names.walks["shared"].outputs
+        return self.host.groups if shared else self.host.heads
+
+    def _walks(
+        self, kernels: Mapping[str, Kernel], constants: Mapping[str, Operand], each: Mapping[str, Config]
+    ) -> None:
+        b, host, made = self.b, self.host, self.made
+        dq, dk, dv = made.dq, made.dk, made.dv
+        if made.before is not None:
+            self._walk(made.before, kernels[made.before.name], constants, each[made.before.name])
+        by_chain = [self.by_chain] if dq.sums is not None else []
+        wanted = [[*self._needed(output.name for output in walk.outputs), *by_chain] for walk in (dq, dk)]
+        tensors = self.names.walks["states"].sums
+        b.section("The state of every chunk: at its start, and from the end of the sequence to its end")
+        self.groups()
+        batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        for name, needed in zip(("states", "dstates"), wanted, strict=True):
+            shape = [batch, heads, host.slots, key, value]
+            b.set(tensors[name, 0], self._new(either(*needed), shape, self.first.attr("dtype")))
+        self._walk(dv, kernels["dv"], constants, each["dv"], also=wanted[1])
+        b.section("States, and where stretches of chunks end the weight of all pairs across")
+        for name, sums in self._sums("states"):
+            b.set(sums, self._new(self.by_chain, *self._sum(name)))
+        tiles = self._tiles("key")
+        grid = sequence([heads * self.names.tiles["key"], host.sequences])
+        with b.branch(either(*wanted[0])):
+            config = each["states"]
+            b.do(kernels["states"].launch(grid, {**constants, **tiles, "STAGES": config.stages}, config.warps))
+        b.section("Queries and keys, and sums over pairs for gates and factors")
+        for output in (*dq.outputs, *dk.outputs):
+            self._output(output.name)
+        for name, sums in self._sums("shared"):
+            b.set(sums, self._new(self.by_chain, *self._sum(name)))
+        grid = sequence([host.slots * self.names.tiles["key"], host.groups, batch])
+        with b.branch(either(*dict.fromkeys([*wanted[0], *wanted[1]]))):
+            config = each["shared"]
+            b.do(kernels["shared"].launch(grid, {**constants, **tiles, "STAGES": config.stages}, config.warps))
+
+    def _sums(self, kernel: str) -> list[tuple[str, E]]:
+        """The sums that a kernel writes, without states."""
+        sums = self.names.walks[kernel].sums
+        return [(kind, x) for (kind, _), x in sums.items() if kind not in ("states", "dstates")]
