@@ -86,11 +86,19 @@ def joined_by_states(op: sma.CompiledOp) -> float:
 
 
 def packs(op: sma.CompiledOp) -> float:
+    """Sequences of a pack from a state and to a state, and their gradients."""
     arguments, bounds = given(op, batch=1), torch.tensor([0, 3, 3, 9])
-    found, state = op(**arguments, cu_seqlens=bounds, return_state=True, backend="triton")
-    expected, after = op(**arguments, cu_seqlens=bounds, return_state=True, backend="torch")
-    assert torch.equal(state["position"], after["position"])
-    return worst([found, state["attend0.S0"]], [expected, after["attend0.S0"]])
+    found = []
+    for backend in ("triton", "torch"):
+        leaves = {name: x.clone().requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
+        start = op.empty_state(3, H=2, K=6, V=5)
+        first = torch.full_like(start["attend0.S0"], 0.5).requires_grad_()
+        start = sma.State(start.spec_hash, {**start, "attend0.S0": first})
+        y, after = op(**leaves, cu_seqlens=bounds, initial_state=start, return_state=True, backend=backend)
+        assert after["position"].tolist() == [3, 0, 6]
+        loss = y.square().sum() + after["attend0.S0"].sin().sum()
+        found.append([y.detach(), *torch.autograd.grad(loss, [*leaves.values(), first])])
+    return worst(*found)
 
 
 def self_checks(op: sma.CompiledOp) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from runtime.stand_in import use
@@ -9,7 +11,7 @@ from runtime.test_opaque import SCALE, inputs, leaves
 from torch import Tensor
 
 import sma_compiler as sma
-from sma_compiler.backend_errors import NoDoubleBackward
+from sma_compiler.backend_errors import KernelTooLarge, NoDoubleBackward
 from sma_compiler.runtime import again, direct
 
 
@@ -90,3 +92,24 @@ def test_changed_inputs_are_noticed(op: sma.CompiledOp) -> None:
         own[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+class OutOfResources(Exception):
+    """Named as Triton's."""
+
+
+def test_a_kernel_too_large_for_the_gpu_gives_way_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(*args: object, **keywords: object) -> None:
+        raise OutOfResources("out of resource: shared memory, Required: 300000")
+
+    module = ModuleType("large")
+    module.gated = gated  # type: ignore[attr-defined]
+    op, given = use(monkeypatch, module), inputs()
+    for options in ({"backend": "triton"}, {"plan": "chunked"}):
+        with pytest.raises(KernelTooLarge, match=r"does not fit on this GPU: out of resource: shared memory"):
+            op(*given, SCALE, **options)
+    shape = {"B": 2, "T": 7, "H": 2, "K": 4, "V": 3}
+    assert "on GPUs      triton, chunked" in str(op.explain(shape))
+    assert torch.equal(op(*given, SCALE), op(*given, SCALE, backend="torch"))
+    assert "on GPUs      torch: it does not fit on this GPU: out of resource" in str(op.explain(shape))
+    assert "on GPUs      triton, chunked" in str(op.explain({**shape, "V": 64}))

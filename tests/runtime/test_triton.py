@@ -47,6 +47,16 @@ def test_tensors_of_the_cpu_are_refused() -> None:
         op(**given, backend="triton")
 
 
+def test_explain_says_what_runs_an_op_and_why() -> None:
+    text = str(sma.library("retention").explain({"K": 64}))
+    assert "\n  triton       chunked, recurrent in bf16, fp16 and fp32 on GPUs, with gradients chunked" in text
+    assert text.endswith("\n  on GPUs      triton, chunked")
+    text = str(sma.library("retention").explain({"K": 2048}))
+    assert "\n  on GPUs      torch: key = 2048: a state of 256 channels fits on chip" in text
+    text = str(sma.library("attention").explain({"K": 64}))
+    assert "\n  triton       no kernel: softmax" in text
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", OPS)
