@@ -89,8 +89,12 @@ def load_text(text: str, folder: Path) -> ModuleType:
     return module
 
 
-def compile_text(text: str, op: Op, sizes: Mapping[str, int], dtype: str, target: str) -> list[Compiled]:
-    """Compile every kernel of an emitted file that a call of these sizes launches, and its gradient where there is one.
+def compile_text(
+    text: str, op: Op, sizes: Mapping[str, int], dtype: str, target: str, cu_seqlens: Tensor | None = None
+) -> list[Compiled]:
+    """Compile every kernel of an emitted file that a call of these sizes launches, its gradient and its decoding step.
+
+    cu_seqlens: of a pack, on the device `meta`.
 
     Raises:
         ImportError: Triton is not installed.
@@ -106,13 +110,28 @@ def compile_text(text: str, op: Op, sizes: Mapping[str, int], dtype: str, target
                 kernels[name] = value
                 setattr(module, name, _Recorder(value, launches))
         arguments = example(op, sizes, dtype, "meta")
-        y = getattr(module, op.name)(**arguments)
+        pack = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        y = getattr(module, op.name)(**arguments, **pack)
         backward = getattr(module, f"{op.name}_backward", None)
         if backward is not None:
             saved = {"y": y, "norm": torch.empty(y.shape[:3], dtype=torch.float32, device="meta")}
             known = inspect.signature(backward).parameters
-            backward(torch.empty_like(y), **arguments, **{name: x for name, x in saved.items() if name in known})
+            saved = {name: x for name, x in saved.items() if name in known}
+            backward(torch.empty_like(y), **arguments, **saved, **pack)
+        step = getattr(module, f"{op.name}_step", None)
+        if step is not None:
+            step(**_at_one_position(op, arguments))
         return [compile_launch(kernels[launch.kernel], launch, target) for launch in launches]
+
+
+def _at_one_position(op: Op, arguments: Mapping[str, Tensor | int | float]) -> dict[str, Tensor | int | float]:
+    """The arguments of a step: tensors without their time axis."""
+    found = dict(arguments)
+    for decl in op.params:
+        value = found[decl.name]
+        if isinstance(value, Tensor) and "time" in decl.dims:
+            found[decl.name] = value.select(decl.dims.index("time"), 0)
+    return found
 
 
 def compile_launch(kernel: Any, launch: Launch, target: str) -> Compiled:  # noqa: ANN401 (a JITFunction)

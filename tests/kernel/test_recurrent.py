@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from kernel.gradient_specs import GRADIENT_SPECS
 from kernel.specs import LIBRARY, SPECS
 
 ROOT = Path(__file__).parents[2]
@@ -17,11 +18,11 @@ LIMITS = {0: 5e-7, 1: 6e-4, 2: 5e-7, 3: 5e-7}
 """Relative errors by shape: fp32 sums of some hundred products, and fp16 operands and results."""
 
 
-def run(*arguments: str) -> str:
-    """What the interpreter prints."""
+def run(script: str, *arguments: str) -> str:
+    """What a script prints in the interpreter."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_recurrent", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", f"kernel.{script}", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -29,7 +30,7 @@ def run(*arguments: str) -> str:
 
 @cache
 def errors() -> dict[str, list[float]]:
-    found: dict[str, list[float]] = json.loads(run())
+    found: dict[str, list[float]] = json.loads(run("interpret_recurrent"))
     return found
 
 
@@ -44,5 +45,20 @@ def test_matches_the_reference(name: str) -> None:
 
 def test_planted_mistakes_are_seen() -> None:
     pytest.importorskip("triton")
-    found: dict[str, float] = json.loads(run("mutants"))
+    found: dict[str, float] = json.loads(run("interpret_recurrent", "mutants"))
     assert all(error > 1e-3 for error in found.values()), found
+
+
+@cache
+def gradients() -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(run("interpret_recurrent_backward"))
+    return found
+
+
+@pytest.mark.parametrize("name", [*LIBRARY, *SPECS, *GRADIENT_SPECS])
+def test_gradients_match_autograd(name: str) -> None:
+    pytest.importorskip("triton")
+    found = [errors for key, errors in gradients().items() if key.split()[0] == name]
+    assert len(found) == 2
+    for errors in found:
+        assert max(errors.values()) < 2e-6, errors
