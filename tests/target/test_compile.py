@@ -19,19 +19,19 @@ SHAPE = {"B": 8, "T": 4096, "H": 16, "K": 64, "V": 64}
 def test_compiles_for_every_target(target: str, cores: str) -> None:
     op = compiled("mamba2")
     sizes = named_sizes(op.name, SHAPE)
-    gates, forward = compile_text(op.source("chunked", SHAPE, target=target), op.ir, sizes, "bfloat16", target)
+    gates, forward, *_ = compile_text(op.source("chunked", SHAPE, target=target), op.ir, sizes, "bfloat16", target)
     found = resources(forward)
     assert found.tensor_cores[cores] > 0
     assert found.spilled <= 64
     assert resources(gates).registers < 64
 
 
-def test_split_launches_its_three_kernels() -> None:
+def test_split_launches_its_three_kernels_first() -> None:
     op = compiled("retention")
     shape = {**SHAPE, "B": 1, "T": 65536}
     made = compile_text(op.source("chunked", shape), op.ir, named_sizes(op.name, shape), "bfloat16", "sm_90")
     names = [one.launch.kernel for one in made]
-    assert names == ["retention_local_states_kernel", "scan_parts_kernel", "retention_forward_kernel"]
+    assert names[:3] == ["retention_local_states_kernel", "scan_parts_kernel", "retention_forward_kernel"]
     assert "HGMMA" in sass(made[0])
 
 
