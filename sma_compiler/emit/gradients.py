@@ -20,11 +20,13 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
+from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans
 
-ROLES = ("again", "dq", "dk", "dv", "states", "shared", "chain")
+WALKS = ("again", "dq", "dk", "dv")
+ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "shared", "chain")
 """What the kernels of a backward pass are for."""
 
 
@@ -69,14 +71,17 @@ def gradients(
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     held = frozenset({*reserved, *roles.values()})
     outer = host(member, held, made.reads, name=name)
+    cut = common.programs > 0
     shares = bool(together) and may_share(made)
-    names = named_shared(made, outer) if shares else named(made, outer)
+    names = named_shared(made, outer, cut) if shares else named(made, outer, cut)
     builders: dict[str, Maker] = {}
     for walk in made.walks:
+        if cut and not (shares and walk is made.dk):
+            builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
         if not shares or walk not in (made.dq, made.dk):
             builders[walk.name] = walker(walk, outer, names.walks[walk.name], held)
     if shares:
-        builders["states"] = ChunkStates(made.dq, outer, names.walks["states"], held, parts=False)
+        builders["states"] = ChunkStates(made.dq, outer, names.walks["states"], held, parts=cut)
         builders["shared"] = SharedHeads(made.dq, made.dk, outer, names.walks["shared"], held)
     if made.chain is not None:
         tiles = names.tiles["key"]

@@ -109,12 +109,12 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     builders["forward"] = WalkKernel(walk, names, named, reserved, parts=cut, scores=chosen.scores)
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
-    more = ["scan_parts_kernel"] if cut else []
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
     ahead = roles["gates"] if names.gates else ""
     common = config.backward(sizes, dtype, target)
+    more = ["scan_parts_kernel"] if cut or common.programs else []
     each = chunked_walks(member, common, sizes, varying=bool(names.gates))
-    walker = partial(WalkKernel, parts=False, scores=False)
+    walker = partial(WalkKernel, parts=common.programs > 0, scores=False)
     together = config.shared(common, sizes, dtype, target)
     back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
     return _emitted(top, builders.values(), kernels.values(), [launcher], back, more)

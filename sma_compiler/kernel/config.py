@@ -85,12 +85,16 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
 
 def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
     """What the walks of gradients have in common; `gradient` says what each has of its own."""
-    assembly = target.startswith("sm_")
     if dtype == "float32":
-        return Config(chunk=16, outer=16, warps=4, stages=1, assembly=assembly)
-    if target != "sm_90":
-        return Config(chunk=64, outer=32, warps=4, stages=1, assembly=assembly)
-    return Config(chunk=64, outer=64, warps=4, stages=1, assembly=True)
+        found = Config(chunk=16, outer=16, warps=4, stages=1)
+    elif target != "sm_90":
+        found = Config(chunk=64, outer=32, warps=4, stages=1)
+    else:
+        found = Config(chunk=64, outer=64, warps=4, stages=1)
+    programs = sizes["batch"] * sizes["head"] * -(-sizes["key"] // found.outer)
+    if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
+        found = replace(found, programs=4 * MULTIPROCESSORS)
+    return replace(found, assembly=target.startswith("sm_"))
 
 
 def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normalised: bool, computed: bool) -> Config:

@@ -12,7 +12,7 @@ from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.chain import sums_of
 from sma_compiler.kernel.check import UNUSED
 from sma_compiler.kernel.config import Config
-from sma_compiler.kernel.host import SIZES, Host, Tensors, states_of
+from sma_compiler.kernel.host import SIZES, Host, Tensors, local_states, states_of
 from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of, size_of
@@ -40,8 +40,8 @@ class Named:
     tiles: dict[str, E]
 
 
-def named(made: Backward, host: Host) -> Named:
-    """Name everything that the walks of a backward pass read and write."""
+def named(made: Backward, host: Host, cut: bool = False) -> Named:
+    """Name everything that the walks of a backward pass read and write; `cut`: by several programs a sequence."""
     fresh = host.builder.fresh
     forward = forward_walk(made.linear)
     initial, before, after = (states_of(forward, fresh, letter) for letter in ("s0", "ds0", "ds1"))
@@ -49,12 +49,13 @@ def named(made: Backward, host: Host) -> Named:
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     tiles = {axis: path(fresh(f"tiles_{axis[0]}")) for axis in ("key", "value")}
-    unused = path("None")
+    parts, span = path(fresh("parts")), path(fresh("span"))
 
     def tensors(walk: Walk, start: States, end: States, kinds: Iterable[str] = ()) -> Tensors:
         outputs = {output.name: written[output.name] for output in walk.outputs}
         asked = {key: x for key, x in sums.items() if key[0] in kinds}
-        return Tensors(unused, unused, outputs, start, end, {}, asked)
+        local = local_states(walk, fresh, f"_{walk.name}") if cut else {}
+        return Tensors(parts, span, outputs, start, end, local, asked)
 
     def only(states: States, part: str) -> States:
         return {key: x for key, x in states.items() if key[0] == part}
@@ -67,7 +68,7 @@ def named(made: Backward, host: Host) -> Named:
     if made.before is not None:
         walks[made.before.name] = tensors(made.before, initial, {})
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
-    return Named(walks, Tensors(unused, unused, outputs, sums=sums), initial, before, after, tiles)
+    return Named(walks, Tensors(parts, span, outputs, sums=sums), initial, before, after, tiles)
 
 
 class BackwardLauncher(Launch):
@@ -101,6 +102,9 @@ class BackwardLauncher(Launch):
             self._again()
         if "gates" in kernels:
             self.gates(kernels["gates"], constants)
+        if config.programs:
+            self.cut(self.names.chain, lift(constants["C"]), self.names.tiles["key"], config)
+            b.space()
         self._walks(kernels, constants, each)
         if self.made.chain is not None:
             self._chain(kernels["chain"], constants)
@@ -134,7 +138,7 @@ class BackwardLauncher(Launch):
         self, kernels: Mapping[str, Kernel], constants: Mapping[str, Operand], each: Mapping[str, Config]
     ) -> None:
         for walk in self.made.walks:
-            self._walk(walk, kernels[walk.name], constants, each[walk.name])
+            self._walk(walk, kernels, constants, each[walk.name])
 
     def _constants(self, config: Config, each: Mapping[str, Config]) -> dict[str, Operand]:
         """Name the tiles of the walks, and what their kernels are compiled for besides."""
@@ -244,7 +248,7 @@ class BackwardLauncher(Launch):
     def _walk(
         self,
         walk: Walk,
-        kernel: Kernel,
+        kernels: Mapping[str, Kernel],
         constants: Mapping[str, Operand],
         config: Config,
         also: Iterable[E] = (),
@@ -262,11 +266,13 @@ class BackwardLauncher(Launch):
                     b.set(tensor, self._new(self.by_chain, *self._sum(key[0])))
         if tensors.final:
             wanted.append(self._first_state.given())
-        wide = self._tiles(walk.outer)
-        grid = sequence([host.heads * self.names.tiles[walk.outer], host.sequences])
+        given = {**constants, **self._tiles(walk.outer), "STAGES": config.stages}
+        tiles, rows = self.names.tiles[walk.outer], host.sequences
         always = any(output.name in {decl.name for decl in self.made.reads} for output in walk.outputs)
         with nullcontext() if always else b.branch(either(*dict.fromkeys(wanted))):
-            b.do(kernel.launch(grid, {**constants, **wide, "STAGES": config.stages}, config.warps))
+            if config.programs:
+                rows = self.begin(kernels[f"local_{walk.name}"], walk, tensors, given, tiles, config)
+            b.do(kernels[walk.name].launch(sequence([host.heads * tiles, rows]), given, config.warps))
 
     def _tiles(self, outer: str) -> dict[str, E]:
         """The channels that a program has: a tile of the outer axis, all of the other."""

@@ -16,9 +16,9 @@ PAIRS = ("net", "rows", "columns", "through")
 """Sums that the kernel of both gradients writes."""
 
 
-def named_shared(made: Backward, host: Host) -> Named:
-    """Name everything that the kernels read and write."""
-    names = named(made, host)
+def named_shared(made: Backward, host: Host, cut: bool = False) -> Named:
+    """Name everything that the kernels read and write; `cut`: several programs have a sequence."""
+    names = named(made, host, cut)
     sums = names.chain.sums
     kept = {
         ("states", 0): sums.get(("states", 0), path(host.builder.fresh("states"))),
@@ -54,7 +54,7 @@ class SharedLauncher(BackwardLauncher):
         b, host, made = self.b, self.host, self.made
         dq, dk, dv = made.dq, made.dk, made.dv
         if made.before is not None:
-            self._walk(made.before, kernels[made.before.name], constants, each[made.before.name])
+            self._walk(made.before, kernels, constants, each[made.before.name])
         by_chain = [self.by_chain] if dq.sums is not None else []
         wanted = [[*self._needed(output.name for output in walk.outputs), *by_chain] for walk in (dq, dk)]
         tensors = self.names.walks["states"].sums
@@ -64,15 +64,19 @@ class SharedLauncher(BackwardLauncher):
         for name, needed in zip(("states", "dstates"), wanted, strict=True):
             shape = [batch, heads, host.slots, key, value]
             b.set(tensors[name, 0], self._new(either(*needed), shape, self.first.attr("dtype")))
-        self._walk(dv, kernels["dv"], constants, each["dv"], also=wanted[1])
+        self._walk(dv, kernels, constants, each["dv"], also=wanted[1])
         b.section("States, and where stretches of chunks end the weight of all pairs across")
         for name, sums in self._sums("states"):
             b.set(sums, self._new(self.by_chain, *self._sum(name)))
         tiles = self._tiles("key")
-        grid = sequence([heads * self.names.tiles["key"], host.sequences])
+        config, rows = each["states"], host.sequences
+        given = {**constants, **tiles, "STAGES": config.stages}
         with b.branch(either(*wanted[0])):
-            config = each["states"]
-            b.do(kernels["states"].launch(grid, {**constants, **tiles, "STAGES": config.stages}, config.warps))
+            if config.programs:
+                held = self.names.walks["states"]
+                rows = self.begin(kernels["local_dq"], dq, held, given, self.names.tiles["key"], config)
+            grid = sequence([heads * self.names.tiles["key"], rows])
+            b.do(kernels["states"].launch(grid, given, config.warps))
         b.section("Queries and keys, and sums over pairs for gates and factors")
         for output in (*dq.outputs, *dk.outputs):
             self._output(output.name)

@@ -147,9 +147,13 @@ class Launch:
 
         Returns how many programs walk along the sequences of one head and tile.
         """
+        self.cut(tensors, lift(constants["C"]), tiles, config)
+        return self.begin(kernel, walk, tensors, constants, tiles, config)
+
+    def cut(self, tensors: Tensors, chunk: E, tiles: E, config: Config) -> None:
+        """Choose how many parts a sequence has, and how long they are."""
         b, host = self.b, self.host
-        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
-        chunk = lift(constants["C"])
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         b.section("As many parts of each sequence as the device runs at once, of at least 4 chunks")
         wanted = b.let("wanted", path("max").call(1, lift(config.programs) // (batch * heads * tiles)))
         per_part = path("triton.cdiv").call(path("triton.cdiv").call(time, chunk), wanted)
@@ -157,6 +161,13 @@ class Launch:
         b.set(tensors.parts, path("max").call(1, path("triton.cdiv").call(time, tensors.span)))
         with b.branch(host.pack.given()):
             b.assign((tensors.span, tensors.parts), sequence([time, lift(1)]))
+
+    def begin(
+        self, kernel: Kernel, walk: Walk, tensors: Tensors, constants: Mapping[str, Operand], tiles: E, config: Config
+    ) -> E:
+        """Make the state that each part begins with; returns what `parts` does."""
+        b, host = self.b, self.host
+        batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
         for (part, number), state in tensors.local.items():
             b.set(state, tensors.initial.get((part, number), lift(None)))
         with b.branch(tensors.parts > 1):

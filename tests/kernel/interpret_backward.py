@@ -1,20 +1,24 @@
 """Runs emitted gradients in Triton's interpreter against autograd of the fp64 reference; prints errors as JSON.
 
-Each op is run whole, and as two calls of which the second hands the cotangent of its initial state to the first.
+Each op is run whole, and as two calls of which the second hands the cotangent of its initial state to the first. Some
+are run for one parameter at a time, as a pack against its sequences alone, and with sequences cut in parts. Mutants are
+files with one line changed.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from kernel.gradient_specs import GRADIENT_SPECS
-from kernel.interpret import Arguments, arguments, part
+from kernel.interpret import SPLIT, Arguments, arguments, part
 from kernel.specs import LIBRARY, SPECS, compiled
 from torch import Tensor
 
@@ -26,23 +30,43 @@ from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.target.compile import load_text
 
 CHUNK = 16
-SIZES = {"batch": 2, "head": 4, "key": 20, "value": 24}
-LENGTHS = {"float32": (1, CHUNK - 1, CHUNK, CHUNK + 1, 90), "float16": (80,)}
+SIZES = {"batch": 1, "head": 2, "key": 20, "value": 24}
+LENGTHS = {"float32": (1, CHUNK + 1, 90), "float16": (80,)}
+EDGES = ("mamba2", "open_ends", "closed_ends")
+"""The ops that are run one position short of a chunk and with a whole one as well, packed, and for one parameter."""
+MUTANTS = {
+    "no anchor": ("simple_gla", "anchors_ptr + (i_b * H + i_h) * STRETCHES + slot, True,", "anchors_ptr, False,"),
+    "no keys": ("simple_gla", "b_z = b_net - b_through", "b_z = b_net"),
+    "forward sums": ("simple_gla", "tl.cumsum(b_z, 0, reverse=True)", "tl.cumsum(b_z, 0)"),
+    "flipped mask": ("simple_gla", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] <= o_c[:, None]"),
+    "strict mask": ("mamba2", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] > o_c[:, None]"),
+    "no decay": ("mamba2", "b_s * b_across", "b_s"),
+    "no columns": ("mamba2", "b_cols = b_columns + b_through", "b_cols = b_columns"),
+    "short stretch": ("mamba2", "b_carry = b_carry + tl.sum(b_z, 0)", "b_carry = b_carry + 0.0"),
+}
+"""For each the op, a text of its file and what takes its place."""
+STARTS = (0, 1, 1, 20, 90)
+"""Where the sequences of a pack begin, and the end."""
 RESULT = ("batch", "time", "head", "value")
 
 
-def module(op: CompiledOp, dtype: str) -> ModuleType:
-    """An op's file with chunks of 16, so that short sequences have several stretches."""
-    small = config.Config(chunk=CHUNK, outer=16, warps=4, stages=1)
+def module(op: CompiledOp, dtype: str, old: str = "", new: str = "", programs: int = 0) -> ModuleType:
+    """An op's file with chunks of 16, so that short sequences have several stretches; `old` replaced by `new`.
+
+    programs: how many should run at once, where sequences are cut in parts for it.
+    """
+    small = config.Config(chunk=CHUNK, outer=16, warps=4, stages=1, programs=programs)
     config.forward = lambda *_, **__: small  # type: ignore[assignment]
     config.backward = lambda *_, **__: small
+    text = op.source("chunked", {}, dtype)
+    assert old in text, old
     with tempfile.TemporaryDirectory() as folder:
-        return load_text(op.source("chunked", {}, dtype), Path(folder))
+        return load_text(text.replace(old, new) if old else text, Path(folder))
 
 
 def given_to(op: Op, time: int, dtype: str) -> Arguments:
-    """Random arguments: two heads of q, k for four of v, log gates from 0 to -0.5 and some of -30, -1e3, -inf."""
-    found = arguments(op, {**SIZES, "time": time}, dtype, 2)
+    """Random arguments: one head of q and k for two of v, log gates from 0 to -0.5 and some of -30, -1e3, -inf."""
+    found = arguments(op, {**SIZES, "time": time}, dtype, 1)
     for name, x in found.items():
         if isinstance(x, Tensor) and name == "g" and time > 40:
             x[:, 7], x[:, 33] = -30.0, -30.0
@@ -67,22 +91,52 @@ def gradients(op: Op, made: ModuleType, given: Arguments, dy: Tensor, **options:
     return dict(zip([*names, "state"], found, strict=False))
 
 
-def joined(op: Op, made: ModuleType, given: Arguments, dy: Tensor, normalised: bool) -> dict[str, Tensor]:
+def joined(op: Op, made: ModuleType, given: Arguments, dy: Tensor) -> dict[str, Tensor]:
     """The same by two calls."""
     time, launch = dy.shape[1], getattr(made, op.name)
     middle = time // 3
-    first, second = part(op, given, 0, middle), part(op, given, middle, time)
-    _, state, *_ = launch(**first, return_state=True)
+    halves = [(part(op, given, 0, middle), dy[:, :middle]), (part(op, given, middle, time), dy[:, middle:])]
+    if op.name.startswith("anticausal"):
+        halves.reverse()
+    (first, early), (second, late) = halves
+    state = launch(**first, return_state=True)[1]
+    taken = inspect.signature(getattr(made, f"{op.name}_backward")).parameters
     saved: dict[str, object] = {}
-    if normalised:
-        y, norm = launch(**second, initial_state=state, return_norm=True)
-        saved = {"norm": norm} if op.result.axes and "y" not in backward_options(op, made) else {"y": y, "norm": norm}
-    late = gradients(op, made, second, dy[:, middle:], initial_state=state, **saved)
-    early = gradients(op, made, first, dy[:, :middle], dstate=late["state"])
+    if "norm" in taken:
+        saved = dict(zip(("y", "norm"), launch(**second, initial_state=state, return_norm=True), strict=True))
+    saved = {key: x for key, x in saved.items() if key in taken}
+    after = gradients(op, made, second, late, initial_state=state, **saved)
+    before = gradients(op, made, first, early, dstate=after["state"])
+    pair = [after, before] if op.name.startswith("anticausal") else [before, after]
+    return combined(op, pair)
+
+
+def combined(op: Op, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The gradients of sequences that follow one another, from those of each."""
     long = {decl.name for decl in op.params if "time" in decl.dims}
-    return {
-        name: torch.cat([early[name], late[name]], 1) if name in long else early[name] + late[name] for name in early
-    }
+    names = [name for name in parts[0] if name != "state"]
+    every = {name: [one[name] for one in parts] for name in names}
+    return {name: torch.cat(x, 1) if name in long else torch.stack(x).sum(0) for name, x in every.items()}
+
+
+def packed(op: Op, made: ModuleType, given: Arguments, dy: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradients of a pack, and of its sequences alone."""
+    spans = [(begin, end) for begin, end in pairwise(STARTS) if begin < end]
+    alone = [gradients(op, made, part(op, given, *span), dy[:, span[0] : span[1]]) for span in spans]
+    pack = gradients(op, made, given, dy, cu_seqlens=torch.tensor(STARTS, dtype=torch.int32))
+    return pack, combined(op, alone)
+
+
+def singly(op: Op, made: ModuleType, given: Arguments, dy: Tensor) -> dict[str, Tensor]:
+    """The gradients asked for one by one."""
+    names = [decl.name for decl in op.params if not decl.number]
+    found: dict[str, Tensor] = {}
+    for name in names:
+        needs = tuple(other == name for other in names)
+        one = gradients(op, made, given, dy, needs=needs)
+        assert all(one[other] is None for other in names if other != name)
+        found[name] = one[name]
+    return found
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -92,31 +146,45 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / max(float(expected.norm()), 0.1 * expected.numel() ** 0.5))
 
 
-def backward_options(op: Op, made: ModuleType) -> tuple[str, ...]:
-    """The names of the arguments that the backward launcher takes."""
-    return getattr(made, f"{op.name}_backward").__code__.co_varnames
+def run(op: CompiledOp, made: ModuleType, dtype: str, time: int) -> dict[str, float]:
+    """The errors of every gradient, at one length."""
+    given = given_to(op.ir, time, dtype)
+    dy = torch.randn(SIZES["batch"], time, SIZES["head"], SIZES["value"], dtype=getattr(torch, dtype))
+    expected = reference(op.ir, given, dy)
+    whole = gradients(op.ir, made, given, dy)
+    found = {key: error(whole[key], want) for key, want in expected.items()}
+    if time < 90:
+        return found
+    halves = joined(op.ir, made, given, dy)
+    found |= {f"{key} joined": error(halves[key], want) for key, want in expected.items()}
+    if op.name in EDGES:
+        alone = singly(op.ir, made, given, dy)
+        pack, sequences = packed(op.ir, made, given, dy)
+        for key, want in expected.items():
+            found[f"{key} alone"] = error(alone[key], want)
+            found[f"{key} packed"] = error(pack[key], sequences[key].double())
+    return found
 
 
 def main(names: list[str]) -> None:
-    """Print, for every op, dtype and length, the errors of all gradients: of one call, and of two joined ones."""
+    """Print the errors of every op, dtype and length, and of every mutant."""
     found: dict[str, dict[str, float]] = {}
     for name in names:
+        if name in MUTANTS:
+            mutated, old, new = MUTANTS[name]
+            op = compiled(mutated)
+            found[name] = run(op, module(op, "float32", old, new), "float32", 80)
+            continue
         op = compiled(name)
         for dtype, lengths in LENGTHS.items():
             made = module(op, dtype)
-            for time in lengths:
-                given = given_to(op.ir, time, dtype)
-                dy = torch.randn(SIZES["batch"], time, SIZES["head"], SIZES["value"], dtype=getattr(torch, dtype))
-                expected = reference(op.ir, given, dy)
-                whole = gradients(op.ir, made, given, dy)
-                errors = {key: error(whole[key], want) for key, want in expected.items()}
-                if time > 40:
-                    normalised = "return_norm" in getattr(made, op.ir.name).__code__.co_varnames
-                    halves = joined(op.ir, made, given, dy, normalised)
-                    errors |= {f"{key} joined": error(halves[key], want) for key, want in expected.items()}
-                found[f"{name} {dtype} {time}"] = errors
+            for time in (*lengths, *((CHUNK - 1, CHUNK) if name in EDGES and dtype == "float32" else ())):
+                found[f"{name} {dtype} {time}"] = run(op, made, dtype, time)
+        if name in SPLIT:
+            made = module(op, "float32", programs=64)
+            found[f"{name} float32 split"] = run(op, made, "float32", 90)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*LIBRARY, *SPECS, *GRADIENT_SPECS])
+    main(sys.argv[1:] or [*LIBRARY, *SPECS, *GRADIENT_SPECS, *MUTANTS])

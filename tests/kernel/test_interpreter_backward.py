@@ -1,0 +1,49 @@
+"""Emitted gradients in Triton's interpreter against the fp64 reference, and mutants that must not agree with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from kernel.gradient_specs import GRADIENT_SPECS
+from kernel.specs import LIBRARY, SPECS
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"float32": 6e-6, "float16": 4e-3}
+"""Relative errors: of fp32 sums over a few hundred products, and of fp16 operands; sums over time are the worst."""
+MUTANTS = (
+    *("no anchor", "no keys", "forward sums", "flipped mask"),
+    *("strict mask", "no decay", "no columns", "short stretch"),
+)
+
+
+@cache
+def errors() -> dict[str, dict[str, float]]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_backward"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", [*LIBRARY, *SPECS, *GRADIENT_SPECS])
+def test_gradients_match_the_reference(name: str) -> None:
+    pytest.importorskip("triton")
+    found = {tuple(key.split()[1:]): one for key, one in errors().items() if key.split()[0] == name}
+    assert {("float32", "1"), ("float32", "17"), ("float32", "90"), ("float16", "80")} <= set(found)
+    for (dtype, _), gradients in found.items():
+        assert gradients
+        assert max(gradients.values()) < LIMITS[dtype], gradients
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_do_not(name: str) -> None:
+    pytest.importorskip("triton")
+    assert max(errors()[name].values()) > 1e-2
