@@ -114,18 +114,19 @@ def measure_row(row: Row, device: str, timer: Timer = gpu_median, sizes: Mapping
         except PeerMissing as error:
             reasons[name] = str(error)
     found: dict[str, dict[str, Any]] = {name: {} for name in ("sma", *row.peers)}
-    short = {**sizes, "batch": 1, "time": min(sizes["time"], SHORT), "head": min(sizes["head"], HEADS)}
-    short["group"] = min(sizes["group"], short["head"])
-    for name, run in runs.items():
-        reasons[name] = _guarded(partial(_errors, row, op, run, short, device), found[name])
     arguments = inputs(row, sizes, device)
     for turn in range(TURNS):
         for what, make in (("forward", _forward), ("both", _both)):
             for name, run in runs.items():
                 reason = _guarded(partial(_time, what, timer, make(row, run, arguments)), found[name])
-                reasons[name] = reasons[name] or reason
+                reasons[name] = reasons.get(name) or reason
                 if turn == 0 and what == "both" and not reason and device != "cpu":
                     found[name]["extra"] = _extra_memory(make(row, run, arguments))
+    # after the times: what peers tune at their first call has to be tuned for the row's sizes
+    short = {**sizes, "batch": 1, "time": min(sizes["time"], SHORT), "head": min(sizes["head"], HEADS)}
+    short["group"] = min(sizes["group"], short["head"])
+    for name, run in runs.items():
+        reasons[name] = reasons[name] or _guarded(partial(_errors, row, op, run, short, device), found[name])
     ours, *peers = (Side(name, **found[name], reason=reasons[name]) for name in found)
     return Result(row.name, row.shape, ours, tuple(peers), {"forward": row.forward, "both": row.both})
 

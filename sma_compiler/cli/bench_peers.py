@@ -43,19 +43,29 @@ def run_peers(names: list[str] | None, out: Path | None, as_json: bool, device: 
         for row in ROWS:
             if row.name in wanted:
                 rows.append(measure_row(row, device))
+                _keep(_report(device, rows, singles), out)
                 bar.update(task, advance=1, description=row.name)
         for name, measure in SINGLES.items():
             if name in wanted:
                 singles.append(measure(device))
                 bar.update(task, advance=1, description=name)
-    report = {"device": _device(device), "rows": [x.to_json() for x in rows], "singles": [x.to_json() for x in singles]}
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "peers.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    report = _report(device, rows, singles)
+    _keep(report, out)
     if as_json:
         print_json(report)
     else:
         console().print(tables(rows, singles))
+
+
+def _report(device: str, rows: list[Result], singles: list[Single]) -> dict[str, Any]:
+    return {"device": _device(device), "rows": [x.to_json() for x in rows], "singles": [x.to_json() for x in singles]}
+
+
+def _keep(report: dict[str, Any], out: Path | None) -> None:
+    """Write the report, whole after every row: a run may be cut off."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "peers.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _device(device: str) -> dict[str, Any]:
