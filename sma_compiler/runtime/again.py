@@ -14,9 +14,9 @@ from torch.nn import Parameter
 
 from sma_compiler.runtime.args import bind, self_check
 from sma_compiler.runtime.direct import Direct
-from sma_compiler.runtime.execute import Call, execute, wanted_kernel
+from sma_compiler.runtime.execute import Call, autocast, execute, wanted_kernel
 from sma_compiler.runtime.program import Program
-from sma_compiler.runtime.replay import TAPES, form, plain
+from sma_compiler.runtime.replay import TAPES, alike, form, plain
 from sma_compiler.runtime.state import State
 from sma_compiler.runtime.triton import kernel_for, make_job, whole
 from sma_compiler.torch_plans.run import result_dtype
@@ -65,36 +65,38 @@ def execute_again(
             return run()
     if not inputs or not replayable(inputs[0]):
         return run()
-    casting = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+    device = inputs[0].device.type
+    casting = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     held = None if state is None else (state.spec_hash, *state)
     key = call, len(positional), tuple(named), held, len(packs), casting, tuple(parts)
     if not training:
         found: Outputs = program.replays.call(key, inputs, run)
         return found
-    if (
-        casting
-        or held
-        or packs
-        or call.want_state
-        or call.step
-        or torch._C._autograd._top_saved_tensors_default_hooks(True)
-    ):
+    if held or packs or call.want_state or call.step:
         return run()
-    if key not in program.direct:
+    known = key, alike(inputs)
+    if known not in program.direct:
         if len(program.direct) >= TAPES:
             program.direct.clear()
         outputs = run()
-        program.direct[key] = _direct(program, call, positional, named, inputs)
+        program.direct[known] = _direct(program, call, positional, named, inputs, casting=bool(casting))
         return outputs
-    direct = program.direct[key]
+    direct = program.direct[known]
     return run() if direct is None else (direct(inputs),)
 
 
 def _direct(
-    program: Program, call: Call, positional: Sequence[object], named: Mapping[str, object], inputs: Sequence[Tensor]
+    program: Program,
+    call: Call,
+    positional: Sequence[object],
+    named: Mapping[str, object],
+    inputs: Sequence[Tensor],
+    *,
+    casting: bool,
 ) -> Direct | None:
     """What makes such a call again; None: its arguments are not what a kernel takes."""
     arguments = bind(program.op, positional, named)
+    arguments = autocast(program, arguments) if casting else arguments
     wanted = wanted_kernel(call, arguments, (), packed=False)
     kernel = kernel_for(program, wanted, arguments)
     if kernel is None or arguments.sizes["time"] == 0:

@@ -41,14 +41,17 @@ class Direct:
         )
         return found
 
-    def backward(self, needs: tuple[bool, ...], dy: Tensor, held: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients that are needed. held: the tensors, then what was saved beside them."""
+    def backward(self, needs: tuple[bool, ...], dy: Tensor, held: Sequence[Tensor], hooked: bool) -> Sequence[Tensor]:
+        """The gradients that are needed. held: the tensors, then what was saved beside them.
+
+        hooked: whether hooks kept them, who may give them back in another form.
+        """
         own = len(self.order)
 
         def run() -> tuple[Tensor, ...]:
             return launches.backward(self.job, self.kernel, held[:own], dy, held[own:], (), needs)
 
-        key: Hashable = needs, form(dy)
+        key: Hashable = needs, form(dy), tuple([form(x) for x in held]) if hooked else None
         found: tuple[Tensor, ...] = self.replays.call(key, (*held, dy), run)
         return found
 
@@ -58,6 +61,7 @@ class _Direct(Function):
     def forward(ctx: Any, call: Direct, *tensors: Tensor) -> Tensor:  # noqa: ANN401
         found = call.forward(tensors)
         ctx.call = call
+        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         ctx.save_for_backward(*tensors, *(found if call.job.want_norm else ()))
         return found[0]
 
@@ -69,5 +73,5 @@ class _Direct(Function):
         if torch.is_grad_enabled() or not plain((dy,)):
             grads = iter(Backward.apply(call.job, needs, dy, *held))  # type: ignore[no-untyped-call]
         else:
-            grads = iter(call.backward(needs, dy, held))
+            grads = iter(call.backward(needs, dy, held, ctx.hooked))
         return (None, *[next(grads) if need else None for need in needs])

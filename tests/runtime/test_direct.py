@@ -50,6 +50,10 @@ def test_one_tensor_may_be_several_arguments(op: sma.CompiledOp) -> None:
         (grad,) = torch.autograd.grad(op(q, q, v, g, SCALE, backend="triton").sum(), [q])
         (expected,) = torch.autograd.grad(op(q, q, v, g, SCALE, backend="torch").sum(), [q])
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+    k = q.detach().clone()
+    (grad,) = torch.autograd.grad(op(q, k, v, g, SCALE, backend="triton").sum(), [q])
+    (expected,) = torch.autograd.grad(op(q, k, v, g, SCALE, backend="torch").sum(), [q])
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_kernel_does_not_take_as_it_is_goes_the_long_way(op: sma.CompiledOp) -> None:
@@ -82,6 +86,20 @@ def test_saved_tensors_may_be_packed_away(op: sma.CompiledOp) -> None:
         y = op(*own, SCALE, backend="triton")
     expected = torch.autograd.grad(op(*own, SCALE, backend="torch").sum(), own)
     torch.testing.assert_close(torch.autograd.grad(y.sum(), own), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_under_autocast(op: sma.CompiledOp) -> None:
+    given = inputs()
+    for narrow in (False, True):
+        q, k, v, g = given
+        own = leaves((q.bfloat16(), k.bfloat16(), v.bfloat16(), g) if narrow else given)
+        for _ in range(3):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = op(*own, SCALE, backend="triton")
+            assert y.dtype == torch.bfloat16
+            grads = torch.autograd.grad(y.float().sum(), own)
+            assert [grad.dtype for grad in grads] == [x.dtype for x in own]
+    assert known(op) == [None, direct.Direct]
 
 
 def test_changed_inputs_are_noticed(op: sma.CompiledOp) -> None:

@@ -118,6 +118,14 @@ def test_keys_tell_calls_apart() -> None:
             torch.testing.assert_close(found, factor * x)
 
 
+def test_one_tensor_twice_is_another_call() -> None:
+    tap, replays = Tap(Scale()), Replays()
+    x, y = torch.randn(2, 3)
+    for first, second in ((x, x), (x, y)) * 4:
+        found = again(replays, lambda a, b: (scaled(tap, a, 2.0), scaled(tap, b, 3.0)), first, second)
+        torch.testing.assert_close(found, (2 * first, 3 * second))
+
+
 ELSEWHERE = torch.ones(3)
 
 
