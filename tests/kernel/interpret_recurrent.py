@@ -32,7 +32,7 @@ MUTANTS = {
     "no decay": ("b_s * b_decay + ", "b_s + "),
     "read before it is added": ("b_y = sum_first(b_q[:, None] * b_s)", "b_y = sum_first(b_q[:, None] * b_s * b_decay)"),
     "a sequence begins too late": ("begin = tl.load(cu_ptr + i_s)", "begin = 1 + tl.load(cu_ptr + i_s)"),
-    "a sequence ends too early": ("end = tl.load(cu_ptr + i_s + 1)", "end = tl.load(cu_ptr + i_s + 1) - 1"),
+    "a sequence ends too early": ("end = tl.load(cu_ptr + i_s + 1)", "end = -1 + tl.load(cu_ptr + i_s + 1)"),
     "no step": ("b_u = b_v * b_softplus", "b_u = b_v"),
     "softplus without its tail": ("tl.maximum(x, 0.0) + log1p(", "tl.maximum(x, 0.0) + 0.0 * log1p("),
 }

@@ -16,11 +16,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @cache
-def errors() -> dict[str, list[float]]:
+def ran() -> subprocess.CompletedProcess[str]:
+    """The script in the interpreter, run once."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_packs"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def errors() -> dict[str, list[float]]:
+    done = ran()
     assert done.returncode == 0, done.stderr
     found: dict[str, list[float]] = json.loads(done.stdout)
     return found
