@@ -156,12 +156,17 @@ class Positions(Maker):
         found = Row()
         for number, (term, state) in enumerate(zip(self.walk.terms, states, strict=True)):
             before: Decay | None = None
+            column = [number_of(factor, lowering) for factor in term.col]
+            x = at.x
+            if x is not None and column:
+                x = self.b.let(f"b_u{self.suffix(number)}", _times(x, column))
             for action, gates in _schedule(term, apart=weigh is not None):
                 decay = self._decay_of(number, action, gates, lowering)
                 match action:
                     case "add":
-                        factors = [number_of(factor, lowering) for factor in term.col]
-                        self._add(number, state, at, [*factors, *([decay.value] if decay is not None else [])], before)
+                        held = [] if decay is None else [decay.value]
+                        key = _times(at.s, [*column, *held])
+                        self._add(state, at, key, None if x is None else _times(x, held), before)
                         before = None
                     case "read":
                         self._decay(state, before)
@@ -172,8 +177,7 @@ class Positions(Maker):
                             own = None if term.strict else self._own(number, at, None if decay is None else decay.value)
                             through = self.b.let(f"b_through{self.suffix(number)}", self._row(state, at))
                             weigh(number, term, at, through, own)
-                            column = [number_of(factor, lowering) for factor in term.col]
-                            row = through if own is None or at.x is None else through + own * _times(at.x, column)
+                            row = through if own is None or x is None else through + own * x
                             found.y = self._sum("b_y", found.y, _times(row, factors))
                         before = None
                     case _ if decay is not None:
@@ -204,17 +208,14 @@ class Positions(Maker):
             if decay is not None and part is not None:
                 self.b.set(part, decay(part))
 
-    def _add(self, number: int, state: State, at: Operands, factors: list[E], decay: Decay | None) -> None:
-        """Add s x^T to a state, after its decay."""
+    def _add(self, state: State, at: Operands, s: E, x: E | None, decay: Decay | None) -> None:
+        """Add a column to a state, after its decay. s, x: with the column's factors."""
         b = self.b
-        x = at.x
-        if x is not None and factors:
-            x = b.let(f"b_u{self.suffix(number)}", _times(x, factors))
         if state.matrix is not None and x is not None:
             product = at.s.col * x.row
             b.set(state.matrix, state.matrix + product if decay is None else decay(state.matrix, product))
         if state.vector is not None:
-            column = _times(at.s, factors)
+            column = s
             if self.walk.offset is not None and x is not None:
                 column = x if at.offset[1] is None else x * at.offset[1]
             b.set(state.vector, state.vector + column if decay is None else decay(state.vector, column))
