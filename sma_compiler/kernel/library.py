@@ -242,15 +242,17 @@ def scan_parts_kernel(
     if initial_ptr is not None:
         place = (i_b * H + i_h).to(tl.int64)
         b_s = tl.load(initial_ptr + place * N + o_n, mask=m_n, other=0.0)
-    for step in range(PARTS):
+    for step in tl.range(PARTS, num_stages=4):
         i_p = PARTS - 1 - step if BACKWARD else step
         place = ((i_b * PARTS + i_p) * H + i_h).to(tl.int64)
         p_local = local_ptr + place * N + o_n
-        b_local = tl.load(p_local, mask=m_n, other=0.0)
-        tl.store(p_local, b_s, mask=m_n)
+        b_next = tl.load(p_local, mask=m_n, other=0.0)
         if decay_ptr is not None:
-            b_s = b_s * tl.load(decay_ptr + place)
-        b_s = b_s + b_local
+            b_next = b_next + b_s * tl.load(decay_ptr + place)
+        else:
+            b_next = b_next + b_s
+        tl.store(p_local, b_s, mask=m_n)
+        b_s = b_next
 
 
 def dense(x):
