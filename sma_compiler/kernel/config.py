@@ -57,7 +57,7 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     """The configuration of the forward kernels.
 
     Args:
-        sizes: by axis.
+        sizes: by axis; with `group`, the heads that q and k have.
         dtype: of the tensors.
         target: the GPU.
         normalised: whether rows are divided by the sum of their weights.
@@ -71,12 +71,13 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
         found = Config(chunk=64, outer=min(32, value), warps=4, stages=1)
     elif value >= 512:
         found = Config(chunk=64, outer=128, warps=8, stages=2, scores=True)
-    elif sizes["key"] > 128 and value <= 64:
-        found = Config(chunk=64, outer=64, warps=4, stages=1, scores=True)
+    elif sizes["key"] > 128:
+        alone = sizes.get("group", sizes["head"]) == sizes["head"]
+        found = Config(chunk=64, outer=64, warps=8 if alone else 4, stages=2 if alone else 1, scores=not alone)
     elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
         found = Config(chunk=64, outer=32, warps=4, stages=3)
     else:
-        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised or sizes["key"] > 128 else 3)
+        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised else 3)
     programs = rows * -(-sizes["value"] // found.outer)
     if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
@@ -124,16 +125,22 @@ def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normali
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:
     """The kernels that make the gradients of q and k for all heads that share them, from the states of every chunk.
 
-    Empty where each head makes its own: only few share them, or the programs would not fit.
+    With that of the walk of dV, which keeps its states. Empty where each head makes its own: only few share them, or
+    the programs would not fit.
     """
     heads = sizes["head"] // sizes.get("group", sizes["head"])
     if heads < SHARED or dtype == "float32" or target != "sm_90" or sizes["value"] > 128:
         return {}
-    wide = min(128, max(64, power_of_two(sizes["key"])))
-    return {"states": replace(common, warps=4, stages=3), "shared": replace(common, outer=wide, warps=8, stages=2)}
+    narrow = sizes["value"] <= 64
+    walk = replace(common, warps=8, stages=3)
+    return {
+        "states": walk,
+        "dv": walk if sizes["key"] <= 128 else replace(walk, stages=2),
+        "shared": replace(walk, outer=128 if narrow and sizes["key"] > 64 else 64, stages=3 if narrow else 2),
+    }
 
 
 def recurrent_backward(sizes: Mapping[str, int]) -> Config:
-    """The configuration of the backward walks of the recurrent plan; a chunk is only what stretches are made of."""
+    """The configuration of the backward walks of the recurrent plan; a chunk is what sums for gates are made over."""
     inner = power_of_two(max(sizes["key"], sizes["value"], 16))
     return Config(chunk=64, outer=max(1, RECURRENT.elements // inner), warps=RECURRENT.warps, stages=RECURRENT.stages)

@@ -1,0 +1,57 @@
+"""Configurations: what kernels for an H100 keep to at any sizes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from sma_compiler.kernel.config import Config, backward, forward, gradient
+
+SIZES = {"batch": 4, "time": 4096, "head": 16, "key": 128, "value": 64}
+
+
+def every_forward(dtype: str) -> Iterator[tuple[dict[str, int], Config]]:
+    for key, value, group, normalised, varying in itertools.product(
+        (1, 64, 100, 256), (1, 64, 128, 512), (1, 16), (False, True), (False, True)
+    ):
+        sizes = {**SIZES, "key": key, "value": value, "group": group}
+        yield sizes, forward(sizes, dtype, "sm_90", normalised=normalised, varying=varying)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_products_on_hopper_are_wide_enough_and_programs_hold_their_state(dtype: str) -> None:
+    for sizes, found in every_forward(dtype):
+        checked = sizes["key"] == sizes["value"] == 64  # narrower, and right under compute-sanitizer
+        assert found.outer >= (32 if checked else 64)
+        assert found.chunk == 64
+        # fp32 numbers of the state that a thread holds
+        held = max(sizes["key"], 16) * found.outer / (32 * found.warps)
+        assert held <= 128, sizes
+
+
+def test_wide_keys_make_scores_ahead_where_heads_share_them() -> None:
+    shared = forward({**SIZES, "key": 256, "group": 1}, "bfloat16", "sm_90", normalised=False, varying=True)
+    alone = forward({**SIZES, "key": 256}, "bfloat16", "sm_90", normalised=False, varying=True)
+    assert (shared.scores, shared.warps, shared.stages) == (True, 4, 1)
+    assert (alone.scores, alone.warps, alone.stages) == (False, 8, 2)
+
+
+def test_few_heads_and_long_sequences_are_cut_in_parts() -> None:
+    few = {**SIZES, "batch": 1, "head": 24}
+    assert forward({**few, "time": 131072}, "bfloat16", "sm_90", normalised=False, varying=True).programs > 0
+    assert forward(few, "bfloat16", "sm_90", normalised=False, varying=True).programs == 0
+    assert backward({**few, "time": 131072}, "bfloat16", "sm_90").programs > 0
+
+
+@pytest.mark.parametrize("inner", [16, 64, 128, 256, 512])
+def test_every_walk_has_the_chunks_of_all(inner: int) -> None:
+    for dtype, target in (("bfloat16", "sm_90"), ("float32", "sm_90"), ("bfloat16", "sm_80"), ("float16", "gfx942")):
+        common = backward(SIZES, dtype, target)
+        for flags in itertools.product((False, True), repeat=4):
+            names = ("counts", "varying", "normalised", "computed")
+            found = gradient(common, inner, **dict(zip(names, flags, strict=True)))
+            assert (found.chunk, found.outer, found.assembly) == (common.chunk, common.outer, common.assembly)
+            assert found.assembly == target.startswith("sm_")
+            assert (found.warps == 8) == (inner > 256 and dtype != "float32" and target == "sm_90")
