@@ -246,11 +246,11 @@ def scan_parts_kernel(
         i_p = PARTS - 1 - step if BACKWARD else step
         place = ((i_b * PARTS + i_p) * H + i_h).to(tl.int64)
         p_local = local_ptr + place * N + o_n
-        b_next = tl.load(p_local, mask=m_n, other=0.0)
+        b_local = tl.load(p_local, mask=m_n, other=0.0)
+        b_next = b_s
         if decay_ptr is not None:
-            b_next = b_next + b_s * tl.load(decay_ptr + place)
-        else:
-            b_next = b_next + b_s
+            b_next = b_next * tl.load(decay_ptr + place)
+        b_next = b_next + b_local
         tl.store(p_local, b_s, mask=m_n)
         b_s = b_next
 
