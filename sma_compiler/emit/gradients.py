@@ -19,10 +19,10 @@ from sma_compiler.kernel.linear import Linear, is_tensor
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
+from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.walk import Walk, forward_walk
-from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans
 
 WALKS = ("again", "dq", "dk", "dv")
@@ -73,7 +73,8 @@ def gradients(
     outer = host(member, held, made.reads, name=name)
     cut = common.programs > 0
     shares = bool(together) and may_share(made)
-    names = named_shared(made, outer, cut) if shares else named(made, outer, cut)
+    apart = walker is not Recurrent
+    names = named_shared(made, outer, cut) if shares else named(made, outer, cut, apart=apart)
     builders: dict[str, Maker] = {}
     for walk in made.walks:
         if cut and not (shares and walk is made.dk):
@@ -85,8 +86,7 @@ def gradients(
         builders["shared"] = SharedHeads(made.dq, made.dk, outer, names.walks["shared"], held)
     if made.chain is not None:
         tiles = names.tiles["key"]
-        rounded = any(isinstance(builder, WalkKernel) for builder in builders.values()) and not member.terms[0].exact
-        options = {"backward": member.backward, "rounded": rounded}
+        options = {"backward": member.backward, "apart": apart}
         builders["chain"] = ChainKernel(made.chain, outer, names.chain, held, tiles, **options)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     if ahead:

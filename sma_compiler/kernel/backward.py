@@ -311,7 +311,7 @@ class _Maker:
         found = gradients(self.graph, cotangents, self.leaves, cut)
         outputs: list[Output] = []
         for param in self._in(found):
-            along = "time" if varies(param) else "stretch"
+            along = "time" if varies(param) else "slot"
             axes = ("batch", along, "head", *(axis for axis in param.axes if axis in CHANNELS))
             outputs.append(Output(self._piece(param, "chain", axes), found[param], axes))
         return Chain(links, tuple(outputs)) if outputs else None

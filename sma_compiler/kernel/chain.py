@@ -1,20 +1,23 @@
 """The chain rule for gates and factors: from the sums that the walks leave behind to the gradients of parameters.
 
-A log gate's gradient is the weight of all pairs whose path holds its position u. Per stretch of chunks, from its end b
-down, with z what late ends have less what early ends have of their pairs (without the diagonal):
+A log gate's gradient is the weight of all pairs whose path holds its position u. In the chunked plan, per chunk:
 
-    dgate_u = weight of the pairs that lead over b + sum of z over u .. b
+    dgate_u = weight of the pairs that lead over the whole chunk
+            + what late ends from u on have of columns before the chunk
+            + what early ends before u have of rows after it
+            + sum over u and what follows in the chunk of what late ends less what early ends have of its pairs
 
-Pairs that lie wholly to one side of u cancel, and no sum is longer than a stretch. What leads over b is known to the
-rounding of states; where a chunk decays so much that nothing leads over all of it, what leads over its end is taken
-from the chunk's own sums, so that this rounding stays out of the positions before.
+In the recurrent plan what goes through states holds all pairs, and those to one side of u cancel:
+
+    dgate_u = weight of the pairs that lead over the chunk's end
+            + sum over u and what follows in the chunk of what late ends less what early ends have
 """
 
 from __future__ import annotations
 
 from sma_compiler.ir.nodes import Expr, Param, postorder
 from sma_compiler.kernel.backward import CHANNELS, Backward, Chain, Link
-from sma_compiler.kernel.build import E, arange, call, cumsum, lift, reduce_sum, size, where, zeros
+from sma_compiler.kernel.build import E, arange, call, cumsum, lift, reduce_sum, size, where
 from sma_compiler.kernel.gates import LOWEST, log2_of, may_reset
 from sma_compiler.kernel.host import Host, Tensors, suffix
 from sma_compiler.kernel.inputs import EXTENT, Inputs
@@ -22,20 +25,17 @@ from sma_compiler.kernel.linear import varies
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Function, Tile
-from sma_compiler.kernel.rows import chunk
-from sma_compiler.kernel.walk import STRETCH, Output
+from sma_compiler.kernel.rows import chunk, slots
+from sma_compiler.kernel.walk import Output
 from sma_compiler.mask.nodes import Gate
-
-FADED = -12.0
-"""log2 of a decay over a chunk beyond which nothing is taken to lead over all of it: less than rounding leaves."""
 
 
 class ChainKernel(Maker):
-    """Builds the kernel: one program for each stretch of each head.
+    """Builds the kernel: one program for each chunk of each head.
 
     tensors: `outputs` of the chain and `sums` of the walks. tiles: how many tiles of each sum there are.
-    backward: whether the late ends of paths are keys. rounded: whether states were rounded for products, and the sums
-    of what leads through states leave pairs inside chunks out.
+    backward: whether the late ends of paths are keys. apart: whether what goes through states leaves out the pairs
+    inside chunks, as in the chunked plan.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class ChainKernel(Maker):
         tiles: E,
         *,
         backward: bool,
-        rounded: bool,
+        apart: bool,
     ) -> None:
         super().__init__(host, reserved)
-        self.rounded = rounded
+        self.apart = apart
         self.chain = chain
         self.tensors = tensors
         self.tiles = tiles
@@ -60,58 +60,43 @@ class ChainKernel(Maker):
     def build(self, name: str) -> Function:
         """The kernel."""
         b, chain = self.b, self.chain
-        b.section("Which stretch of chunks, head and sequence")
+        b.section("Which chunk, head and sequence")
         slot = b.let("slot", program(0))
         i_h = b.let("i_h", program(1).to("int64"))
         i_b = b.let("i_b", program(2).to("int64"))
-        span = chunk(b, self.arguments, self.host, slot, i_b, STRETCH)
+        span = chunk(b, self.arguments, self.host, slot, i_b)
         inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence)
         rows = b.let("o_c", arange("C"), show=False)
         self._channels(inputs)
         b.section("Where the rows of this head begin")
         exprs = [output.expr for output in chain.outputs]
-        gates = [(link.term.gates if self.rounded else [gate for gate, _ in link.gates]) for link in chain.links]
-        exprs += [gate.log for several in gates for gate in several if self.rounded or is_cut(gate)]
+        exprs += [gate.log for link in chain.links for gate, _ in link.gates if is_cut(gate)]
         exprs += [x for link in chain.links for x in (link.row, link.col) if x is not None]
         static = inputs.static(exprs)
-        b.section("What the pairs that lead over the end of the stretch weigh")
-        carried = {
-            number: b.let(f"b_carry{self._suffix(number)}", self._anchor(number, inputs, slot))
-            for number, link in enumerate(chain.links)
-            if ("net", number) in self.tensors.sums
-        }
-        sums = {output.name: self._start(output) for output in chain.outputs if "time" not in output.axes}
-        b.space()
-        with b.loop("i_c", call("tl.range", 0, STRETCH, tile=Tile("int32")), Tile("int32")) as i_c:
-            b.section("Rows t0 .. t0 + C, from the last chunk of the stretch; what lies past the end is read as 0")
-            t0 = b.let("t0", span.begin + (STRETCH - 1 - i_c) * size("C"))
-            valid = b.let("m_t", t0 + rows < span.end, show=False)
-            inputs.enter(valid)
-            lowering = inputs.chunk(exprs, static, t0, rows, valid, ())
-            for number, link in enumerate(chain.links):
-                self._bind(number, link, inputs, lowering, t0, rows, valid, carried.get(number))
-            b.section("Gradients of the parameters")
-            values = {output.name: lowering.value(output.expr) for output in chain.outputs}
-            for output in chain.outputs:
-                value, channel = values[output.name], _channel(output)
-                if output.name not in sums:
-                    b.helpers.add("store")
-                    pointer = self._pointer(output)
-                    with b.branch(pointer.given()):
-                        begin = inputs.made(output.name, pointer, channel)
-                        at, mask = inputs.addresses(*begin, channel, t0, rows, valid)
-                        value = value if len(value.tile.shape) == len(at.tile.shape) else value.col
-                        b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
-                else:
-                    inside = valid if channel is None else inputs.inside[channel]
-                    value = b.helper("keep", value, inside, size("MASKED"))
-                    b.set(sums[output.name], sums[output.name] + reduce_sum(value, 0))
-        b.space()
+        b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
+        t0 = span.begin
+        valid = b.let("m_t", t0 + rows < span.end, show=False)
+        inputs.enter(valid)
+        lowering = inputs.chunk(exprs, static, t0, rows, valid, ())
+        for number, link in enumerate(chain.links):
+            self._bind(number, link, inputs, lowering, t0, rows, valid, slot)
+        b.section("Gradients of the parameters")
+        values = {output.name: lowering.value(output.expr) for output in chain.outputs}
         for output in chain.outputs:
-            if output.name in sums:
-                with b.branch(self._pointer(output).given()):
-                    self._keep(output, inputs, slot, sums[output.name])
-        doc = ("The chain rule for gates and factors, over a stretch of chunks of one head.",)
+            value, channel = values[output.name], _channel(output)
+            pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+            inside = valid if channel is None else inputs.inside[channel]
+            with b.branch(pointer.given()):
+                if "time" in output.axes:
+                    b.helpers.add("store")
+                    begin = inputs.made(output.name, pointer, channel)
+                    at, mask = inputs.addresses(*begin, channel, t0, rows, valid)
+                    value = value if len(value.tile.shape) == len(at.tile.shape) else value.col
+                    b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
+                else:
+                    value = b.helper("keep", value, inside, size("MASKED"))
+                    self._keep(pointer, channel, inputs, slot, reduce_sum(value, 0))
+        doc = ("The chain rule for gates and factors, over a chunk of one head.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 
     def _suffix(self, number: int) -> str:
@@ -125,13 +110,10 @@ class ChainKernel(Maker):
                 offsets = b.let(f"o_{axis[0]}", arange(EXTENT[axis]), show=False)
                 inputs.use_channels(axis, offsets, b.let(f"m_{axis[0]}", offsets < size(axis[0].upper()), show=False))
 
-    def _pointer(self, output: Output) -> E:
-        return self.arguments.pointer(output.name, self.tensors.outputs[output.name])
-
     def _anchor(self, number: int, inputs: Inputs, slot: E) -> E:
-        stretches = self.arguments.integer("STRETCHES", self.host.stretches)
+        count = slots(self.arguments, self.host)
         pointer = self.arguments.pointer(f"anchors{self._suffix(number)}", self.tensors.sums["anchors", number])
-        return self._over_tiles(pointer + inputs.row() * stretches + slot, stretches, lift(True))
+        return self._over_tiles(pointer + inputs.row() * count + slot, count, lift(True))
 
     def _over_tiles(self, at: E, width: E, valid: E) -> E:
         """The sum over tiles of what lies at an address of the first; each tile has `width` numbers a head."""
@@ -140,10 +122,6 @@ class ChainKernel(Maker):
         count = self.arguments.integer("TILES", self.tiles)
         self.b.helpers.add("over_tiles")
         return call("over_tiles", at, valid, batches * heads * width, count, tile=Tile("fp32", valid.tile.shape))
-
-    def _start(self, output: Output) -> E:
-        channel = _channel(output)
-        return self.b.let(f"b_{output.name}", lift(0.0) if channel is None else zeros(EXTENT[channel]))
 
     def _bind(
         self,
@@ -154,52 +132,49 @@ class ChainKernel(Maker):
         t0: E,
         rows: E,
         valid: E,
-        carried: E | None,
+        slot: E,
     ) -> None:
         """Give the leaves of one stream their tiles."""
         b, name = self.b, self._suffix(number)
         length = self.arguments.integer("T", self.host.sizes["time"])
+        sums = self.tensors.sums
 
         def load(kind: str) -> E:
-            pointer = self.arguments.pointer(f"{kind}{name}", self.tensors.sums[kind, number])
+            pointer = self.arguments.pointer(f"{kind}{name}", sums[kind, number])
             at = pointer + inputs.row() * length + (t0 + rows)
             return b.let(f"b_{kind}{name}", self._over_tiles(at, length, valid))
 
         b.section("Sums of the pairs' weights: over keys for each query, over queries for each key")
-        sums = self.tensors.sums
+        inter = load("inter") if ("inter", number) in sums else None
         through = load("through") if ("through", number) in sums else None
-        if ("rows", number) in sums:
-            lowering.bind(link.rows, load("rows"))
+        if ("rows", number) in sums and inter is not None:
+            lowering.bind(link.rows, b.let(f"b_whole{name}", load("rows") + inter))
         if ("columns", number) in sums and through is not None:
             lowering.bind(link.cols, b.let(f"b_cols{name}", load("columns") + through))
-        if carried is None or through is None:
+        if ("anchors", number) not in sums or inter is None or through is None:
             return
         b.section("Gradients of the log gates")
-        past = through if link.col is None else through * lowering.value(link.col)
-        net = load("net")
-        z = b.let(f"b_z{name}", net + past if self.backward else net - past)
-        if self.rounded:
-            inside = reduce_sum(-net if self.backward else past, 0)  # pairs inside the chunk cancel in the sum of net
-            b.set(carried, where(self._decay(link, lowering, valid) < FADED, inside, carried))
-        over = b.let(f"b_over{name}", carried + cumsum(z, reverse=True))
-        b.set(carried, carried + reduce_sum(z, 0))
+        query = inter if link.row is None else b.let(f"b_inter{name}", inter * lowering.value(link.row))
+        key = through if link.col is None else b.let(f"b_through{name}", through * lowering.value(link.col))
+        late, early = (key, query) if self.backward else (query, key)
+        anchor = b.let(f"b_anchor{name}", self._anchor(number, inputs, slot))
+        if self.apart:
+            net = load("net")
+            over = anchor + cumsum(net + late, reverse=True) + (cumsum(early) - early)
+            alone = net + late - early
+        else:
+            alone = b.let(f"b_net{name}", late - early)
+            over = anchor + cumsum(alone, reverse=True)
+        over = b.let(f"b_over{name}", over)
         for gate, leaf in link.gates:
             if leaf in self.read:
-                lowering.bind(leaf, b.named(f"b_{leaf.name}", self._of_gate(gate, link, over, z, lowering)))
+                lowering.bind(leaf, b.named(f"b_{leaf.name}", self._of_gate(gate, link, over, alone, lowering)))
 
-    def _decay(self, link: Link, lowering: Lowering, valid: E) -> E:
-        """log2 of the decay over the chunk."""
-        total = lift(0.0)
-        for gate in link.term.gates:
-            log = log2_of(gate.log, lowering)
-            if varies(gate.log):
-                total = reduce_sum(self.b.helper("keep", log, valid, size("MASKED")), 0) + total
-            else:
-                total = log * size("C") + total
-        return total
+    def _of_gate(self, gate: Gate, link: Link, over: E, alone: E, lowering: Lowering) -> E:
+        """A log gate's gradient from that of one whose path holds the late end alone.
 
-    def _of_gate(self, gate: Gate, link: Link, over: E, z: E, lowering: Lowering) -> E:
-        """A log gate's gradient from that of one whose path holds the late end alone."""
+        alone: what late ends less early ends have, without the diagonal.
+        """
         late_closed, early_closed = gate.query_closed, gate.key_closed
         queries, keys = (link.rows, link.row), (link.cols, link.col)
         late, early = (keys, queries) if self.backward else (queries, keys)
@@ -208,7 +183,7 @@ class ChainKernel(Maker):
         if late_closed and early_closed:
             over = over + self._whole(*early, lowering)
         elif early_closed:
-            over = over - z
+            over = over - alone
         elif not late_closed:
             over = over - self._whole(*late, lowering)
         if is_cut(gate):
@@ -219,13 +194,10 @@ class ChainKernel(Maker):
         value = lowering.value(sums)
         return value if factor is None else value * lowering.value(factor)
 
-    def _keep(self, output: Output, inputs: Inputs, slot: E, value: E) -> None:
-        """Write what a parameter that does not vary in time gets from this stretch, [B, stretches, H, ...]."""
+    def _keep(self, pointer: E, channel: str | None, inputs: Inputs, slot: E, value: E) -> None:
+        """Write what a parameter that does not vary in time gets from this chunk, [B, slots, H, ...]."""
         heads = self.arguments.integer("H", self.host.heads)
-        stretches = self.arguments.integer("STRETCHES", self.host.stretches)
-        place = (inputs.batch * stretches + slot) * heads + inputs.head
-        channel = _channel(output)
-        pointer = self._pointer(output)
+        place = (inputs.batch * slots(self.arguments, self.host) + slot) * heads + inputs.head
         if channel is None:
             self.b.do(call("tl.store", pointer + place, value, tile=Tile("ptr")))
             return
@@ -234,8 +206,11 @@ class ChainKernel(Maker):
         self.b.do(call("tl.store", at, value, mask=valid, tile=Tile("ptr")))
 
 
-def sums_of(made: Backward) -> tuple[tuple[str, int], ...]:
-    """The sums that the chain kernel reads, and the states that meet for them, by kind and stream; see `sums.py`."""
+def sums_of(made: Backward, *, apart: bool) -> tuple[tuple[str, int], ...]:
+    """The sums that the chain kernel reads, and the states that meet for them, by kind and stream; see `sums.py`.
+
+    apart: whether the pairs inside chunks have sums of their own, as in the chunked plan.
+    """
     found: list[tuple[str, int]] = []
     if made.chain is None:
         return ()
@@ -243,11 +218,13 @@ def sums_of(made: Backward) -> tuple[tuple[str, int], ...]:
     for number, link in enumerate(made.chain.links):
         counts = any(leaf in read for _, leaf in link.gates)
         whole = _whole_sums(link, read, made.linear.backward)
+        rows = link.rows in read or "query" in whole
         columns = link.cols in read or "key" in whole
         kinds = {
-            "net": counts,
-            "rows": link.rows in read or "query" in whole,
+            "net": counts and apart,
+            "rows": rows,
             "columns": columns,
+            "inter": counts or rows,
             "through": counts or columns,
             "states": counts,
             "vectors": counts and made.dq.offset is not None,

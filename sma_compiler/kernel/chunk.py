@@ -264,7 +264,7 @@ class Chunked(Maker):
         b = self.b
         b.section(f"State at the {'start' if self.walk.backward else 'end'} of the chunk")
         for number, state in enumerate(states):
-            factors, across = self._leaving(chunk, number)
+            factors, across = self.leaving(chunk, number)
             values = chunk.x
             if factors:
                 scaled_values = scaled(chunk.x.to("fp32"), factors, column=True)
@@ -276,12 +276,12 @@ class Chunked(Maker):
         """Carry the vectors of the states over a chunk."""
         for number, state in enumerate(states):
             if state.vector is not None:
-                factors, across = self._leaving(chunk, number)
+                factors, across = self.leaving(chunk, number)
                 summed, more = (chunk.s, []) if self.walk.offset is None else (chunk.x, [chunk.b] if chunk.b else [])
                 grown = reduce_sum(scaled(summed.to("fp32"), [*more, *factors], column=True), 0)
                 self.b.set(state.vector, (state.vector if across is None else state.vector * across) + grown)
 
-    def _leaving(self, chunk: Chunk, number: int) -> tuple[list[E], E | None]:
+    def leaving(self, chunk: Chunk, number: int) -> tuple[list[E], E | None]:
         """The factors of columns on their way out of a chunk, and the decay over all of it; named once."""
         if number not in chunk.leaving:
             path, suffix = chunk.paths[number], self.suffix(number)
@@ -367,6 +367,10 @@ class Chunked(Maker):
         batches = self.arguments.integer("B", self.host.sizes["batch"])
         heads = self.arguments.integer("H", self.host.heads)
         return (place.tile * batches + place.inputs.batch) * heads + place.inputs.head
+
+    def address_of_anchor(self, place: Place, pointer: E, t0: E) -> E:
+        """Where this program keeps a number of a chunk, of [tiles, B, H, slots]."""
+        return pointer + self.row_of_tile(place) * slots(self.arguments, self.host) + self.slot(place, t0)
 
     def write_row(self, place: Place, pointer: E, chunk: Chunk, value: E) -> None:
         """Write a number for each row of a chunk to [tiles, B, H, T]."""

@@ -26,7 +26,7 @@ class Host:
     decls: what is declared of each. shared: those of which several heads may share one entry. sizes: by axis.
     gates: the arrays of paths that are made ahead, by stream and part.
     pack: where the sequences of a pack begin, or None; sequences: how many there are, else the batch.
-    slots: how many chunks a row of the batch has, with those that a pack leaves empty; stretches: likewise.
+    slots: how many chunks a row of the batch has, with those that a pack leaves empty.
     groups: how many groups of heads have a q and k of their own; scores: Q K^T of each inside every chunk.
     """
 
@@ -39,7 +39,6 @@ class Host:
     pack: E
     sequences: E
     slots: E
-    stretches: E
     groups: E
     scores: E
 
@@ -143,7 +142,7 @@ def host(linear: Linear, reserved: frozenset[str], extra: Iterable[ParamDecl] = 
         made = split(term)
         for part in made.arrays if made is not None else ():
             gates[number, part] = path(builder.fresh(f"gate_{part}{suffix(number, len(linear.terms))}"))
-    rest = (path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "stretches", "groups", "scores"))
+    rest = (path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "groups", "scores"))
     return Host(builder, parameters, decls, shared, sizes, gates, *rest)
 
 

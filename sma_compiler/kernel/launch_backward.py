@@ -18,7 +18,7 @@ from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of, size_of
 from sma_compiler.kernel.walk import Walk, forward_walk
 
-COUNTING = ("net", "rows", "columns", "states", "vectors")
+COUNTING = ("net", "inter", "rows", "columns", "states", "vectors")
 """Sums that the walk of dq writes; that of dk writes the others, and reads the states."""
 
 States = dict[tuple[str, int], E]
@@ -40,12 +40,16 @@ class Named:
     tiles: dict[str, E]
 
 
-def named(made: Backward, host: Host, cut: bool = False) -> Named:
-    """Name everything that the walks of a backward pass read and write; `cut`: by several programs a sequence."""
+def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) -> Named:
+    """Name everything that the walks of a backward pass read and write.
+
+    cut: whether several programs share a sequence. apart: see `ChainKernel`.
+    """
     fresh = host.builder.fresh
     forward = forward_walk(made.linear)
     initial, before, after = (states_of(forward, fresh, letter) for letter in ("s0", "ds0", "ds1"))
-    sums = {key: path(fresh(f"{key[0]}{key[1] if len(forward.terms) > 1 else ''}")) for key in sums_of(made)}
+    asked = sums_of(made, apart=apart)
+    sums = {key: path(fresh(f"{key[0]}{key[1] if len(forward.terms) > 1 else ''}")) for key in asked}
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     tiles = {axis: path(fresh(f"tiles_{axis[0]}")) for axis in ("key", "value")}
@@ -148,8 +152,6 @@ class BackwardLauncher(Launch):
         self.sequences()
         if host.gates or self.made.chain is not None or self.by_chunk:
             self.slots(chunk)
-        if self.made.chain is not None:
-            self.stretches(chunk)
         sizes = {axis: host.sizes[axis] for axis in ("key", "value")}
         self.whole = {
             axis: b.let(f"all_{axis[0]}", path("max").call(16, path("triton.next_power_of_2").call(size)))
@@ -287,7 +289,7 @@ class BackwardLauncher(Launch):
         """Make a tensor for a part of a gradient."""
         host = self.host
         piece = next((piece for piece in self.made.pieces if piece.tensor == tensor), None)
-        sizes = {**host.sizes, "tile": self.names.tiles["value"], "stretch": host.stretches}
+        sizes = {**host.sizes, "tile": self.names.tiles["value"], "slot": host.slots}
         sizes["head"] = self._heads(tensor)
         if piece is None:
             value = host.parameters[tensor]
@@ -317,8 +319,8 @@ class BackwardLauncher(Launch):
         batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
         if kind in ("states", "vectors"):
             channels = [key, value] if kind == "states" else [key]
-            return [batch, heads, host.stretches, *channels], self.first.attr("dtype")
-        along = host.stretches if kind == "anchors" else time
+            return [batch, heads, host.slots, *channels], self.first.attr("dtype")
+        along = host.slots if kind == "anchors" else time
         return [self.names.tiles["key"], batch, heads, along], path("torch.float32")
 
     def _chain(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
@@ -329,7 +331,7 @@ class BackwardLauncher(Launch):
             self._output(output.name)
         wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
         channels = not {"BK", "BV"}.isdisjoint(kernel.uses)
-        grid = sequence([host.stretches, host.heads, host.sizes["batch"]])
+        grid = sequence([host.slots, host.heads, host.sizes["batch"]])
         with b.branch(self.by_chain):
             b.do(kernel.launch(grid, {**constants, **wide}, 4 if channels else 1))
 

@@ -12,7 +12,7 @@ from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.launch_backward import BackwardLauncher, Named, named
 from sma_compiler.kernel.prepare import Kernel, either
 
-PAIRS = ("net", "rows", "columns", "through")
+PAIRS = ("net", "rows", "columns", "inter", "through")
 """Sums that the kernel of both gradients writes."""
 
 
@@ -56,38 +56,35 @@ class SharedLauncher(BackwardLauncher):
         if made.before is not None:
             self._walk(made.before, kernels, constants, each[made.before.name])
         by_chain = [self.by_chain] if dq.sums is not None else []
-        wanted = [[*self._needed(output.name for output in walk.outputs), *by_chain] for walk in (dq, dk)]
-        tensors = self.names.walks["states"].sums
+        outputs = (*dq.outputs, *dk.outputs)
+        wanted = [*self._needed(output.name for output in outputs), *by_chain]
+        tensors = self.names.walks["shared"].sums
         b.section("The state of every chunk: at its start, and from the end of the sequence to its end")
         self.groups()
         batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
-        for name, needed in zip(("states", "dstates"), wanted, strict=True):
+        for name in ("states", "dstates"):
             shape = [batch, heads, host.slots, key, value]
-            b.set(tensors[name, 0], self._new(either(*needed), shape, self.first.attr("dtype")))
-        self._walk(dv, kernels, constants, each["dv"], also=wanted[1])
-        b.section("States, and where stretches of chunks end the weight of all pairs across")
-        for name, sums in self._sums("states"):
-            b.set(sums, self._new(self.by_chain, *self._sum(name)))
+            b.set(tensors[name, 0], self._new(either(*wanted), shape, self.first.attr("dtype")))
+        self._walk(dv, kernels, constants, each["dv"], also=wanted)
+        b.section("States at the starts of chunks, and the weight of all pairs that lead over each")
+        for sums in (x for (kind, _), x in self.names.walks["states"].sums.items() if kind == "anchors"):
+            b.set(sums, self._new(self.by_chain, *self._sum("anchors")))
         tiles = self._tiles("key")
         config, rows = each["states"], host.sequences
         given = {**constants, **tiles, "STAGES": config.stages}
-        with b.branch(either(*wanted[0])):
+        with b.branch(either(*wanted)):
             if config.programs:
                 held = self.names.walks["states"]
                 rows = self.begin(kernels["local_dq"], dq, held, given, self.names.tiles["key"], config)
             grid = sequence([heads * self.names.tiles["key"], rows])
             b.do(kernels["states"].launch(grid, given, config.warps))
         b.section("Queries and keys, and sums over pairs for gates and factors")
-        for output in (*dq.outputs, *dk.outputs):
+        for output in outputs:
             self._output(output.name)
-        for name, sums in self._sums("shared"):
-            b.set(sums, self._new(self.by_chain, *self._sum(name)))
+        for (kind, _), sums in tensors.items():
+            if kind in PAIRS:
+                b.set(sums, self._new(self.by_chain, *self._sum(kind)))
         grid = sequence([host.slots * self.names.tiles["key"], host.groups, batch])
-        with b.branch(either(*dict.fromkeys([*wanted[0], *wanted[1]]))):
+        with b.branch(either(*wanted)):
             config = each["shared"]
             b.do(kernels["shared"].launch(grid, {**constants, **tiles, "STAGES": config.stages}, config.warps))
-
-    def _sums(self, kernel: str) -> list[tuple[str, E]]:
-        """The sums that a kernel writes, without states."""
-        sums = self.names.walks[kernel].sums
-        return [(kind, x) for (kind, _), x in sums.items() if kind not in ("states", "dstates")]

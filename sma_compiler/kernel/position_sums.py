@@ -1,4 +1,8 @@
-"""The sums of `sums.py` in a walk that passes one position after another: a chunk's pairs are its diagonal alone."""
+"""The sums of `sums.py` in a walk that passes one position after another.
+
+What rows have through the state holds all pairs but their own: `rows` and `columns` are those of the diagonal, `net` is
+nothing, and `anchors` are the weights of the pairs that lead over the end of each chunk.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,7 @@ from sma_compiler.kernel.linear import Term
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.positions import Operands, State, number_of
-from sma_compiler.kernel.rows import Span, first_stretch
-from sma_compiler.kernel.walk import STRETCH
+from sma_compiler.kernel.rows import Span, first_slot, slots
 
 if TYPE_CHECKING:
     from sma_compiler.kernel.recurrent import Recurrent
@@ -32,7 +35,7 @@ class PositionSums:
         self.tile = tile
         self.asked = kernel.walk.sums
         self.named = kernel.tensors.sums
-        self.first = first_stretch(kernel.b, kernel.arguments, kernel.host, span)
+        self.first = first_slot(kernel.b, kernel.arguments, kernel.host, span)
 
     def enter(self, t: E, lowering: Lowering) -> None:
         """Say which position is passed."""
@@ -47,39 +50,31 @@ class PositionSums:
         b, named = self.b, self.named
         assert at.x is not None
         inter = b.let(f"b_inter{self.kernel.suffix(number)}", reduce_sum(self.other * through, 0))
-        if not self.asked.pairs:
-            self._write("through", number, self._times(inter, term, term.row, folded=True))
+        kind = "inter" if self.asked.pairs else "through"
+        self._write(kind, number, self._times(inter, term, term.row, folded=True))
+        if not self.asked.pairs or not {("rows", number), ("columns", number)} & set(named):
             return
-        if ("net", number) in named:
-            net = self._times(inter, term, term.row)
-            self._write("net", number, -net if self.kernel.walk.backward else net)
-        if not {("rows", number), ("columns", number)} & set(named):
-            return
-        pair = (
-            None
-            if own is None
-            else b.let(f"b_pair{self.kernel.suffix(number)}", own * reduce_sum(self.other * at.x, 0))
-        )
+        weight = lift(0.0) if own is None else own * reduce_sum(self.other * at.x, 0)
+        pair = b.named(f"b_pair{self.kernel.suffix(number)}", weight)
         if ("rows", number) in named:
-            rows = inter if pair is None else inter + self._times(pair, term, term.col)
+            rows = self._times(pair, term, term.col)
             self._write("rows", number, self._times(rows, term, term.row, folded=True))
         if ("columns", number) in named:
-            columns = lift(0.0) if pair is None else self._times(pair, term, term.row)
+            columns = self._times(pair, term, term.row)
             self._write("columns", number, self._times(columns, term, term.col, folded=True))
 
     def meet(self, states: Iterable[State]) -> None:
-        """Where a stretch ends: keep the states, or multiply them with those that the other walk has kept."""
-        b, walk, arguments = self.b, self.kernel.walk, self.kernel.arguments
+        """Where a chunk ends: keep the states, or multiply them with those that the other walk has kept."""
+        b, walk = self.b, self.kernel.walk
         meeting = [(number, state) for number, state in enumerate(states) if ("states", number) in self.named]
         if not meeting:
             return
-        b.section("Where a stretch ends, the states of both walks meet")
-        length = size("C") * STRETCH
+        b.section("Where a chunk ends, the states of both walks meet")
         index = b.let("index", self.t - self.span.begin)
-        ends = b.let("ends", (index % length).eq(length - 1) | self.t.eq(self.span.end - 1))
-        stretches = arguments.integer("STRETCHES", self.kernel.host.stretches)
-        stretch = b.let("i_e", self.first + index // length)
-        place = b.let("place", self.inputs.row() * stretches + stretch)
+        ends = b.let("ends", (index % size("C")).eq(size("C") - 1) | self.t.eq(self.span.end - 1))
+        slot = b.let("i_e", self.first + index // size("C"))
+        count = slots(self.kernel.arguments, self.kernel.host)
+        place = b.let("place", self.inputs.row() * count + slot)
         for number, state in meeting:
             pointer = self._pointer("states", number)
             assert state.matrix is not None
@@ -93,7 +88,7 @@ class PositionSums:
                         b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
                 else:
                     at = self._pointer("anchors", number)
-                    at = at + self.kernel.row_of_tile(self.inputs, self.tile) * stretches + stretch
+                    at = at + self.kernel.row_of_tile(self.inputs, self.tile) * count + slot
                     b.do(call("tl.store", at, self._product(kept), tile=Tile("ptr")))
 
     def _product(self, kept: list[tuple[E, tuple[E, E]]]) -> E:

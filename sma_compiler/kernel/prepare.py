@@ -13,7 +13,7 @@ from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.linear import Linear
 from sma_compiler.kernel.nodes import Function
-from sma_compiler.kernel.walk import STRETCH, Walk
+from sma_compiler.kernel.walk import Walk
 
 HELPERS = ("dense", "coarsest", "new", "of_groups")
 """Functions of the host that launchers use."""
@@ -96,13 +96,6 @@ class Launch:
         with b.branch(host.pack.given()):
             b.set(host.slots, host.sizes["time"] // chunk + host.sequences)
 
-    def stretches(self, chunk: E) -> None:
-        """How many stretches of chunks there are; after `slots`."""
-        b, host = self.b, self.host
-        b.set(host.stretches, path("triton.cdiv").call(host.slots, STRETCH))
-        with b.branch(host.pack.given()):
-            b.set(host.stretches, host.sizes["time"] // (chunk * STRETCH) + host.sequences)
-
     def operands(self) -> list[E]:
         """The tensors whose dtypes decide that of matrix products."""
         attend = self.linear.attend
@@ -117,6 +110,9 @@ class Launch:
             if "head" in node.axes
         ]
         self.b.set(host.groups, path("max").call(1, *groups))
+        if len(groups) > 1:
+            with self.b.branch(either(*((host.groups % held).ne(0) for held in groups))):
+                self.b.set(host.groups, host.heads)
 
     def scores(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
         """Make Q K^T of every chunk."""

@@ -13,7 +13,6 @@ from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import Builder, E, call, size
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.nodes import Name, Tile
-from sma_compiler.kernel.walk import STRETCH
 
 
 @dataclass(frozen=True)
@@ -46,34 +45,22 @@ def sequence(b: Builder, arguments: Arguments, host: Host, index: E, chunk: E | 
     return Span(batch, index, begin, end, slot)
 
 
-def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E, chunks: int = 1) -> Span:
-    """One chunk, or several: `begin` is their first position, `end` that of their sequence.
-
-    index: of the batch's row, int64.
-    """
-    of, begin, end = _names(b, ("i_s", "int64"), ("t0" if chunks == 1 else "begin", "int32"), ("end", "int32"))
+def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E) -> Span:
+    """One chunk: `begin` is its first position, `end` that of its sequence. index: of the batch's row, int64."""
+    of, begin, end = _names(b, ("i_s", "int64"), ("t0", "int32"), ("end", "int32"))
     count = arguments.integer("S", host.sequences)
-    _call(
-        b,
-        "find_chunk",
-        (of, begin, end),
-        _pack(arguments, host),
-        index,
-        slot,
-        _length(arguments, host),
-        count,
-        size("C") if chunks == 1 else size("C") * chunks,
-    )
+    given = (_pack(arguments, host), index, slot, _length(arguments, host), count)
+    _call(b, "find_chunk", (of, begin, end), *given, size("C"))
     return Span(index, of, begin, end, slot)
 
 
-def first_stretch(b: Builder, arguments: Arguments, host: Host, span: Span) -> E:
-    """The entry of a sequence's first stretch, in arrays with an entry for each."""
+def first_slot(b: Builder, arguments: Arguments, host: Host, span: Span) -> E:
+    """The entry of a sequence's first chunk, where slots of the span are of something else."""
     unused = _names(b, ("i_b", "int64"), ("begin", "int32"), ("end", "int32"))
-    (stretch,) = _names(b, ("stretch", "int32"))
+    (slot,) = _names(b, ("slot", "int32"))
     given = (_pack(arguments, host), span.sequence, _length(arguments, host))
-    _call(b, "sequence", (*unused, stretch), *given, size("C") * STRETCH)
-    return stretch
+    _call(b, "sequence", (*unused, slot), *given, size("C"))
+    return slot
 
 
 def slots(arguments: Arguments, host: Host) -> E:

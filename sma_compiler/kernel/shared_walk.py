@@ -24,9 +24,8 @@ from sma_compiler.kernel.lower import Lowering, operand
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import chunk as find_chunk
-from sma_compiler.kernel.rows import first_stretch
 from sma_compiler.kernel.sums import PathSums
-from sma_compiler.kernel.walk import STRETCH, Walk
+from sma_compiler.kernel.walk import Walk
 
 
 def may_share(made: Backward) -> bool:
@@ -43,7 +42,7 @@ def may_share(made: Backward) -> bool:
 
 
 class ChunkStates(Chunked):
-    """Builds the kernel that keeps the state at the start of every chunk, and weighs those at the ends of stretches.
+    """Builds the kernel that keeps the state at the start of every chunk, and weighs the pairs that lead over it.
 
     walk: that of dQ. tensors: `sums` has the states, `dstates` of the walk of dV, and `anchors` where they are asked.
     """
@@ -54,31 +53,27 @@ class ChunkStates(Chunked):
         place = self.place()
         static = place.inputs.static((walk.s, walk.x, *self.factors(rows=False)))
         rates = static_rates(walk.paths, static)
-        meets = ("anchors", 0) in self.tensors.sums
-        first = first_stretch(b, self.arguments, self.host, place.span) if meets else None
         states = self.initial_states(place)
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, (), rows=False)
             self.keep_each("states", place, chunk, states)
+            if ("anchors", 0) in self.tensors.sums:
+                self._meet(place, chunk, states[0])
             self.advance(chunk, states)
-            if first is not None:
-                self._meet(place, chunk, states[0], first)
         doc = "One program keeps the state of one head and BK key channels at the start of every chunk."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
-    def _meet(self, place: Place, chunk: Chunk, state: State, first: E) -> None:
-        b, arguments = self.b, self.arguments
-        b.section("Where a stretch of chunks ends, the weight of all pairs across that place")
-        index = b.let("i_c", (chunk.t0 - place.span.begin) // size("C"))
-        ends = b.let("ends", (index % STRETCH).eq(STRETCH - 1) | (chunk.t0 + size("C") >= place.span.end))
-        anchors = arguments.pointer("anchors", self.tensors.sums["anchors", 0])
-        with b.branch(anchors.given().both(ends)):
-            other = self.state_of_chunk("dstates", place, chunk.t0)
-            weight = b.let("b_weight", reduce_sum(reduce_sum(state.matrix * other.to("fp32"), 1), 0))
-            stretches = arguments.integer("STRETCHES", self.host.stretches)
-            at = anchors + self.row_of_tile(place) * stretches + (first + index // STRETCH)
-            b.do(call("tl.store", at, weight, tile=Tile("ptr")))
+    def _meet(self, place: Place, chunk: Chunk, state: State) -> None:
+        b = self.b
+        b.section("Pairs across the whole chunk: its state, times that of the walk from the end")
+        anchors = self.arguments.pointer("anchors", self.tensors.sums["anchors", 0])
+        across = self.leaving(chunk, 0)[1]
+        with b.branch(anchors.given()):
+            after = self.state_of_chunk("dstates", place, chunk.t0)
+            weight = reduce_sum(reduce_sum(state.matrix * after.to("fp32"), 1), 0)
+            weight = weight if across is None else weight * across
+            b.do(call("tl.store", self.address_of_anchor(place, anchors, chunk.t0), weight, tile=Tile("ptr")))
 
 
 class SharedHeads(Chunked):
@@ -181,29 +176,39 @@ class SharedHeads(Chunked):
             sums.weigh(chunk, scores, [], products)
         b.set(weights, weights + scaled(scaled(scores, early, column=False), late, column=True))
         b.section("What rows have of earlier chunks, through the state")
-        with b.branch(self._pointer("states").given()):
-            state = self.state_of_chunk("states", place, chunk.t0)
-            part = self._part(p, state, path.entering(), "in")
-            if sums is not None:
-                sums.through(chunk, 0, part)
-            b.set(totals[0], totals[0] + scaled(part, late, column=True))
-        b.section("And of later ones")
-        with b.branch(self._pointer("dstates").given()):
-            state = self.state_of_chunk("dstates", place, chunk.t0)
-            part = self._part(s, state, path.leaving(), "out")
-            if ("through", 0) in self.tensors.sums:
-                with b.branch(self._pointer("through").given()):
-                    self.write_row(place, self._pointer("through"), chunk, reduce_sum(k.to("fp32") * part, 1))
-            b.set(totals[1], totals[1] + scaled(part, early, column=True))
+        before = self.state_of_chunk("states", place, chunk.t0)
+        self._through("inter", chunk, place, (p, q), before, self._factors(path.entering(), late, "in"), totals[0])
+        b.section("What columns have of later ones, through the state of the walk from the end")
+        after = self.state_of_chunk("dstates", place, chunk.t0)
+        self._through("through", chunk, place, (s, k), after, self._factors(path.leaving(), early, "out"), totals[1])
 
     def _pointer(self, kind: str) -> E:
         return self.arguments.pointer(kind, self.tensors.sums[kind, 0])
 
-    def _part(self, rows: E, state: E, decay: E | None, label: str) -> E:
-        product = dot(rows, state.to("dot"))
-        if decay is not None:
-            product = product * self.b.let(f"b_{label}", decay).col
-        return self.b.let("b_y", product)
+    def _factors(self, decay: E | None, others: list[E], label: str) -> tuple[list[E], list[E]]:
+        """The decay of what rows have through a state, and their other factors."""
+        return [] if decay is None else [self.b.let(f"b_{label}", decay)], others
+
+    def _through(
+        self,
+        kind: str,
+        chunk: Chunk,
+        place: Place,
+        rows: tuple[E, E],
+        state: E,
+        factors: tuple[list[E], list[E]],
+        total: E,
+    ) -> None:
+        """Add what rows have through a state, and write their weights. rows: with the inner and with the outer axis."""
+        b = self.b
+        decay, others = factors
+        inner, outer = rows
+        part = b.let("b_y", scaled(dot(inner, state.to("dot")), decay, column=True))
+        if (kind, 0) in self.tensors.sums:
+            pointer = self._pointer(kind)
+            with b.branch(pointer.given()):
+                self.write_row(place, pointer, chunk, reduce_sum(outer.to("fp32") * part, 1))
+        b.set(total, total + scaled(part, others, column=True))
 
     def _write(self, walk: Walk, group: Inputs, place: Place, lowering: Lowering, valid: E) -> None:
         b = self.b

@@ -21,9 +21,6 @@ from sma_compiler.kernel.linear import Linear, Term
 RESULT = ("batch", "time", "head", "value")
 """The axes of an op's result."""
 
-STRETCH = 4
-"""Chunks of a stretch: at its end the states of two walks meet, so that sums for gate gradients stay short."""
-
 
 @dataclass(frozen=True)
 class Output:
@@ -45,8 +42,8 @@ class Sums:
     """What gradients of gates and factors need of a walk: sums of the whole weights M_rc = other_r . x_c times y's.
 
     other: the operand with the outer axis at rows (q in the walk of dQ, k in that of dK). name: what kernels call it.
-    pairs: whether pairs inside chunks count as well; this walk then leaves its states at the ends of stretches for
-    the walk that counts no pairs, which multiplies its own with them.
+    pairs: whether pairs inside chunks count as well; this walk then leaves the states that come into chunks for the
+    walk that counts no pairs, which multiplies its own with them.
     """
 
     other: Expr

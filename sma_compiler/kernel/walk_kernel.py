@@ -39,13 +39,11 @@ class WalkKernel(Chunked):
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
             self.keep_each("dstates", place, chunk, states)
-            if sums is not None and walk.backward:
+            if sums is not None:
                 sums.meet(chunk, states)
             beside = self._beside()
             y = self._rows_of(place, chunk, states, beside, sums)
             self.advance(chunk, states)
-            if sums is not None and not walk.backward:
-                sums.meet(chunk, states)
             b.section("Output")
             chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
             for output in walk.outputs:

@@ -35,14 +35,14 @@ LENGTHS = {"float32": (1, CHUNK + 1, 90), "float16": (80,)}
 EDGES = ("mamba2", "open_ends", "closed_ends")
 """The ops that are run one position short of a chunk and with a whole one as well, packed, and for one parameter."""
 MUTANTS = {
-    "no anchor": ("simple_gla", "anchors_ptr + (i_b * H + i_h) * STRETCHES + slot, True,", "anchors_ptr, False,"),
-    "no keys": ("simple_gla", "b_z = b_net - b_through", "b_z = b_net"),
-    "forward sums": ("simple_gla", "tl.cumsum(b_z, 0, reverse=True)", "tl.cumsum(b_z, 0)"),
+    "no anchor": ("simple_gla", "anchors_ptr + (i_b * H + i_h) * SLOTS + slot, True,", "anchors_ptr, False,"),
+    "no keys": ("simple_gla", "(tl.cumsum(b_through, 0) - b_through)", "0.0"),
+    "forward sums": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_net + b_inter, 0)"),
     "flipped mask": ("simple_gla", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] <= o_c[:, None]"),
     "strict mask": ("mamba2", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] > o_c[:, None]"),
     "no decay": ("mamba2", "b_s * b_across", "b_s"),
     "no columns": ("mamba2", "b_cols = b_columns + b_through", "b_cols = b_columns"),
-    "short stretch": ("mamba2", "b_carry = b_carry + tl.sum(b_z, 0)", "b_carry = b_carry + 0.0"),
+    "no pairs": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_inter, 0, reverse=True)"),
 }
 """For each the op, a text of its file and what takes its place."""
 STARTS = (0, 1, 1, 20, 90)
@@ -51,7 +51,7 @@ RESULT = ("batch", "time", "head", "value")
 
 
 def module(op: CompiledOp, dtype: str, old: str = "", new: str = "", programs: int = 0) -> ModuleType:
-    """An op's file with chunks of 16, so that short sequences have several stretches; `old` replaced by `new`.
+    """An op's file with chunks of 16, so that short sequences have several; `old` replaced by `new`.
 
     programs: how many should run at once, where sequences are cut in parts for it.
     """

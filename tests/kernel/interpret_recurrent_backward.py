@@ -23,7 +23,7 @@ LENGTHS = (1, 45)
 
 
 def module(op: CompiledOp) -> ModuleType:
-    """An op's file with short stretches."""
+    """An op's file with short chunks."""
     config.recurrent_backward = lambda _: config.Config(chunk=4, outer=8, warps=1, stages=1)
     with tempfile.TemporaryDirectory() as folder:
         return load_text(op.source("recurrent", {}, "float32"), Path(folder))

@@ -18,7 +18,6 @@ from kernel.walks import Built, build
 from torch import Tensor
 
 from sma_compiler.kernel.config import Config
-from sma_compiler.kernel.walk import STRETCH
 from sma_compiler.reference import evaluate
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.target.compile import load_text
@@ -45,9 +44,9 @@ Tensors = dict[str, Tensor | float | None]
 Launch = Callable[..., object]
 
 
-def stretches(time: int) -> int:
-    """How many stretches a sequence has."""
-    return -(-time // (CHUNK * STRETCH))
+def chunks(time: int) -> int:
+    """How many chunks a sequence has."""
+    return -(-time // CHUNK)
 
 
 class Walks:
@@ -94,11 +93,11 @@ class Walks:
                 elif kind == "final_vector":
                     tensor = torch.full([batch, heads, shapes["key"]], math.nan)
                 else:
-                    ends = stretches(time)
+                    slots = chunks(time)
                     shape = {
-                        "states": [batch, heads, ends, shapes["key"], shapes["value"]],
-                        "vectors": [batch, heads, ends, shapes["key"]],
-                        "anchors": [tiles, batch, heads, ends],
+                        "states": [batch, heads, slots, shapes["key"], shapes["value"]],
+                        "vectors": [batch, heads, slots, shapes["key"]],
+                        "anchors": [tiles, batch, heads, slots],
                     }.get(kind, [tiles, batch, heads, time])
                     made = torch.full(shape, math.nan)
                     tensor = passed.get(name, made) if kind in ("states", "vectors") else made
@@ -130,14 +129,14 @@ class Walks:
 
     def gates(self, held: dict[str, Tensors]) -> Tensor:
         """The gradient of the first stream's log gate, closed at the query alone, [B, T, H]."""
-        net, through, anchors = held["dq"]["net0"], held["dk"]["through0"], held["dk"]["anchors0"]
-        assert isinstance(net, Tensor)
-        assert isinstance(through, Tensor)
-        assert isinstance(anchors, Tensor)
-        rows = (net.double().sum(0) - through.double().sum(0)).movedim(-1, 0)  # [T, B, H]
-        ends = anchors.double().sum(0).movedim(-1, 0)
+        net, inter, through, anchors = (
+            sums.double().sum(0).movedim(-1, 0)  # [T, B, H], [chunks, B, H]
+            for sums in (held["dq"]["net0"], held["dq"]["inter0"], held["dk"]["through0"], held["dk"]["anchors0"])
+            if isinstance(sums, Tensor)
+        )
         found = [
-            some.flip(0).cumsum(0).flip(0) + end for some, end in zip(rows.split(CHUNK * STRETCH), ends, strict=True)
+            over + (pairs + late).flip(0).cumsum(0).flip(0) + early.cumsum(0) - early
+            for pairs, late, early, over in zip(*(x.split(CHUNK) for x in (net, inter, through)), anchors, strict=True)
         ]
         return torch.cat(found).movedim(0, 1)
 

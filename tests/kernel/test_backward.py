@@ -161,7 +161,7 @@ class Dense:
         for link in self.made.chain.links:
             bound.update(self.sums(link))
         for output in self.made.chain.outputs:
-            along = tuple("time" if axis == "stretch" else axis for axis in output.axes)
+            along = tuple("time" if axis == "slot" else axis for axis in output.axes)
             self.tensors[output.name] = self.values(output.expr, along, bound)
 
     def sums(self, link: Link) -> dict[Expr, Tensor]:
@@ -180,7 +180,7 @@ class Dense:
     def reduced(self, piece: Piece) -> Tensor:
         decl = next(decl for decl in self.op.params if decl.name == piece.param)
         x = self.tensors[piece.tensor]
-        axes = tuple("time" if axis == "stretch" else axis for axis in piece.axes)
+        axes = tuple("time" if axis == "slot" else axis for axis in piece.axes)
         over = [n for n, axis in enumerate(axes) if axis not in decl.dims]
         x = x.sum(over) if over else x
         left = tuple(axis for axis in axes if axis in decl.dims)

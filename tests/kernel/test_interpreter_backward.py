@@ -18,7 +18,7 @@ LIMITS = {"float32": 6e-6, "float16": 4e-3}
 """Relative errors: of fp32 sums over a few hundred products, and of fp16 operands; sums over time are the worst."""
 MUTANTS = (
     *("no anchor", "no keys", "forward sums", "flipped mask"),
-    *("strict mask", "no decay", "no columns", "short stretch"),
+    *("strict mask", "no decay", "no columns", "no pairs"),
 )
 
 

@@ -21,7 +21,10 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.runtime.op import CompiledOp
 
-KINDS = {True: ("net", "rows", "columns", "states", "vectors"), False: ("through", "states", "vectors", "anchors")}
+KINDS = {
+    True: ("net", "inter", "rows", "columns", "states", "vectors"),
+    False: ("through", "states", "vectors", "anchors"),
+}
 """The sums of a walk that counts pairs, and of one that does not."""
 
 
@@ -46,7 +49,6 @@ class WalksLauncher(Launch):
         self.sequences()
         chunk = b.let("C", config.chunk)
         self.slots(chunk)
-        self.stretches(chunk)
         heads, sizes = host.heads, {axis: host.sizes[axis] for axis in ("key", "value")}
         constants: dict[str, Operand] = {
             "C": chunk,
