@@ -1,0 +1,59 @@
+"""Runs the gradients of heads that share q and k, as `interpret_backward` does those of each head; prints the errors.
+
+One group of two heads, and two groups of two. A mutant sums over the first head of a group alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import torch
+from kernel.interpret import arguments
+from kernel.interpret_backward import CHUNK, SIZES, error, gradients, module, reference, run
+from kernel.specs import compiled
+
+from sma_compiler.kernel import config
+from sma_compiler.kernel.config import Config
+from sma_compiler.runtime.op import CompiledOp
+
+NAMES = ("mamba2", "simple_gla", "unit_keys", "feature_maps", "open_ends", "factors")
+MUTANTS = {
+    "one head": ("tl.range(0, R, num_stages", "tl.range(0, 1, num_stages"),
+    "no pairs": ("b_weights = b_weights + b_scores", "b_weights = b_weights"),
+}
+
+
+def few(*_: object) -> dict[str, Config]:
+    """The configuration of every op here."""
+    small = Config(chunk=CHUNK, outer=16, warps=4, stages=1)
+    return {"states": small, "dv": small, "shared": replace(small, warps=2)}
+
+
+def grouped(op: CompiledOp) -> dict[str, float]:
+    """The errors with two groups of two heads."""
+    sizes = {**SIZES, "time": 33, "head": 4}
+    given = arguments(op.ir, sizes, "float32", 2)
+    dy = torch.randn(sizes["batch"], 33, 4, sizes["value"])
+    found = gradients(op.ir, module(op, "float32"), given, dy)
+    return {key: error(found[key], want) for key, want in reference(op.ir, given, dy).items()}
+
+
+def main(names: list[str]) -> None:
+    """Print the errors of every op, and of mutants of the first."""
+    config.shared = few
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        op = compiled(name)
+        found[f"{name} float32"] = run(op, module(op, "float32"), "float32", 90)
+        found[f"{name} groups"] = grouped(op)
+    op = compiled("mamba2")
+    found["mamba2 float16"] = run(op, module(op, "float16"), "float16", 80)
+    for name, (old, new) in MUTANTS.items():
+        found[name] = run(op, module(op, "float32", old, new), "float32", 33)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(NAMES))

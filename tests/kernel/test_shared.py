@@ -1,0 +1,71 @@
+"""The gradients of heads that share q and k, in Triton's interpreter against the fp64 reference."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from kernel.specs import compiled
+
+from sma_compiler.emit.source import emit
+from sma_compiler.kernel import config
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"float32": 6e-6, "groups": 6e-6, "float16": 4e-3}
+SIZES = {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64}
+
+
+@cache
+def errors() -> dict[str, dict[str, float]]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_shared"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", ["mamba2", "simple_gla", "unit_keys", "feature_maps", "open_ends", "factors"])
+def test_gradients_match_the_reference(name: str) -> None:
+    pytest.importorskip("triton")
+    found = {key.split()[1]: one for key, one in errors().items() if key.split()[0] == name}
+    assert {"float32", "groups"} <= set(found)
+    for case, gradients in found.items():
+        assert max(gradients.values()) < LIMITS[case], (case, gradients)
+
+
+@pytest.mark.parametrize("name", ["one head", "no pairs"])
+def test_mutants_do_not(name: str) -> None:
+    pytest.importorskip("triton")
+    assert max(errors()[name].values()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "dtype", "shared"),
+    [
+        ("mamba2", 1, "bfloat16", True),
+        ("mamba2", 10, "float16", True),
+        ("mamba2", 16, "bfloat16", False),
+        ("mamba2", 1, "float32", False),
+        ("two_streams", 1, "bfloat16", False),
+        ("linear_attention_normalized", 1, "bfloat16", False),
+    ],
+)
+def test_heads_share_where_there_are_enough(name: str, group: int, dtype: str, shared: bool) -> None:
+    op = compiled(name)
+    text = emit(op.ir, op.program.plans, "chunked", {**SIZES, "group": group}, dtype, "sm_90").text
+    assert (f"def {name}_shared_kernel" in text) == shared
+    assert (f"def {name}_dq_kernel" in text) != shared
+
+
+def test_configurations_fit() -> None:
+    for value, outer in ((64, 128), (128, 64)):
+        common = config.backward({**SIZES, "value": value}, "bfloat16", "sm_90")
+        found = config.shared(common, {**SIZES, "value": value, "group": 1}, "bfloat16", "sm_90")
+        assert found["shared"].outer == outer
