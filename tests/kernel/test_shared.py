@@ -16,7 +16,7 @@ from sma_compiler.emit.source import emit
 from sma_compiler.kernel import config
 
 ROOT = Path(__file__).parents[2]
-LIMITS = {"float32": 6e-6, "groups": 6e-6, "float16": 4e-3}
+LIMITS = {"float32": 6e-6, "groups": 6e-6, "split": 6e-6, "float16": 4e-3}
 SIZES = {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64}
 
 
@@ -62,6 +62,20 @@ def test_heads_share_where_there_are_enough(name: str, group: int, dtype: str, s
     text = emit(op.ir, op.program.plans, "chunked", {**SIZES, "group": group}, dtype, "sm_90").text
     assert (f"def {name}_shared_kernel" in text) == shared
     assert (f"def {name}_dq_kernel" in text) != shared
+
+
+def test_the_text_is_golden(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    op = compiled("mamba2")
+    text = emit(op.ir, op.program.plans, "chunked", {**SIZES, "group": 1}, "bfloat16", "sm_90").text
+    path = ROOT / "tests" / "golden" / "mamba2_shared.py.txt"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    (tmp_path / "emitted.py").write_text(text, encoding="utf-8")
+    for command in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(tmp_path)]
+        done = subprocess.run(ruff, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 def test_configurations_fit() -> None:
