@@ -131,7 +131,7 @@ class Inputs:
         """
         lowering = static.extended()
         for node in self._held(exprs):
-            if varies(node) and not lowering.has(node):
+            if varies(node):
                 lowering.bind(node, self._tile(node, t0, rows, valid, node in operands))
         return lowering
 

@@ -59,10 +59,6 @@ class Lowering:
         """Give the tile that holds an expression."""
         self._done[expr] = value
 
-    def has(self, expr: Expr) -> bool:
-        """Whether an expression has a tile already."""
-        return plain(expr) in self._done
-
     def raw(self, expr: Expr) -> E:
         """The tile that holds an expression which was bound, in its own dtype."""
         return self._done[plain(expr)]
