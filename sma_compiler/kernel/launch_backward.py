@@ -183,7 +183,8 @@ class BackwardLauncher(Launch):
 
     def _needs(self) -> None:
         b = self.b
-        b.section("Which gradients are needed, and whether one of those that sums over pairs lead to")
+        sums = ", and whether sums over pairs are needed for them" if self.made.chain is not None else ""
+        b.section(f"Which gradients are asked for{sums}")
         with b.branch(self.needs.missing()):
             b.set(self.needs, sequence([lift(True)]) * len(self.tensors))
         b.assign(self.need.values(), self.needs)
@@ -257,7 +258,8 @@ class BackwardLauncher(Launch):
     ) -> None:
         """Launch a walk, where one of the gradients is needed that it leads to, or `also` something else."""
         b, host, tensors = self.b, self.host, self.names.walks[walk.name]
-        b.section(_TITLES[walk.name])
+        sums = ", and sums over pairs for gates and factors" if walk.sums is not None else ""
+        b.section(_TITLES[walk.name] + sums)
         wanted = [*self._needed(output.name for output in walk.outputs), *also]
         for output in walk.outputs:
             self._output(output.name)
@@ -403,7 +405,7 @@ class BackwardLauncher(Launch):
 
 _TITLES = {
     "again": "What needs the contraction itself, from the start once more",
-    "dq": "Queries, and sums over pairs for gates and factors",
+    "dq": "Queries",
     "dk": "Keys",
     "dv": "Values",
 }

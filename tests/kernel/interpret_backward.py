@@ -31,11 +31,11 @@ from sma_compiler.target.compile import load_text
 
 CHUNK = 16
 SIZES = {"batch": 1, "head": 2, "key": 20, "value": 24}
-LENGTHS = {"float32": (1, CHUNK + 1, 90), "float16": (80,)}
+LENGTHS = (1, 50)
 EDGES = ("mamba2", "open_ends", "closed_ends")
-"""The ops that are run one position short of a chunk and with a whole one as well, packed, and for one parameter."""
+"""The ops that are run with as many positions as a chunk, one fewer, one more; packed; and for one parameter."""
 MUTANTS = {
-    "no anchor": ("simple_gla", "anchors_ptr + (i_b * H + i_h) * SLOTS + slot, True,", "anchors_ptr, False,"),
+    "no anchor": ("mamba2", "anchors_ptr + (i_b * H + i_h) * SLOTS + slot, True,", "anchors_ptr, False,"),
     "no keys": ("simple_gla", "(tl.cumsum(b_through, 0) - b_through)", "0.0"),
     "forward sums": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_net + b_inter, 0)"),
     "flipped mask": ("simple_gla", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] <= o_c[:, None]"),
@@ -45,7 +45,7 @@ MUTANTS = {
     "no pairs": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_inter, 0, reverse=True)"),
 }
 """For each the op, a text of its file and what takes its place."""
-STARTS = (0, 1, 1, 20, 90)
+STARTS = (0, 1, 1, 20, 50)
 """Where the sequences of a pack begin, and the end."""
 RESULT = ("batch", "time", "head", "value")
 
@@ -68,10 +68,10 @@ def given_to(op: Op, time: int, dtype: str) -> Arguments:
     """Random arguments: one head of q and k for two of v, log gates from 0 to -0.5 and some of -30, -1e3, -inf."""
     found = arguments(op, {**SIZES, "time": time}, dtype, 1)
     for name, x in found.items():
-        if isinstance(x, Tensor) and name == "g" and time > 40:
+        if isinstance(x, Tensor) and name == "g" and time >= 40:
             x[:, 7], x[:, 33] = -30.0, -30.0
             if "exp(g)" not in op.text:
-                x[:, 20], x[:, 65:66], x[:, 38] = -math.inf, -math.inf, -1e3
+                x[:, 20], x[:, 35], x[:, 38] = -math.inf, -math.inf, -1e3
     return found
 
 
@@ -143,7 +143,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     """Relative error in the mean square, of a gradient that vanishes the absolute one; infinite where not finite."""
     if not bool(found.isfinite().all()):
         return math.inf
-    return float((found.double() - expected).norm() / max(float(expected.norm()), 0.1 * expected.numel() ** 0.5))
+    return float((found.double() - expected).norm() / max(float(expected.norm()), 0.3 * expected.numel() ** 0.5))
 
 
 def run(op: CompiledOp, made: ModuleType, dtype: str, time: int) -> dict[str, float]:
@@ -153,7 +153,7 @@ def run(op: CompiledOp, made: ModuleType, dtype: str, time: int) -> dict[str, fl
     expected = reference(op.ir, given, dy)
     whole = gradients(op.ir, made, given, dy)
     found = {key: error(whole[key], want) for key, want in expected.items()}
-    if time < 90:
+    if time < 50:
         return found
     halves = joined(op.ir, made, given, dy)
     found |= {f"{key} joined": error(halves[key], want) for key, want in expected.items()}
@@ -173,13 +173,14 @@ def main(names: list[str]) -> None:
         if name in MUTANTS:
             mutated, old, new = MUTANTS[name]
             op = compiled(mutated)
-            found[name] = run(op, module(op, "float32", old, new), "float32", 80)
+            found[name] = run(op, module(op, "float32", old, new), "float32", 50)
             continue
         op = compiled(name)
-        for dtype, lengths in LENGTHS.items():
-            made = module(op, dtype)
-            for time in (*lengths, *((CHUNK - 1, CHUNK) if name in EDGES and dtype == "float32" else ())):
-                found[f"{name} {dtype} {time}"] = run(op, made, dtype, time)
+        made = module(op, "float32")
+        for time in (*LENGTHS, *((CHUNK - 1, CHUNK, CHUNK + 1) if name in EDGES else ())):
+            found[f"{name} float32 {time}"] = run(op, made, "float32", time)
+        if name in LIBRARY:
+            found[f"{name} float16 40"] = run(op, module(op, "float16"), "float16", 40)
         if name in SPLIT:
             made = module(op, "float32", programs=64)
             found[f"{name} float32 split"] = run(op, made, "float32", 90)

@@ -37,7 +37,7 @@ def errors() -> dict[str, dict[str, float]]:
 def test_gradients_match_the_reference(name: str) -> None:
     pytest.importorskip("triton")
     found = {tuple(key.split()[1:]): one for key, one in errors().items() if key.split()[0] == name}
-    assert {("float32", "1"), ("float32", "17"), ("float32", "90"), ("float16", "80")} <= set(found)
+    assert {("float32", "1"), ("float32", "50")} <= set(found)
     for (dtype, _), gradients in found.items():
         assert gradients
         assert max(gradients.values()) < LIMITS[dtype], gradients
