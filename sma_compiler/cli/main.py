@@ -15,7 +15,10 @@ COMMANDS = {
     "check": ("specs", "Check spec files and report every mistake."),
     "explain": ("explain", "Say what a spec's masks are, why, and which plans are legal."),
     "inspect": ("explain", "Print one stage of the compiler for a spec."),
-    "verify": ("verify", "Compare every legal plan with the fp64 reference, outputs and gradients."),
+    "verify": (
+        "verify",
+        "Compare every legal plan with the fp64 reference, outputs and gradients; on a GPU its Triton kernels, too.",
+    ),
     "draw": ("draw", "Draw a spec's masks, their ranks and the tiles of its plans."),
     "bench": ("bench", "Time a spec's plans side by side, or run the standing measurements."),
     "emit": ("kernels", "Write the kernel of a spec as a Triton file."),
