@@ -134,7 +134,7 @@ def _toeplitz(axes: Axes, mask: MaskView, inches: float) -> None:
     count = mask.live.shape[0]
     lag = np.subtract.outer(np.arange(count), np.arange(count))
     stripe = np.abs(lag) // max(1, count // (2 * TILES))
-    shade = np.ma.masked_where(~mask.live, stripe % 2 * 0.55 + stripe / (6 * stripe.max() + 1))
+    shade = np.where(mask.live, stripe % 2 * 0.55 + stripe / (6 * stripe.max() + 1), np.nan)
     shades = colors.LinearSegmentedColormap.from_list("lags", (FULL_TILE, PARTIAL_TILE)).with_extremes(bad=PAPER)
     axes.imshow(shade, cmap=shades, vmin=0, vmax=0.8, extent=(0, TILES, TILES, 0), interpolation="nearest")
 

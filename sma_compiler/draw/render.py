@@ -144,7 +144,7 @@ def _draw_mask(sheet: _Sheet, mask: MaskView, top: float) -> None:
     scale = choose_scale(mask.values)
     norm, palette = norm_and_map(scale)
     count = mask.values.shape[0]
-    shown = np.ma.masked_equal(mask.values, 0.0)
+    shown = np.where(mask.values == 0.0, np.nan, mask.values)
     image = axes.imshow(shown, cmap=palette, norm=norm, interpolation="nearest", extent=(0, count, count, 0))
     axes.set_xticks([])
     axes.set_yticks([])
