@@ -1,6 +1,6 @@
 """Trains a byte-level language model whose mixer is a `.sma` spec, on the Python standard library's own sources.
 
-    python examples/train_bytes.py --mixer retention --minutes 5 --out /tmp/bytes
+    python examples/train_bytes.py --mixer retention --minutes 5 --out bytes
 
 About a million parameters: an embedding, blocks of [norm, mixer, norm, MLP], a tied head. A bigram model counted on
 the same files stands beside it. `--out` gets `loss.png`, `sample.txt` and `result.json`.
