@@ -18,9 +18,10 @@ class PeerMissing(Exception):
     """A peer cannot be imported here."""
 
 
-def _get(module: str, name: str) -> Any:  # noqa: ANN401 (a function without types)
+def _get(module: str, name: str) -> Callable[..., Any]:
     try:
-        return getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PeerMissing(f"{module.split('.')[0]} cannot be imported: {reason}") from error

@@ -31,14 +31,15 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """Holds a stub with a line of help for each command, and imports a command's module only to run it.
 
+    A context and a command are `Any` here: they are click's classes in some releases of typer, typer's own in others.
     Anything that the package refuses ends with its message on stderr and status 2, without a traceback.
     """
 
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 (passed on to typer as they are)
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - settings of every type, for typer to check
         super().__init__(**settings)
         self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:  # noqa: ANN401
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:  # noqa: ANN401 - click's or typer's
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None:
             loaded: typer.Typer = import_module(f"sma_compiler.cli.{COMMANDS[name][0]}").app
@@ -46,7 +47,7 @@ class LazyGroup(TyperGroup):
             command = group.commands[name]
         return name, command, rest
 
-    def invoke(self, ctx: Any) -> object:  # noqa: ANN401
+    def invoke(self, ctx: Any) -> object:  # noqa: ANN401 - click's or typer's
         try:
             return super().invoke(ctx)
         except SmaError as error:

@@ -6,7 +6,7 @@ Sums add ranks, Hadamard products multiply them, a band of hi diagonals has at m
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sma_compiler.facts.sizes import symbol, to_sympy
 from sma_compiler.ir.graph import Graph
@@ -15,6 +15,9 @@ from sma_compiler.mask.algebra import constant, tidy
 from sma_compiler.mask.nodes import Stream, Turn
 from sma_compiler.mask.streams import Analysis, Part, analyse
 from sma_compiler.mask.terms import Term
+
+if TYPE_CHECKING:
+    import sympy
 
 
 def ranks(graph: Graph, analysis: Analysis) -> tuple[Any, Any]:
@@ -29,7 +32,7 @@ def ranks(graph: Graph, analysis: Analysis) -> tuple[Any, Any]:
     return lower, upper
 
 
-def _streams_rank(graph: Graph, analysis: Analysis, side: str) -> Any:  # noqa: ANN401 - sympy ships no types
+def _streams_rank(graph: Graph, analysis: Analysis, side: str) -> sympy.Expr:
     streams = [s for s in analysis.decomposition.streams if s.side == side]
     by_row = _spanned(graph, streams, [(s.row, s.gates, s.segments, s.contracted) for s in streams])
     if any(stream.delay for stream in streams):
@@ -39,7 +42,7 @@ def _streams_rank(graph: Graph, analysis: Analysis, side: str) -> Any:  # noqa: 
     return by_col if getattr(difference, "is_positive", difference > 0) else by_row
 
 
-def _spanned(graph: Graph, streams: list[Stream], keys: list[tuple[Any, ...]]) -> Any:  # noqa: ANN401
+def _spanned(graph: Graph, streams: list[Stream], keys: list[tuple[Any, ...]]) -> sympy.Expr:
     """The number of functions that the streams' rows (or columns) are made of."""
     groups: dict[Any, list[Stream]] = {}
     for stream, (factors, *rest) in zip(streams, keys, strict=True):
@@ -86,18 +89,18 @@ def _near_ranks(graph: Graph, part: Part) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def half() -> Any:  # noqa: ANN401 - sympy ships no types
+def half() -> sympy.Expr:
     """The rank that no off-diagonal block of a T by T matrix exceeds."""
     return symbol("time") // 2
 
 
-def _least(a: Any, b: Any) -> Any:  # noqa: ANN401 - sympy ships no types
+def _least(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
     from sympy import Min
 
     return Min(a, b)
 
 
-def _term_rank(graph: Graph, term: Term, side: int) -> Any:  # noqa: ANN401 - sympy ships no types
+def _term_rank(graph: Graph, term: Term, side: int) -> sympy.Expr:
     """The rank of one term, unbounded in distance: the product of the ranks of its factors."""
     rank: Any = 1
     for factor in term.opaque:

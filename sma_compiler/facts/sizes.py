@@ -37,14 +37,14 @@ Count = int | SizeExpr
 """A number known at compile time, or an expression in sizes."""
 
 
-def symbol(name: str) -> Any:  # noqa: ANN401 - sympy ships no types
+def symbol(name: str) -> sympy.Expr:
     """The sympy symbol of a size or an int parameter."""
     from sympy import Symbol
 
     return Symbol(name, integer=True, positive=True)
 
 
-def count(expr: Any) -> Count:  # noqa: ANN401 - sympy ships no types
+def count(expr: sympy.Expr | int) -> Count:
     """A sympy expression (or an int) as a count."""
     return int(expr) if getattr(expr, "is_Integer", isinstance(expr, int)) else SizeExpr(expr)
 
@@ -54,7 +54,7 @@ def at(number: Count, **sizes: int) -> int:
     return number if isinstance(number, int) else number.at(**sizes)
 
 
-def to_sympy(expr: Expr) -> Any:  # noqa: ANN401 - sympy ships no types
+def to_sympy(expr: Expr) -> sympy.Expr:
     """A static integer expression as sympy, built node by node: no text is ever parsed."""
     from sympy import Add, Integer, Max, Min, Mod, Mul, floor
 

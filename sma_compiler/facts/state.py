@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sma_compiler.facts.sizes import symbol, to_sympy
 from sma_compiler.ir.nodes import Attend, Const, Contraction, Expr, MaskTimes, Solve
 from sma_compiler.mask.columns import held_by
 from sma_compiler.mask.nodes import Decomposition, Stream
 
+if TYPE_CHECKING:
+    import sympy
 
-def state_size(node: Contraction, decomposition: Decomposition, behind: bool, exact: bool) -> Any:  # noqa: ANN401 - sympy ships no types
+
+def state_size(node: Contraction, decomposition: Decomposition, behind: bool, exact: bool) -> sympy.Expr:
     """Elements of the state for one batch row and head.
 
     behind: whether a product of masks reads positions before its band. exact: whether integers are summed, for which a
@@ -41,26 +44,26 @@ def linear(node: Contraction) -> bool:
     return node.normalize != "softmax" or "time" not in node.q.axes
 
 
-def _largest(counts: set[Any]) -> Any:  # noqa: ANN401 - sympy ships no types
+def _largest(counts: set[sympy.Expr]) -> sympy.Expr:
     """The largest of some sizes."""
     from sympy import Max
 
     return Max(*counts)
 
 
-def _slot(node: Contraction, masks: tuple[Expr, ...]) -> Any:  # noqa: ANN401 - sympy ships no types
+def _slot(node: Contraction, masks: tuple[Expr, ...]) -> sympy.Expr:
     """Elements that a cache holds of one position."""
     held = held_by(node, masks)
     mine = [expr for name, expr in held.items() if not name.startswith("mask") or "head" in expr.axes]
     return sum((_elements(expr) for expr in mine), start=0)
 
 
-def _elements(expr: Expr) -> Any:  # noqa: ANN401 - sympy ships no types
+def _elements(expr: Expr) -> sympy.Expr:
     """The size of one position of a tensor for one row and head."""
     return prod(symbol(axis) for axis in expr.axes if axis not in ("batch", "time", "head"))
 
 
-def _carried(node: Contraction, streams: tuple[Stream, ...]) -> Any:  # noqa: ANN401 - sympy ships no types
+def _carried(node: Contraction, streams: tuple[Stream, ...]) -> sympy.Expr:
     """Elements of the states of streams."""
     keys, values = _widths(node)
     total: Any = 0
