@@ -121,7 +121,7 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
 
 
 def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int]) -> Emitted:
-    """The recurrent plan, and the decoding step."""
+    """The recurrent plan, and the decoding step of causal ops."""
     member = linear(op, plans, "recurrent", exact=True)
     roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step")}
     step = f"{op.name}_step"
@@ -129,18 +129,19 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int]) -> Emitted:
     walk = forward_walk(member)
     names = host(member, reserved)
     named = tensors(walk, names)
-    forward = Recurrent(walk, names, named, reserved)
-    kernel = _kernel(forward, roles["forward"])
-    launcher = RecurrentLauncher(member, walk, names, named).make(kernel, config.RECURRENT)
-    still = without_time(member)
-    of_step = host(still, reserved, name=step)
-    held = tensors(walk, of_step)
-    passing = Step(walk, of_step, held, reserved)
-    kernels = [kernel, _kernel(passing, roles["step"])]
-    launchers = [launcher, StepLauncher(still, of_step, held, step).make(kernels[1], config.STEP)]
+    builders: list[Maker] = [Recurrent(walk, names, named, reserved)]
+    kernels = [_kernel(builders[0], roles["forward"])]
+    launchers = [RecurrentLauncher(member, walk, names, named).make(kernels[0], config.RECURRENT)]
+    if not member.backward:
+        still = without_time(member)
+        of_step = host(still, reserved, name=step)
+        held = tensors(walk, of_step)
+        builders.append(Step(walk, of_step, held, reserved))
+        kernels.append(_kernel(builders[1], roles["step"]))
+        launchers.append(StepLauncher(still, of_step, held, step).make(kernels[1], config.STEP))
     common = config.recurrent_backward(sizes)
     back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
-    return _emitted(header(op, plans, "recurrent"), [forward, passing], kernels, launchers, back)
+    return _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back)
 
 
 def _emitted(

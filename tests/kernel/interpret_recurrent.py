@@ -114,13 +114,15 @@ def main(names: list[str]) -> None:
             given = arguments(op.ir, sizes, dtype, group)
             expected = evaluate(op.ir, given)
             middle = sizes["time"] // 3
-            first, state = launch(**part(op.ir, given, 0, middle), return_state=True)
-            second = launch(**part(op.ir, given, middle, sizes["time"]), initial_state=state)
-            few = min(sizes["time"], 24)
-            stepped = [steps(module, op.ir, part(op.ir, given, 0, few), inplace) for inplace in (False, True)]
+            halves = [part(op.ir, given, 0, middle), part(op.ir, given, middle, sizes["time"])]
+            first, second = halves if op.causal else reversed(halves)
+            early, state = launch(**first, return_state=True)
+            late = launch(**second, initial_state=state)
+            few = min(sizes["time"], 24) if op.causal else 0
+            stepped = [steps(module, op.ir, part(op.ir, given, 0, few), inplace) for inplace in (False, True) if few]
             found[f"{name} {number}"] = [
                 error(launch(**given), expected),
-                error(torch.cat([first, second], 1), expected),
+                error(torch.cat([early, late] if op.causal else [late, early], 1), expected),
                 *(error(y, expected[:, :few]) for y in stepped),
                 pack(module, op.ir, given, sizes["time"]) if sizes["time"] > PACK[-1] else 0.0,
             ]
