@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
-from sma_compiler.ir.graph import Graph
+from sma_compiler.ir.graph import Graph, sort_axes
 from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Kind, Reduce, children, postorder
 
 OUTSIDE = frozenset({"batch", "time", "head"})
@@ -133,15 +133,15 @@ def gradients(
     selected: set[Expr] = set()
     found: dict[Expr, X] = {}
 
-    def add(node: Expr, cotangent: X) -> None:
+    def add(node: Expr, cotangent: X, axes: tuple[str, ...]) -> None:
         if node in nodes:
-            new, old = _summed(cotangent, node), found.get(node)
+            new, old = _summed(cotangent, node, axes), found.get(node)
             if old is not None:
                 new = old * 2.0 if new.expr is old.expr else old + new
             found[node] = new
 
     for output, given, may_be_cut in pairs:
-        add(output, X(graph, given))
+        add(output, X(graph, given), output.axes)
         if may_be_cut:
             selected.add(output)
     for node in reversed(nodes):
@@ -150,7 +150,7 @@ def gradients(
         handed = _handed(graph, node, found[node], node in selected)
         for child, cotangent in zip(children(node), handed, strict=True):
             if cotangent is not None:
-                add(child, cotangent)
+                add(child, cotangent, node.axes)
             if node in selected or _selects(node):
                 selected.add(child)
     return {leaf: made.expr for leaf, made in found.items() if leaf in wanted}
@@ -214,10 +214,15 @@ def _unbounded(fn: str, args: tuple[Expr, ...]) -> bool:
     return fn in _UNBOUNDED or not _UNBOUNDED.isdisjoint(inside)
 
 
-def _summed(cotangent: X, node: Expr) -> X:
-    """A cotangent without the axes that its node lacks, but for those that kernels do not sum over."""
+def _summed(cotangent: X, node: Expr, axes: tuple[str, ...]) -> X:
+    """A cotangent without the axes that its node lacks, but for those that kernels do not sum over.
+
+    axes: of the node's user. An axis of it that the cotangent lacks, below a sum, has the same cotangent at every index.
+    """
     expr = cotangent.expr
-    for axis in expr.axes:
-        if axis not in node.axes and axis not in OUTSIDE:
+    for axis in sort_axes({*expr.axes, *axes} - {*node.axes, *OUTSIDE}):
+        if axis in expr.axes:
             expr = cotangent.graph.reduce("sum", expr, axis)
+        else:
+            expr = cotangent.graph.apply("mul", expr, cotangent.graph.size(axis))
     return X(cotangent.graph, expr)

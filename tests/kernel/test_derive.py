@@ -198,6 +198,14 @@ def test_leaves_that_nothing_depends_on_are_left_out() -> None:
     assert gradients(graph, [(graph.apply("where", graph.apply("gt", y, x), x, x), d)], [y]) == {}
 
 
+def test_a_sum_hands_its_cotangent_to_every_index() -> None:
+    graph = Graph()
+    x, s = tensor(graph, "x", ("time", "key")), tensor(graph, "s", ("time",))
+    inner = graph.apply("add", graph.apply("mul", x, x), graph.apply("exp", s))
+    for fn in ("sum", "mean"):
+        compare(graph, graph.reduce(fn, inner, "key"), {x: draw(x.axes, 1), s: draw(s.axes, 2)})
+
+
 @st.composite
 def expressions(draw_: st.DrawFn) -> tuple[Graph, Expr, dict[Param, int]]:
     """A random expression of a few tensors, finite at standard normal values."""
