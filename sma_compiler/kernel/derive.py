@@ -217,7 +217,7 @@ def _unbounded(fn: str, args: tuple[Expr, ...]) -> bool:
 def _summed(cotangent: X, node: Expr, axes: tuple[str, ...]) -> X:
     """A cotangent without the axes that its node lacks, but for those that kernels do not sum over.
 
-    axes: of the node's user. An axis of it that the cotangent lacks, below a sum, has the same cotangent at every index.
+    axes: of the node's user. Where the cotangent lacks one, below a sum, it is the same at every index.
     """
     expr = cotangent.expr
     for axis in sort_axes({*expr.axes, *axes} - {*node.axes, *OUTSIDE}):
