@@ -26,6 +26,7 @@ _IMPORT = """
 import time, torch
 start = time.perf_counter()
 import sma_compiler
+print(time.perf_counter() - start)
 sma_compiler.compile
 print(time.perf_counter() - start)
 """
@@ -60,12 +61,17 @@ class FactsTime:
 
 @dataclass(frozen=True)
 class Suite:
-    """Everything that `sma bench --suite cpu` measures."""
+    """Everything that `sma bench --suite cpu` measures.
+
+    import_seconds: of `import sma_compiler` after `import torch`. loaded_seconds: of that and of loading the compiler,
+    which its first use does.
+    """
 
     threads: int
     speed: tuple[Speed, ...]
     memory: tuple[Memory, ...]
     import_seconds: float
+    loaded_seconds: float
     facts: tuple[FactsTime, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -85,10 +91,10 @@ def run_suite(repeats: int, tick: Tick) -> Suite:
     """Measures everything, the longest last; about two minutes on two cores with `repeats` = 5."""
     facts = tuple(measure_facts(name, repeats, tick) for name in library_names())
     tick("import")
-    imported = import_seconds(repeats)
+    imported, loaded = import_seconds(repeats)
     speed = measure_speed(repeats, tick)
     memory = tuple(Memory(length, *(peak(case, length, tick) for case in CASES)) for length in LENGTHS)
-    return Suite(torch.get_num_threads(), speed, memory, imported, facts)
+    return Suite(torch.get_num_threads(), speed, memory, imported, loaded, facts)
 
 
 def measure_speed(repeats: int, tick: Tick) -> tuple[Speed, ...]:
@@ -119,12 +125,12 @@ def peak(case: str, length: int, tick: Tick) -> float:
     return float(json.loads(done.stdout)["mib"])
 
 
-def import_seconds(repeats: int) -> float:
-    """Median seconds that `import sma_compiler` takes after `import torch`, each in a new process."""
+def import_seconds(repeats: int) -> tuple[float, float]:
+    """Median seconds that `import sma_compiler` takes after `import torch`, and with the compiler; new processes."""
     command = [sys.executable, "-c", _IMPORT]
-    return statistics.median(
-        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(repeats)
-    )
+    outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(repeats)]
+    imported, loaded = zip(*((float(x) for x in output.split()) for output in outputs), strict=True)
+    return statistics.median(imported), statistics.median(loaded)
 
 
 def measure_facts(name: str, repeats: int, tick: Tick) -> FactsTime:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from sma_compiler.call_errors import dims_text
-from sma_compiler.emit.source import PLANS
 from sma_compiler.ir.nodes import Kind
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.program import Program
@@ -61,7 +60,7 @@ class Explanation:
     def backends(self) -> str:
         """What runs the op: torch everywhere, and on GPUs the plans that there are Triton kernels for."""
         kernels = self.program.kernels
-        reasons = {plan: kernels.refusal(plan, {}) for plan in PLANS}
+        reasons = kernels.refusals()
         found = [plan for plan, reason in reasons.items() if not reason]
         lines = ["Backends", "  torch        every plan, on any device"]
         if found:
@@ -69,7 +68,7 @@ class Explanation:
             gradients = f"with gradients {', '.join(trained)}" if trained else "without gradients"
             lines.append(f"  triton       {', '.join(found)} in bf16, fp16 and fp32 on GPUs, {gradients}")
         else:
-            lines.append(f"  triton       no kernel: {reasons[PLANS[0]]}")
+            lines.append(f"  triton       no kernel: {next(iter(reasons.values()))}")
         return "\n".join(lines)
 
     def state(self) -> str:

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sma_compiler.emit.source import emit
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
 from sma_compiler.plan.choose import Plans
 from sma_compiler.runtime.load import load
 from sma_compiler.runtime.replay import Replays
+
+if TYPE_CHECKING:
+    from sma_compiler.emit.source import Emitted
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 """The dtypes that kernels take, by the names that `emit` knows them under."""
@@ -104,8 +106,7 @@ class Kernels:
         found = self._found.get(key)
         if found is None:
             try:
-                text = emit(self.op, self.plans, plan, sizes, dtype, target).text
-                found = _loaded(self.op.name, text)
+                found = _loaded(self.op.name, self.emitted(plan, sizes, dtype, target).text)
             except NoTritonKernel as error:
                 found = error
             self._found[key] = found
@@ -113,20 +114,36 @@ class Kernels:
             raise found.with_traceback(None)
         return found
 
+    def emitted(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
+        """The file of a plan; see `sma_compiler.emit`, which is loaded for the first one.
+
+        Raises:
+            NoTritonKernel: there is none.
+        """
+        from sma_compiler.emit.source import emit
+
+        return emit(self.op, self.plans, plan, sizes, dtype, target)
+
+    def refusals(self) -> dict[str, str]:
+        """The plans that kernels are emitted for, and why not for this op; "" where they are."""
+        from sma_compiler.emit.source import PLANS
+
+        return {plan: self.refusal(plan, {}) for plan in PLANS}
+
     def refusal(self, plan: str, sizes: Mapping[str, int]) -> str:
         """Why there is no kernel for a plan at some sizes (at any, without); "" where there is one."""
         for (known, shape, *_), reason in self._too_large.items():
             if sizes and known == plan and set(_class(sizes)) <= set(shape):
                 return reason
         try:
-            emit(self.op, self.plans, plan, sizes, "bfloat16", "sm_90")
+            self.emitted(plan, sizes, "bfloat16", "sm_90")
         except NoTritonKernel as error:
             return error.reason
         return ""
 
     def has_gradients(self, plan: str) -> bool:
         """Whether the file of a plan has a launcher of the gradients."""
-        functions = emit(self.op, self.plans, plan, {}, "bfloat16", "sm_90").functions
+        functions = self.emitted(plan, {}, "bfloat16", "sm_90").functions
         return any(function.name == f"{self.op.name}_backward" for function in functions)
 
     def refuse(self, kernel: Kernel, reason: str) -> None:

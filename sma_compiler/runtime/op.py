@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from sma_compiler.call_errors import (
     WrongStateElements,
     dims_text,
 )
-from sma_compiler.emit.source import Emitted, emit
 from sma_compiler.facts.facts import Facts
 from sma_compiler.ir.nodes import Op, ParamDecl
 from sma_compiler.plan.choose import Plan
@@ -30,6 +29,9 @@ from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.sizes import named_sizes
 from sma_compiler.runtime.state import State
 from sma_compiler.runtime.state_layout import empty_state
+
+if TYPE_CHECKING:
+    from sma_compiler.emit.source import Emitted
 
 Argument = Tensor | int | float
 """What a parameter takes: a tensor, or for `w: int` and `s: real` a Python number."""
@@ -279,7 +281,7 @@ class CompiledOp:
         self.program.check_plan(plan)
         numbers = tuple(decl.name for decl in self.params if decl.number)
         sizes = named_sizes(self.ir.label, shape or {}, numbers)
-        return emit(self.ir, self.program.plans, plan, sizes, dtype, target)
+        return self.program.kernels.emitted(plan, sizes, dtype, target)
 
     def save(
         self,
