@@ -26,7 +26,7 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
 WALKS = ("again", "dq", "dk", "dv")
-ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "shared", "chain")
+ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "chain")
 """What the kernels of a backward pass are for."""
 
 
@@ -79,15 +79,15 @@ def gradients(
     for walk in made.walks:
         if cut and not (shares and walk is made.dk):
             builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
-        if not shares or walk not in (made.dq, made.dk):
-            builders[walk.name] = walker(walk, outer, names.walks[walk.name], held)
+        alone = not shares or walk not in (made.dq, made.dk)
+        builders[walk.name] = (walker if alone else SharedHeads)(walk, outer, names.walks[walk.name], held)
     if shares:
         builders["states"] = ChunkStates(made.dq, outer, names.walks["states"], held, parts=cut)
-        builders["shared"] = SharedHeads(made.dq, made.dk, outer, names.walks["shared"], held)
     if made.chain is not None:
-        tiles = names.tiles["key"]
-        options = {"backward": member.backward, "apart": apart}
-        builders["chain"] = ChainKernel(made.chain, outer, names.chain, held, tiles, **options)
+        tiles, anchors, backwards = names.tiles["key"], names.anchors, member.backward
+        builders["chain"] = ChainKernel(
+            made.chain, outer, names.chain, held, tiles, anchors, backward=backwards, apart=apart
+        )
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     if ahead:
         kernels["gates"] = kernel(Gates(forward_walk(member).paths, outer, reserved), ahead)

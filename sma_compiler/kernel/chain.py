@@ -33,7 +33,8 @@ from sma_compiler.mask.nodes import Gate
 class ChainKernel(Maker):
     """Builds the kernel: one program for each chunk of each head.
 
-    tensors: `outputs` of the chain and `sums` of the walks. tiles: how many tiles of each sum there are.
+    tensors: `outputs` of the chain and `sums` of the walks. tiles: how many tiles of each sum there are; anchors:
+    of that of pairs that lead over a chunk.
     backward: whether the late ends of paths are keys. apart: whether what goes through states leaves out the pairs
     inside chunks, as in the chunked plan.
     """
@@ -45,6 +46,7 @@ class ChainKernel(Maker):
         tensors: Tensors,
         reserved: frozenset[str],
         tiles: E,
+        anchors: E,
         *,
         backward: bool,
         apart: bool,
@@ -54,6 +56,7 @@ class ChainKernel(Maker):
         self.chain = chain
         self.tensors = tensors
         self.tiles = tiles
+        self.anchors = anchors
         self.backward = backward
         self.read = _read(chain)
 
@@ -113,13 +116,13 @@ class ChainKernel(Maker):
     def _anchor(self, number: int, inputs: Inputs, slot: E) -> E:
         count = slots(self.arguments, self.host)
         pointer = self.arguments.pointer(f"anchors{self._suffix(number)}", self.tensors.sums["anchors", number])
-        return self._over_tiles(pointer + inputs.row() * count + slot, count, lift(True))
+        tiles = self.arguments.integer("ANCHORS", self.anchors)
+        return self._over_tiles(pointer + inputs.row() * count + slot, count, tiles, lift(True))
 
-    def _over_tiles(self, at: E, width: E, valid: E) -> E:
+    def _over_tiles(self, at: E, width: E, count: E, valid: E) -> E:
         """The sum over tiles of what lies at an address of the first; each tile has `width` numbers a head."""
         batches = self.arguments.integer("B", self.host.sizes["batch"])
         heads = self.arguments.integer("H", self.host.heads)
-        count = self.arguments.integer("TILES", self.tiles)
         self.b.helpers.add("over_tiles")
         return call("over_tiles", at, valid, batches * heads * width, count, tile=Tile("fp32", valid.tile.shape))
 
@@ -142,7 +145,8 @@ class ChainKernel(Maker):
         def load(kind: str) -> E:
             pointer = self.arguments.pointer(f"{kind}{name}", sums[kind, number])
             at = pointer + inputs.row() * length + (t0 + rows)
-            return b.let(f"b_{kind}{name}", self._over_tiles(at, length, valid))
+            tiles = self.arguments.integer("TILES", self.tiles)
+            return b.let(f"b_{kind}{name}", self._over_tiles(at, length, tiles, valid))
 
         b.section("Sums of the pairs' weights: over keys for each query, over queries for each key")
         inter = load("inter") if ("inter", number) in sums else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from sma_compiler.kernel.build import TileError
 from sma_compiler.kernel.nodes import (
     Assign,
+    Binary,
     Call,
     Do,
     Expr,
@@ -41,10 +42,18 @@ def verify(function: Function, known: Iterable[str]) -> None:
         TileError: the function is not well formed.
     """
     defined = {*GLOBALS, *known, *(parameter.name for parameter in function.parameters)}
-    _verify(function.body, defined, {}, function.name)
+    _verify(function.body, defined, {}, function.name, {})
 
 
-def _verify(body: Iterable[Statement], defined: set[str], types: dict[str, Tile | None], where: str) -> None:
+def _verify(
+    body: Iterable[Statement],
+    defined: set[str],
+    types: dict[str, Tile | None],
+    where: str,
+    optional: Mapping[Expr, frozenset[str]],
+) -> None:
+    """Check a block. optional: what is defined wherever a condition `pointer is not None` of a kernel holds."""
+    optional = dict(optional)
     for statement in body:
         for expr in _expressions(statement):
             unknown = names(expr) - defined
@@ -59,12 +68,14 @@ def _verify(body: Iterable[Statement], defined: set[str], types: dict[str, Tile 
                         raise TileError(f"{where}: {target.name} changes its type")
                     defined.add(target.name)
             case For(variable=variable, body=inner):
-                _verify(inner, {*defined, variable.name}, types, where)
-            case If(body=inner, orelse=orelse):
-                branches = [set(defined), set(defined)]
-                _verify(inner, branches[0], types, where)
-                _verify(orelse, branches[1], types, where)
+                _verify(inner, {*defined, variable.name}, types, where, optional)
+            case If(condition=condition, body=inner, orelse=orelse):
+                branches = [defined | optional.get(condition, frozenset()), set(defined)]
+                _verify(inner, branches[0], types, where, optional)
+                _verify(orelse, branches[1], types, where, optional)
                 defined |= branches[0] & branches[1]
+                if isinstance(condition, Binary) and condition.op == "is not" and condition.left.tile is not None:
+                    optional[condition] = frozenset(branches[0] - defined)
 
 
 def _expressions(statement: Statement) -> tuple[Expr, ...]:

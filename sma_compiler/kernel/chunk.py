@@ -339,26 +339,21 @@ class Chunked(Maker):
             at, mask = place.inputs.vector(pointer, index)
         self.b.do(call("tl.store", at, value, mask=mask if only is None else mask & only, tile=Tile("ptr")))
 
-    def keep_each(self, kind: str, place: Place, chunk: Chunk, states: tuple[State, ...]) -> None:
-        """Write the state that comes into a chunk, where the launcher has a tensor for that of every chunk."""
-        b = self.b
-        if (kind, 0) not in self.tensors.sums:
-            return
-        b.section(f"The state at the {'end' if self.walk.backward else 'start'} of the chunk is kept")
-        at, mask = self.address_of_chunk(kind, place, chunk.t0)
-        b.helpers.add("store")
-        with b.branch(self.arguments.pointer(kind, self.tensors.sums[kind, 0]).given()):
-            b.do(call("store", at, states[0].matrix, mask, size("MASKED"), tile=Tile("ptr")))
+    def keep_of_chunk(self, place: Place, t0: E, state: State) -> None:
+        """Write the state that comes into a chunk to its place."""
+        at, mask = self._address_of_chunk(place, t0)
+        self.b.helpers.add("store")
+        self.b.do(call("store", at, state.matrix, mask, size("MASKED"), tile=Tile("ptr")))
 
-    def state_of_chunk(self, kind: str, place: Place, t0: E) -> E:
+    def state_of_chunk(self, place: Place, t0: E) -> E:
         """The state that was kept of one chunk."""
-        at, mask = self.address_of_chunk(kind, place, t0)
+        at, mask = self._address_of_chunk(place, t0)
         value = self.b.helper("load", at, mask, size("MASKED"), dtype="in")
-        return self.b.let("b_s", value)
+        return self.b.let("b_kept", value)
 
-    def address_of_chunk(self, kind: str, place: Place, t0: E) -> tuple[E, E]:
+    def _address_of_chunk(self, place: Place, t0: E) -> tuple[E, E]:
         """Where the state of a chunk is kept, of [B, H, slots, K, V]."""
-        pointer = self.arguments.pointer(kind, self.tensors.sums[kind, 0])
+        pointer = self.arguments.pointer("states", self.tensors.sums["states", 0])
         index = place.inputs.row() * slots(self.arguments, self.host) + self.slot(place, t0)
         return place.inputs.matrix(pointer, index, self.walk.inner, self.walk.outer)
 

@@ -133,10 +133,12 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
         return {}
     narrow = sizes["value"] <= 64
     walk = replace(common, warps=8, stages=3)
+    wide = replace(walk, outer=128 if narrow and sizes["key"] > 64 else 64, stages=3 if narrow else 2)
     return {
         "states": walk,
         "dv": walk if sizes["key"] <= 128 else replace(walk, stages=2),
-        "shared": replace(walk, outer=128 if narrow and sizes["key"] > 64 else 64, stages=3 if narrow else 2),
+        "dq": wide,
+        "dk": replace(wide, warps=4) if narrow else wide,
     }
 
 

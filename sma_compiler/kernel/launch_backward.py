@@ -29,7 +29,7 @@ class Named:
     """Names in a backward launcher. walks: what each one's pointers stand for; chain: those of the chain kernel.
 
     initial: the state the op began with; before: its gradient; after: the cotangent of the state it left.
-    tiles: how many tiles the outer axis of a walk has, by axis.
+    tiles: how many tiles the outer axis of a walk has, by axis. anchors: how many those of that name are for a chunk.
     """
 
     walks: dict[str, Tensors]
@@ -38,6 +38,7 @@ class Named:
     before: States
     after: States
     tiles: dict[str, E]
+    anchors: E
 
 
 def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) -> Named:
@@ -72,7 +73,7 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
     if made.before is not None:
         walks[made.before.name] = tensors(made.before, initial, {})
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
-    return Named(walks, Tensors(parts, span, outputs, sums=sums), initial, before, after, tiles)
+    return Named(walks, Tensors(parts, span, outputs, sums=sums), initial, before, after, tiles, tiles["key"])
 
 
 class BackwardLauncher(Launch):
@@ -258,8 +259,7 @@ class BackwardLauncher(Launch):
     ) -> None:
         """Launch a walk, where one of the gradients is needed that it leads to, or `also` something else."""
         b, host, tensors = self.b, self.host, self.names.walks[walk.name]
-        sums = ", and sums over pairs for gates and factors" if walk.sums is not None else ""
-        b.section(_TITLES[walk.name] + sums)
+        b.section(TITLES[walk.name] + (SUMS if walk.sums is not None else ""))
         wanted = [*self._needed(output.name for output in walk.outputs), *also]
         for output in walk.outputs:
             self._output(output.name)
@@ -322,8 +322,8 @@ class BackwardLauncher(Launch):
         if kind in ("states", "vectors"):
             channels = [key, value] if kind == "states" else [key]
             return [batch, heads, host.slots, *channels], self.first.attr("dtype")
-        along = host.slots if kind == "anchors" else time
-        return [self.names.tiles["key"], batch, heads, along], path("torch.float32")
+        tiles, along = (self.names.anchors, host.slots) if kind == "anchors" else (self.names.tiles["key"], time)
+        return [tiles, batch, heads, along], path("torch.float32")
 
     def _chain(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
         b, host, chain = self.b, self.host, self.made.chain
@@ -403,7 +403,8 @@ class BackwardLauncher(Launch):
         return lines
 
 
-_TITLES = {
+SUMS = ", and sums over pairs for gates and factors"
+TITLES = {
     "again": "What needs the contraction itself, from the start once more",
     "dq": "Queries",
     "dk": "Keys",

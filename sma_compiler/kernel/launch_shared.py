@@ -6,34 +6,36 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sma_compiler.kernel.backward import Backward
-from sma_compiler.kernel.build import E, Operand, path, sequence
+from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.config import Config
-from sma_compiler.kernel.host import SIZES, Host, Tensors
-from sma_compiler.kernel.launch_backward import BackwardLauncher, Named, named
+from sma_compiler.kernel.host import SIZES, Host
+from sma_compiler.kernel.launch_backward import SUMS, TITLES, BackwardLauncher, Named, named
 from sma_compiler.kernel.prepare import Kernel, either
+from sma_compiler.kernel.walk import Walk
 
-PAIRS = ("net", "rows", "columns", "inter", "through")
-"""Sums that the kernel of both gradients writes."""
+PAIRS = ("net", "rows", "columns", "inter")
+"""Sums that the kernel of dQ writes; that of dK writes `through`."""
 
 
 def named_shared(made: Backward, host: Host, cut: bool = False) -> Named:
     """Name everything that the kernels read and write; `cut`: several programs have a sequence."""
     names = named(made, host, cut)
     sums = names.chain.sums
-    kept = {
-        ("states", 0): sums.get(("states", 0), path(host.builder.fresh("states"))),
-        ("dstates", 0): path(host.builder.fresh("dstates")),
-    }
+    kept = {("states", 0): sums.get(("states", 0), path(host.builder.fresh("states")))}
+    weights = {("weights", 0): path(host.builder.fresh("weights"))}
     dq, dk, dv = (names.walks[name] for name in ("dq", "dk", "dv"))
-    anchors = {key: x for key, x in sums.items() if key[0] == "anchors"}
-    pairs = {key: x for key, x in sums.items() if key[0] in PAIRS}
+
+    def of(*kinds: str) -> dict[tuple[str, int], E]:
+        return {key: x for key, x in sums.items() if key[0] in kinds}
+
     walks = {
         **names.walks,
-        "dv": replace(dv, sums={("dstates", 0): kept["dstates", 0]}),
-        "states": replace(dq, outputs={}, sums={**kept, **anchors}),
-        "shared": Tensors(dq.parts, dq.span, {**dq.outputs, **dk.outputs}, sums={**kept, **pairs}),
+        "dq": replace(dq, sums={**kept, **weights, **of(*PAIRS)}),
+        "dk": replace(dk, sums={**kept, **weights, **of("through")}),
+        "dv": replace(dv, sums={**kept, **of("anchors")}),
+        "states": replace(dq, outputs={}, sums=kept),
     }
-    return replace(names, walks=walks)
+    return replace(names, walks=walks, anchors=names.tiles["value"])
 
 
 class SharedLauncher(BackwardLauncher):
@@ -42,10 +44,11 @@ class SharedLauncher(BackwardLauncher):
     by_chunk = True
 
     def _outer(self, axis: str, config: Config, each: Mapping[str, Config]) -> int:
-        return each["shared"].outer if axis == "key" else config.outer
+        return each["dq"].outer if axis == "key" else config.outer
 
     def _heads(self, tensor: str) -> E:
-        shared = tensor in self.names.walks["shared"].outputs
+        walks = self.names.walks
+        shared = tensor in walks["dq"].outputs or tensor in walks["dk"].outputs
         return self.host.groups if shared else self.host.heads
 
     def _walks(
@@ -56,35 +59,50 @@ class SharedLauncher(BackwardLauncher):
         if made.before is not None:
             self._walk(made.before, kernels, constants, each[made.before.name])
         by_chain = [self.by_chain] if dq.sums is not None else []
-        outputs = (*dq.outputs, *dk.outputs)
-        wanted = [*self._needed(output.name for output in outputs), *by_chain]
-        tensors = self.names.walks["shared"].sums
-        b.section("The state of every chunk: at its start, and from the end of the sequence to its end")
+        keys = self._needed(output.name for output in dk.outputs)
+        wanted = [*dict.fromkeys((*self._needed(output.name for output in (*dq.outputs, *dk.outputs)), *by_chain))]
+        held = self.names.walks["states"]
+        batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        b.section("The state at the start of every chunk; the weight of all pairs that lead over each")
         self.groups()
-        batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
-        for name in ("states", "dstates"):
-            shape = [batch, heads, host.slots, key, value]
-            b.set(tensors[name, 0], self._new(either(*wanted), shape, self.first.attr("dtype")))
-        self._walk(dv, kernels, constants, each["dv"], also=wanted)
-        b.section("States at the starts of chunks, and the weight of all pairs that lead over each")
-        for sums in (x for (kind, _), x in self.names.walks["states"].sums.items() if kind == "anchors"):
-            b.set(sums, self._new(self.by_chain, *self._sum("anchors")))
-        tiles = self._tiles("key")
-        config, rows = each["states"], host.sequences
-        given = {**constants, **tiles, "STAGES": config.stages}
+        dtype = self.first.attr("dtype")
+        b.set(held.sums["states", 0], self._new(either(*wanted), [batch, heads, host.slots, key, value], dtype))
+        self._sums("dv", "anchors")
+        given = {**constants, **self._tiles("key")}
         with b.branch(either(*wanted)):
+            config, rows = each["states"], host.sequences
             if config.programs:
-                held = self.names.walks["states"]
                 rows = self.begin(kernels["local_dq"], dq, held, given, self.names.tiles["key"], config)
             grid = sequence([heads * self.names.tiles["key"], rows])
-            b.do(kernels["states"].launch(grid, given, config.warps))
-        b.section("Queries and keys, and sums over pairs for gates and factors")
-        for output in outputs:
+            b.do(kernels["states"].launch(grid, {**given, "STAGES": config.stages}, config.warps))
+        b.section(TITLES["dq"] + SUMS if dq.sums is not None else TITLES["dq"])
+        weights = self.names.walks["dq"].sums["weights", 0]
+        shape = [batch, host.groups, time, lift(constants["C"])]
+        b.set(weights, self._new(either(*keys), shape, dtype))
+        self._shared(dq, kernels, given, each["dq"], wanted)
+        self._walk(dv, kernels, constants, each["dv"], also=wanted)
+        b.section(TITLES["dk"])
+        self._shared(dk, kernels, given, each["dk"], [*dict.fromkeys((*keys, *by_chain))])
+
+    def _sums(self, walk: str, *kinds: str) -> None:
+        """Make the tensors for some sums of a walk."""
+        for (kind, _), sums in self.names.walks[walk].sums.items():
+            if kind in kinds:
+                self.b.set(sums, self._new(self.by_chain, *self._sum(kind)))
+
+    def _shared(
+        self,
+        walk: Walk,
+        kernels: Mapping[str, Kernel],
+        given: Mapping[str, Operand],
+        config: Config,
+        wanted: list[E],
+    ) -> None:
+        """Launch the kernel of a gradient that heads share."""
+        b, host = self.b, self.host
+        for output in walk.outputs:
             self._output(output.name)
-        for (kind, _), sums in tensors.items():
-            if kind in PAIRS:
-                b.set(sums, self._new(self.by_chain, *self._sum(kind)))
-        grid = sequence([host.slots * self.names.tiles["key"], host.groups, batch])
+        self._sums(walk.name, *PAIRS, "through")
+        grid = sequence([host.slots * self.names.tiles["key"], host.groups, host.sizes["batch"]])
         with b.branch(either(*wanted)):
-            config = each["shared"]
-            b.do(kernels["shared"].launch(grid, {**constants, **tiles, "STAGES": config.stages}, config.warps))
+            b.do(kernels[walk.name].launch(grid, {**given, "STAGES": config.stages}, config.warps))

@@ -6,6 +6,8 @@ its end, kept in memory by the kernels that run before, chunks need not wait for
     W  = sum over h of decay_h (dY_h V_h^T)
     dQ = W K   + sum over h of decay_h (dY_h S_h)
     dK = W^T Q + sum over h of decay_h (V_h dS_h)
+
+One tensor holds S_h until dQ is made; the walk of dV then leaves dS_h in its place. The kernel of dQ keeps W for dK.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from dataclasses import replace
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.backward import Backward
-from sma_compiler.kernel.build import E, arange, call, dot, pointwise, reduce_sum, size, trans, where, zeros
-from sma_compiler.kernel.chunk import CHANNELS, Chunk, Chunked, Place, State
+from sma_compiler.kernel.build import E, arange, call, dot, pointwise, size, trans, where, zeros
+from sma_compiler.kernel.chunk import CHANNELS, Chunk, Chunked, Place
 from sma_compiler.kernel.gates import Rows, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
@@ -24,6 +26,7 @@ from sma_compiler.kernel.lower import Lowering, operand
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import chunk as find_chunk
+from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Walk
 
@@ -42,9 +45,9 @@ def may_share(made: Backward) -> bool:
 
 
 class ChunkStates(Chunked):
-    """Builds the kernel that keeps the state at the start of every chunk, and weighs the pairs that lead over it.
+    """Builds the kernel that keeps the state at the start of every chunk.
 
-    walk: that of dQ. tensors: `sums` has the states, `dstates` of the walk of dV, and `anchors` where they are asked.
+    walk: that of dQ. tensors: `sums` has the states.
     """
 
     def build(self, name: str) -> Function:
@@ -57,51 +60,49 @@ class ChunkStates(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, (), rows=False)
-            self.keep_each("states", place, chunk, states)
-            if ("anchors", 0) in self.tensors.sums:
-                self._meet(place, chunk, states[0])
+            b.section("The state at the start of the chunk is kept")
+            self.keep_of_chunk(place, t0, states[0])
             self.advance(chunk, states)
         doc = "One program keeps the state of one head and BK key channels at the start of every chunk."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
-    def _meet(self, place: Place, chunk: Chunk, state: State) -> None:
-        b = self.b
-        b.section("Pairs across the whole chunk: its state, times that of the walk from the end")
-        anchors = self.arguments.pointer("anchors", self.tensors.sums["anchors", 0])
-        across = self.leaving(chunk, 0)[1]
-        with b.branch(anchors.given()):
-            after = self.state_of_chunk("dstates", place, chunk.t0)
-            weight = reduce_sum(reduce_sum(state.matrix * after.to("fp32"), 1), 0)
-            weight = weight if across is None else weight * across
-            b.do(call("tl.store", self.address_of_anchor(place, anchors, chunk.t0), weight, tile=Tile("ptr")))
-
 
 class SharedHeads(Chunked):
-    """Builds the kernel of dQ and dK. dq, dk: their walks; tensors: what both write, and the sums and states."""
+    """Builds the kernel of dQ or of dK, all heads of a group in one program.
 
-    def __init__(self, dq: Walk, dk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str]) -> None:
-        super().__init__(dq, host, tensors, reserved, parts=False)
-        self.dk = dk
+    walk: of the one or the other. x: what kernels call its operand of other rows, which pairs inside the chunk weigh.
+    tensors: what it writes, the states of chunks, and `weights`, which the kernel of dQ leaves to that of dK.
+    """
+
+    def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str]) -> None:
+        super().__init__(walk, host, tensors, reserved, parts=False)
         self.guarded = True
 
     def build(self, name: str) -> Function:
         """The kernel."""
-        b, walk, dk = self.b, self.walk, self.dk
+        b, walk = self.b, self.walk
         group, place = self._place()
-        outputs = [output.expr for output in (*walk.outputs, *dk.outputs)]
-        static = group.static((walk.x, dk.x, *outputs))
+        outputs = [output.expr for output in walk.outputs]
+        beside = (walk.sums.other,) if walk.sums is not None else ()
+        operands = (walk.x, *beside)
+        static = group.static((*operands, *outputs))
         b.section("Rows t0 .. t0 + C that the heads share; what lies past the end is read as 0")
         t0 = place.first
         valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
         rows = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
         group.enter(valid)
-        lowering = group.chunk((walk.x, dk.x, *outputs), static, t0, place.offsets, valid, _kept(walk.x, dk.x))
-        q = operand(b, dk.x, dk.names[2], lowering, group.inside[walk.outer])
-        k = operand(b, walk.x, walk.names[2], lowering, group.inside[walk.outer])
-        b.section("Sums over heads: the weights of pairs, and what goes through the states")
-        products = b.let("b_products", dot(q, trans(k))) if walk.sums is not None else None
-        weights = b.let("b_weights", zeros("C", "C"))
-        totals = [b.let(label, zeros("C", self.outer)) for label in ("b_dq", "b_dk")]
+        lowering = group.chunk((*operands, *outputs), static, t0, place.offsets, valid, _kept(*operands))
+        x = operand(b, walk.x, walk.names[2], lowering, group.inside[walk.outer])
+        other = None
+        if walk.sums is not None:
+            other = operand(b, walk.sums.other, walk.sums.name, lowering, group.inside[walk.outer])
+        what = "what goes through the states"
+        b.section(f"Sums over heads: {what}" if walk.backward else f"Sums over heads: the weights of pairs, and {what}")
+        products = weights = None
+        if not walk.backward:
+            products = b.let("b_products", dot(other, trans(x))) if other is not None else None
+            weights = b.let("b_weights", zeros("C", "C"))
+        total = b.let("b_y", zeros("C", self.outer))
         count = self.arguments.integer("R", self.host.heads // self.host.groups)
         b.space()
         heads = call("tl.range", 0, count, tile=Tile("int32"), num_stages=size("STAGES"))
@@ -110,16 +111,14 @@ class SharedHeads(Chunked):
             i_h = b.let("i_h", group.head * count + i_r)
             inputs = Inputs(b, self.arguments, self.host, group.batch, i_h, group.sequence)
             inputs.channels, inputs.inside = group.channels, group.inside
-            self._head(_of(place, inputs), rows, (q, k), products, weights, totals)
+            self._head(replace(place, inputs=inputs), rows, x, other, products, weights, total)
+        between = self._weights(group, place, rows, weights)
         b.section("Output")
-        between = b.let("b_w", weights.to("dot"))
-        for total, a, x in ((totals[0], between, k), (totals[1], trans(between), q)):
-            b.set(total, self.plus_product(total, a, x))
-        for each, total in ((walk, totals[0]), (dk, totals[1])):
-            lowering.bind(each.result, total)
-        for each in (walk, dk):
-            self._write(each, group, place, lowering, valid)
-        doc = "One program has a chunk and BK key channels of the gradients of q and k that a group of heads shares."
+        b.set(total, self.plus_product(total, between, x))
+        lowering.bind(walk.result, total)
+        self._write(walk, group, place, lowering, valid)
+        what = "keys" if walk.backward else "queries"
+        doc = f"One program has a chunk and BK key channels of the gradients of {what} that a group of heads shares."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
     def slot(self, place: Place, t0: E) -> E:
@@ -148,67 +147,76 @@ class SharedHeads(Chunked):
         return group, Place(group, offsets, span, tile, None, span.begin, span.end)
 
     def _head(
-        self, place: Place, rows: Rows, shared: tuple[E, E], products: E | None, weights: E, totals: list[E]
+        self,
+        place: Place,
+        rows: Rows,
+        x: E,
+        other: E | None,
+        products: E | None,
+        weights: E | None,
+        total: E,
     ) -> None:
         """Add what one head brings."""
         b, walk, inputs = self.b, self.walk, place.inputs
-        q, k = shared
-        exprs = (walk.p, walk.s, *self.factors(rows=True))
+        operands = (walk.p,) if weights is None else (walk.p, walk.s)
+        exprs = (*operands, *self.factors(rows=True))
         static = inputs.static(exprs)
         rates = static_rates(walk.paths, static)
         b.space()
-        lowering = inputs.chunk(exprs, static, place.first, place.offsets, rows.valid, _kept(walk.p, walk.s))
+        lowering = inputs.chunk(exprs, static, place.first, place.offsets, rows.valid, _kept(*operands))
         p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner])
-        s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
+        s = p
+        if weights is not None:
+            s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
         paths = self._paths(place, lowering, rows, rates, place.first, at_rows=True)
-        chunk = Chunk(place.first, rows, lowering, p, s, k, None, None, q, paths)
+        chunk = Chunk(place.first, rows, lowering, p, s, x, None, None, other, paths)
+        sums = PathSums(self, place) if walk.sums is not None else None
+        if weights is not None:
+            self._pairs(chunk, sums, products, weights)
+        whose, when = ("columns", "later") if walk.backward else ("rows", "earlier")
+        b.section(f"What {whose} have of {when} chunks, through the state")
         path = paths[0]
-        late, early = path.rows.factors, path.columns.factors
+        decay = path.entering()
+        factors = [] if decay is None else [b.let("b_in", decay)]
+        state = self.state_of_chunk(place, chunk.t0).to("dot")
+        part = b.let("b_part", scaled(dot(p, state), factors, column=True))
+        if sums is not None:
+            sums.through(chunk, 0, part)
+        b.set(total, total + scaled(part, path.rows.factors, column=True))
+
+    def _pairs(self, chunk: Chunk, sums: PathSums | None, products: E | None, weights: E) -> None:
+        """Add the weights that one head gives to the chunk's pairs."""
+        b, path = self.b, chunk.paths[0]
+        assert chunk.p is not None
         b.section("Pairs inside the chunk")
-        scores = b.let("b_scores", dot(p, trans(s)))
-        between = path.between(rows)
+        scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+        between = path.between(chunk.rows)
         if between is None:
-            b.set(scores, where(path.support(rows), scores, 0.0))
+            b.set(scores, where(path.support(chunk.rows), scores, 0.0))
         else:
             b.set(scores, scores * b.let("b_w", between))
-        sums = PathSums(self, place) if products is not None else None
         if sums is not None and products is not None:
             sums.weigh(chunk, scores, [], products)
-        b.set(weights, weights + scaled(scaled(scores, early, column=False), late, column=True))
-        b.section("What rows have of earlier chunks, through the state")
-        before = self.state_of_chunk("states", place, chunk.t0)
-        self._through("inter", chunk, place, (p, q), before, self._factors(path.entering(), late, "in"), totals[0])
-        b.section("What columns have of later ones, through the state of the walk from the end")
-        after = self.state_of_chunk("dstates", place, chunk.t0)
-        self._through("through", chunk, place, (s, k), after, self._factors(path.leaving(), early, "out"), totals[1])
+        scores = scaled(scores, path.columns.factors, column=False)
+        b.set(weights, weights + scaled(scores, path.rows.factors, column=True))
 
-    def _pointer(self, kind: str) -> E:
-        return self.arguments.pointer(kind, self.tensors.sums[kind, 0])
-
-    def _factors(self, decay: E | None, others: list[E], label: str) -> tuple[list[E], list[E]]:
-        """The decay of what rows have through a state, and their other factors."""
-        return [] if decay is None else [self.b.let(f"b_{label}", decay)], others
-
-    def _through(
-        self,
-        kind: str,
-        chunk: Chunk,
-        place: Place,
-        rows: tuple[E, E],
-        state: E,
-        factors: tuple[list[E], list[E]],
-        total: E,
-    ) -> None:
-        """Add what rows have through a state, and write their weights. rows: with the inner and with the outer axis."""
+    def _weights(self, group: Inputs, place: Place, rows: Rows, weights: E | None) -> E:
+        """The weights of pairs, summed over heads: written by the kernel of dQ, read by that of dK."""
         b = self.b
-        decay, others = factors
-        inner, outer = rows
-        part = b.let("b_y", scaled(dot(inner, state.to("dot")), decay, column=True))
-        if (kind, 0) in self.tensors.sums:
-            pointer = self._pointer(kind)
-            with b.branch(pointer.given()):
-                self.write_row(place, pointer, chunk, reduce_sum(outer.to("fp32") * part, 1))
-        b.set(total, total + scaled(part, others, column=True))
+        pointer = self.arguments.pointer("weights", self.tensors.sums["weights", 0])
+        groups = self.arguments.integer("G", self.host.groups)
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        at = score_address(pointer, group.batch * groups + group.head, length, place.first, rows.offsets)
+        if weights is None:
+            b.section("Pairs inside the chunk, as the kernel of queries weighed them")
+            value = b.helper("load", at, rows.valid.col, size("MASKED"), dtype="in")
+            return trans(b.let("b_weights", value.to("dot")))
+        b.section("The weights of pairs are kept, by the program of the first channels")
+        between = b.let("b_w", weights.to("dot"))
+        with b.branch(pointer.given()), b.branch(place.tile.eq(0)):
+            b.helpers.add("store")
+            b.do(call("store", at, between, rows.valid.col, size("MASKED"), tile=Tile("ptr")))
+        return between
 
     def _write(self, walk: Walk, group: Inputs, place: Place, lowering: Lowering, valid: E) -> None:
         b = self.b
@@ -220,11 +228,6 @@ class SharedHeads(Chunked):
                 rows = group.made(output.name, pointer, walk.outer)
                 at, mask = group.addresses(*rows, walk.outer, place.first, place.offsets, valid)
                 b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
-
-
-def _of(place: Place, inputs: Inputs) -> Place:
-    """The place of one head of a group."""
-    return replace(place, inputs=inputs)
 
 
 def _kept(*operands: Expr) -> set[Expr]:

@@ -38,11 +38,11 @@ class WalkKernel(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
-            self.keep_each("dstates", place, chunk, states)
+            met = self._met(place, chunk)
             if sums is not None:
                 sums.meet(chunk, states)
             beside = self._beside()
-            y = self._rows_of(place, chunk, states, beside, sums)
+            y = self._rows_of(place, chunk, states, beside, sums, met)
             self.advance(chunk, states)
             b.section("Output")
             chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
@@ -52,6 +52,33 @@ class WalkKernel(Chunked):
         carries = f"carries the state of one head and {self.outer} {walk.outer} channels along a sequence"
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
+
+    def _met(self, place: Place, chunk: Chunk) -> E | None:
+        """The state that another walk kept of the chunk, read long before it is used; None: no sum needs it."""
+        if self.walk.sums is not None or ("anchors", 0) not in self.tensors.sums:
+            return None
+        with self.b.branch(self.arguments.pointer("anchors", self.tensors.sums["anchors", 0]).given()):
+            return self.state_of_chunk(place, chunk.t0)
+
+    def _exchange(self, place: Place, chunk: Chunk, state: State, met: E | None) -> None:
+        """Leave the state that comes into the chunk in the place of the one that came in from its other end.
+
+        met: that one; the product of both is the weight of all pairs whose path leads over the chunk. Every thread has
+        read its part of it before their sum is known, and so before anything is written.
+        """
+        b = self.b
+        if self.walk.sums is not None or ("states", 0) not in self.tensors.sums:
+            return
+        b.section("The state that comes into the chunk takes the place of the one from its other end")
+        if met is not None:
+            anchors = self.arguments.pointer("anchors", self.tensors.sums["anchors", 0])
+            across = self.leaving(chunk, 0)[1]
+            with b.branch(anchors.given()):
+                weight = reduce_sum(reduce_sum(state.matrix * met.to("fp32"), 1), 0)
+                weight = weight if across is None else weight * across
+                b.do(call("tl.store", self.address_of_anchor(place, anchors, chunk.t0), weight, tile=Tile("ptr")))
+        with b.branch(self.arguments.pointer("states", self.tensors.sums["states", 0]).given()):
+            self.keep_of_chunk(place, chunk.t0, state)
 
     def _rows(self, place: Place, output: Output) -> tuple[E, E]:
         return place.inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
@@ -99,15 +126,22 @@ class WalkKernel(Chunked):
         return self.b.let("b_scores", value)
 
     def _rows_of(
-        self, place: Place, chunk: Chunk, states: tuple[State, ...], beside: Expr | None, sums: PathSums | None
+        self,
+        place: Place,
+        chunk: Chunk,
+        states: tuple[State, ...],
+        beside: Expr | None,
+        sums: PathSums | None,
+        met: E | None,
     ) -> E:
-        """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum."""
+        """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum. met: see `_exchange`."""
         b, walk = self.b, self.walk
         made = self._scores(place, chunk) if self.ahead else None
         first = sums is not None and sums.asked.pairs
         scores = self._pairs(chunk, made, sums) if first else None
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
         y, norm = self._through_states(chunk, states, sums)
+        self._exchange(place, chunk, states[0], met)
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:

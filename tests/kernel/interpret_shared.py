@@ -28,7 +28,7 @@ MUTANTS = {
 def few(common: Config, *_: object) -> dict[str, Config]:
     """The configuration of every op here."""
     small = replace(common, chunk=CHUNK, outer=16)
-    return {"states": small, "dv": small, "shared": replace(small, warps=2)}
+    return {"states": small, "dv": small, "dq": replace(small, warps=2), "dk": small}
 
 
 def grouped(op: CompiledOp) -> dict[str, float]:

@@ -60,8 +60,7 @@ def test_mutants_do_not(name: str) -> None:
 def test_heads_share_where_there_are_enough(name: str, group: int, dtype: str, shared: bool) -> None:
     op = compiled(name)
     text = emit(op.ir, op.program.plans, "chunked", {**SIZES, "group": group}, dtype, "sm_90").text
-    assert (f"def {name}_shared_kernel" in text) == shared
-    assert (f"def {name}_dq_kernel" in text) != shared
+    assert (f"def {name}_states_kernel" in text) == shared
 
 
 def test_the_text_is_golden(request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -82,4 +81,4 @@ def test_configurations_fit() -> None:
     for value, outer in ((64, 128), (128, 64)):
         common = config.backward({**SIZES, "value": value}, "bfloat16", "sm_90")
         found = config.shared(common, {**SIZES, "value": value, "group": 1}, "bfloat16", "sm_90")
-        assert found["shared"].outer == outer
+        assert found["dq"].outer == found["dk"].outer == outer
