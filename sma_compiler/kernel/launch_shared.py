@@ -59,7 +59,7 @@ class SharedLauncher(BackwardLauncher):
         if made.before is not None:
             self._walk(made.before, kernels, constants, each[made.before.name])
         by_chain = [self.by_chain] if dq.sums is not None else []
-        keys = self._needed(output.name for output in dk.outputs)
+        keys = [*dict.fromkeys((*self._needed(output.name for output in dk.outputs), *by_chain))]
         wanted = [*dict.fromkeys((*self._needed(output.name for output in (*dq.outputs, *dk.outputs)), *by_chain))]
         held = self.names.walks["states"]
         batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
@@ -82,7 +82,7 @@ class SharedLauncher(BackwardLauncher):
         self._shared(dq, kernels, given, each["dq"], wanted)
         self._walk(dv, kernels, constants, each["dv"], also=wanted)
         b.section(TITLES["dk"])
-        self._shared(dk, kernels, given, each["dk"], [*dict.fromkeys((*keys, *by_chain))])
+        self._shared(dk, kernels, given, each["dk"], keys)
 
     def _sums(self, walk: str, *kinds: str) -> None:
         """Make the tensors for some sums of a walk."""

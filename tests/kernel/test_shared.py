@@ -77,6 +77,12 @@ def test_the_text_is_golden(request: pytest.FixtureRequest, tmp_path: Path) -> N
         assert done.returncode == 0, done.stdout
 
 
+def test_one_tensor_holds_the_states_of_both_directions() -> None:
+    op = compiled("mamba2")
+    text = emit(op.ir, op.program.plans, "chunked", {**SIZES, "group": 1}, "bfloat16", "sm_90").text
+    assert text.count("(B, H, slots, K, V)") == 1
+
+
 def test_configurations_fit() -> None:
     for value, outer in ((64, 128), (128, 64)):
         common = config.backward({**SIZES, "value": value}, "bfloat16", "sm_90")
