@@ -78,7 +78,7 @@ class SharedLauncher(BackwardLauncher):
         b.section(TITLES["dq"] + SUMS if dq.sums is not None else TITLES["dq"])
         weights = self.names.walks["dq"].sums["weights", 0]
         shape = [batch, host.groups, time, lift(constants["C"])]
-        b.set(weights, self._new(either(*keys), shape, dtype))
+        b.set(weights, self._new(either(*wanted), shape, dtype))
         self._shared(dq, kernels, given, each["dq"], wanted)
         self._walk(dv, kernels, constants, each["dv"], also=wanted)
         b.section(TITLES["dk"])

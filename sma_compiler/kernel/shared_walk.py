@@ -213,7 +213,7 @@ class SharedHeads(Chunked):
             return trans(b.let("b_weights", value.to("dot")))
         b.section("The weights of pairs are kept, by the program of the first channels")
         between = b.let("b_w", weights.to("dot"))
-        with b.branch(pointer.given()), b.branch(place.tile.eq(0)):
+        with b.branch(place.tile.eq(0)):
             b.helpers.add("store")
             b.do(call("store", at, between, rows.valid.col, size("MASKED"), tile=Tile("ptr")))
         return between
