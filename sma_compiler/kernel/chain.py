@@ -116,7 +116,8 @@ class ChainKernel(Maker):
     def _anchor(self, number: int, inputs: Inputs, slot: E) -> E:
         count = slots(self.arguments, self.host)
         pointer = self.arguments.pointer(f"anchors{self._suffix(number)}", self.tensors.sums["anchors", number])
-        tiles = self.arguments.integer("ANCHORS", self.anchors)
+        alike = self.anchors.node == self.tiles.node
+        tiles = self.arguments.integer("TILES" if alike else "ANCHORS", self.anchors)
         return self._over_tiles(pointer + inputs.row() * count + slot, count, tiles, lift(True))
 
     def _over_tiles(self, at: E, width: E, count: E, valid: E) -> E:

@@ -210,7 +210,7 @@ class SharedHeads(Chunked):
         if weights is None:
             b.section("Pairs inside the chunk, as the kernel of queries weighed them")
             value = b.helper("load", at, rows.valid.col, size("MASKED"), dtype="in")
-            return trans(b.let("b_weights", value.to("dot")))
+            return trans(b.let("b_weights", value).to("dot"))
         b.section("The weights of pairs are kept, by the program of the first channels")
         between = b.let("b_w", weights.to("dot"))
         with b.branch(place.tile.eq(0)):
