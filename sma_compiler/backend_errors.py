@@ -92,6 +92,16 @@ class UnsafeCache(Mistake):
 
     def __init__(self, folder: object, what: str) -> None:
         super().__init__(
-            f"the cache folder {folder} {what}: kernels are loaded from it, so it must be yours alone "
+            f"the cache folder {folder} {what}: kernels and tuning records are loaded from it, so it must be yours alone "
             "(chmod 700), or set SMA_CACHE_DIR to another folder"
+        )
+
+
+class RecordsUnusable(Mistake):
+    """The file of tuning records cannot be read or written: another process holds it, or the disk refuses."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(
+            f"the tuning records in {path} cannot be used ({what}): end the process that holds the file, or set "
+            "SMA_CACHE_DIR to a folder on a local disk"
         )

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from sma_compiler.kernel import config
 from sma_compiler.kernel.backward import backward
 from sma_compiler.kernel.chain import ChainKernel
+from sma_compiler.kernel.choices import Choices
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gate_kernel import Gates
@@ -98,11 +99,13 @@ def gradients(
     return Gradients(tuple(builders.values()), own, (built,))
 
 
-def chunked_walks(member: Linear, common: Config, sizes: Mapping[str, int], varying: bool) -> Callable[[Walk], Config]:
+def chunked_walks(
+    member: Linear, common: Config, sizes: Mapping[str, int], choices: Choices, varying: bool
+) -> Callable[[Walk], Config]:
     """The configuration of each chunked walk. varying: whether gates vary in time."""
 
     def chosen(walk: Walk) -> Config:
-        return config.gradient(
+        usual = config.gradient(
             common,
             sizes[walk.inner],
             counts=walk.sums is not None,
@@ -110,5 +113,6 @@ def chunked_walks(member: Linear, common: Config, sizes: Mapping[str, int], vary
             normalised=member.normalize != "none",
             computed=not (is_tensor(member.q) and is_tensor(member.k)),
         )
+        return choices.apply(walk.name, usual)
 
     return chosen

@@ -13,6 +13,7 @@ from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.check import mentioned, prune, verify
+from sma_compiler.kernel.choices import DEFAULT, Choices
 from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
@@ -61,7 +62,15 @@ class Emitted:
         return "\n\n".join(show_function(made) for made in self.functions) + "\n"
 
 
-def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
+def emit(
+    op: Op,
+    plans: Plans,
+    plan: str,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    choices: Choices = DEFAULT,
+) -> Emitted:
     """A file that computes an op: kernels, and launchers: one named after the op; of the recurrent plan also its step.
 
     Args:
@@ -71,6 +80,7 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
         sizes: by axis; they choose the configuration, the file works at any.
         dtype: of the tensors, one of `DTYPES`; chooses the configuration.
         target: one of `TARGETS`; likewise.
+        choices: numbers of configurations in place of those.
 
     Raises:
         NoTritonKernel: this version emits nothing for the op, the plan or the sizes.
@@ -85,17 +95,20 @@ def emit(op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, 
     if sizes["key"] > LARGEST_KEY:
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: a state of {LARGEST_KEY} channels fits on chip")
     if plan == "recurrent":
-        return _recurrent(op, plans, sizes)
-    return _chunked(op, plans, sizes, dtype, target)
+        return _recurrent(op, plans, sizes, choices)
+    return _chunked(op, plans, sizes, dtype, target, choices)
 
 
-def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
+def _chunked(
+    op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+) -> Emitted:
     """The chunked plan: fused, or split for long sequences."""
     member = linear(op, plans, "chunked", exact=dtype == "float32")
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
-    chosen = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
+    usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
+    chosen = choices.apply("forward", usual)
     cut = chosen.programs > 0
     walk = forward_walk(member)
     named = tensors(walk, names)
@@ -111,16 +124,17 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
     ahead = roles["gates"] if names.gates else ""
-    common = config.backward(sizes, dtype, target)
+    common = choices.apply("backward", config.backward(sizes, dtype, target))
     more = ["scan_parts_kernel"] if cut or common.programs else []
-    each = chunked_walks(member, common, sizes, varying=bool(names.gates))
+    each = chunked_walks(member, common, sizes, choices, varying=bool(names.gates))
     walker = partial(WalkKernel, parts=common.programs > 0, scores=False)
-    together = config.shared(common, sizes, dtype, target)
+    shared = config.shared(common, sizes, dtype, target)
+    together = {role: choices.apply(role, found) for role, found in shared.items()}
     back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
     return _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
 
 
-def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int]) -> Emitted:
+def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], choices: Choices) -> Emitted:
     """The recurrent plan, and the decoding step of causal ops."""
     member = linear(op, plans, "recurrent", exact=True)
     roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step")}
@@ -131,15 +145,15 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int]) -> Emitted:
     named = tensors(walk, names)
     builders: list[Maker] = [Recurrent(walk, names, named, reserved)]
     kernels = [_kernel(builders[0], roles["forward"])]
-    launchers = [RecurrentLauncher(member, walk, names, named).make(kernels[0], config.RECURRENT)]
+    launchers = [RecurrentLauncher(member, walk, names, named).make(kernels[0], choices.apply("recurrent", config.RECURRENT))]
     if not member.backward:
         still = without_time(member)
         of_step = host(still, reserved, name=step)
         held = tensors(walk, of_step)
         builders.append(Step(walk, of_step, held, reserved))
         kernels.append(_kernel(builders[1], roles["step"]))
-        launchers.append(StepLauncher(still, of_step, held, step).make(kernels[1], config.STEP))
-    common = config.recurrent_backward(sizes)
+        launchers.append(StepLauncher(still, of_step, held, step).make(kernels[1], choices.apply("step", config.STEP)))
+    common = choices.apply("backward", config.recurrent_backward(sizes))
     back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
     return _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel.choices import read_plan
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
 from sma_compiler.plan.choose import Plans
@@ -97,7 +98,7 @@ class Kernels:
         return 0 if self.member is None else len(self.member.terms)
 
     def find(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Kernel:
-        """The kernel for a plan at some sizes.
+        """The kernel for a plan (with choices, see `kernel.choices`) at some sizes.
 
         Raises:
             NoTritonKernel: there is none.
@@ -115,14 +116,15 @@ class Kernels:
         return found
 
     def emitted(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
-        """The file of a plan; see `sma_compiler.emit`, which is loaded for the first one.
+        """The file of a plan (with choices); see `sma_compiler.emit`, which is loaded for the first one.
 
         Raises:
             NoTritonKernel: there is none.
         """
         from sma_compiler.emit.source import emit
 
-        return emit(self.op, self.plans, plan, sizes, dtype, target)
+        name, choices = read_plan(plan)
+        return emit(self.op, self.plans, name, sizes, dtype, target, choices)
 
     def refusals(self) -> dict[str, str]:
         """The plans that kernels are emitted for, and why not for this op; "" where they are."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -42,10 +43,12 @@ def private_folder(name: str) -> Path:
     Raises:
         UnsafeCache: it cannot be made, somebody else owns it, or others may write to it.
     """
-    folder = cache_dir() / name
+    base = cache_dir()
+    folder = base / name
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        for path in (base, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held, found = base.stat(), folder.stat()
     except OSError as error:
         raise UnsafeCache(folder, f"cannot be made ({error.strerror})") from None
     if os.name == "posix":
@@ -53,6 +56,8 @@ def private_folder(name: str) -> Path:
             raise UnsafeCache(folder, f"belongs to another user (uid {found.st_uid})")
         if found.st_mode & 0o022:
             raise UnsafeCache(folder, f"can be written by others (mode {found.st_mode & 0o777:o})")
+        if held.st_mode & 0o022 and not held.st_mode & stat.S_ISVTX:  # who may rename what is in it may replace it
+            raise UnsafeCache(base, f"can be written by others (mode {held.st_mode & 0o777:o})")
     return folder
 
 
