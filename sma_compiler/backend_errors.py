@@ -92,8 +92,8 @@ class UnsafeCache(Mistake):
 
     def __init__(self, folder: object, what: str) -> None:
         super().__init__(
-            f"the cache folder {folder} {what}: kernels and tuning records are loaded from it, so it must be yours alone "
-            "(chmod 700), or set SMA_CACHE_DIR to another folder"
+            f"the cache folder {folder} {what}: kernels and tuning records are loaded from it, so it must be yours "
+            "alone (chmod 700), or set SMA_CACHE_DIR to another folder"
         )
 
 

@@ -343,11 +343,14 @@ class WrongStateElements(Mistake):
         )
 
 
-class NotAvailable(Mistake):
-    """A part of the interface that this version does not have."""
+class NothingToTune(Mistake):
+    """`op.tune` without a shape or tensors, or with options that leave nothing to measure."""
 
-    def __init__(self, what: str, instead: str) -> None:
-        super().__init__(f"{what} is not available in this version of sma_compiler: {instead}")
+    def __init__(self, op: str, what: str) -> None:
+        super().__init__(
+            f"{op}: nothing to tune: {what}\n"
+            "  Write op.tune(dict(B=8, T=4096, H=16, K=128, V=128)), or give the tensors of a call."
+        )
 
 
 class UnknownLibraryOp(Mistake, LookupError):

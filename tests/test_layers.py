@@ -35,6 +35,8 @@ LAYERS = [
     "torch_plans",
     "verify",
     "runtime",
+    "tune",
+    "runtime.op",
     "driver_errors",
     "driver",
     "interface",
@@ -52,7 +54,7 @@ APART = [("oracle", "torch_plans"), ("reference", "torch_plans"), ("oracle", "ma
 
 HEAVY = {"torch._dynamo", "sympy", "lark", "matplotlib", "rich", "typer", "hypothesis", "triton"}
 """Slow to import or optional: loaded where they are used, inside functions, outside the folders below."""
-HEAVY_PARTS = {"sma_compiler.emit"}
+HEAVY_PARTS = {"sma_compiler.emit", "sma_compiler.tune"}
 """Parts of this package that are loaded likewise: calls on a CPU need none of them."""
 MAY_LOAD_HEAVY = ("cli", "bench", "draw", "verify", "kernel.library")
 

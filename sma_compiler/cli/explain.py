@@ -69,8 +69,8 @@ def _data(op: CompiledOp, sizes: Mapping[str, int]) -> dict[str, Any]:
 def _shape_text(found: list[dict[str, Any]], shape: str) -> str:
     lines = [f"at {shape}"]
     for entry in found:
-        estimates = ", ".join(f"{name} {value:.2g}" for name, value in entry["operations"].items())
-        lines.append(f"  {entry['contraction']}: auto takes {entry['auto']}; estimated operations: {estimates}")
+        estimates = ", ".join(f"{name} {value:.2g}" for name, value in entry["seconds"].items())
+        lines.append(f"  {entry['contraction']}: auto takes {entry['auto']}; predicted seconds: {estimates}")
         ranks = f"rank {entry['lower_rank']} below the diagonal, {entry['upper_rank']} above"
         lines.append(f"    {ranks}; state {entry['state_size']} elements a batch row and head")
     return "\n".join(lines)

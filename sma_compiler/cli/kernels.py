@@ -1,4 +1,4 @@
-"""`sma emit`: a spec as a Triton file; and `sma tune`, which this version does not have and says so."""
+"""`sma emit`: a spec as a Triton file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import typer
 from sma_compiler.cli.common import File, OpName, Shape, find_one, parse_shape
 
 app = typer.Typer()
+
+
+@app.callback()
+def _kernels() -> None:
+    """The commands of this module."""
 
 
 @app.command()
@@ -29,9 +34,3 @@ def emit(
         typer.echo(text, nl=False)
     else:
         out.write_text(text, encoding="utf-8")
-
-
-@app.command()
-def tune(file: File, op_name: OpName = None, shape: Shape = None) -> None:
-    """Measure the plans of a spec on this device and record the best."""
-    find_one(file, op_name).tune([parse_shape(shape)])

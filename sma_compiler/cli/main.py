@@ -22,7 +22,8 @@ COMMANDS = {
     "draw": ("draw", "Draw a spec's masks, their ranks and the tiles of its plans."),
     "bench": ("bench", "Time a spec's plans side by side, or run the standing measurements."),
     "emit": ("kernels", "Write the kernel of a spec as a Triton file."),
-    "tune": ("kernels", "Measure the plans of a spec on this device and record the best."),
+    "tune": ("tune", "Measure the plans of a spec on this device and record the best."),
+    "cache": ("cache", "List, show, export, import and clear tuning records."),
     "doctor": ("doctor", "Report versions, devices, compilers and the cache."),
 }
 """The module that holds each command, and its line of help."""

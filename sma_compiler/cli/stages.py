@@ -13,7 +13,7 @@ from sma_compiler.ir.nodes import Expr
 from sma_compiler.ir.show import show_expr
 from sma_compiler.mask.nodes import Gate, Stream, Turn
 from sma_compiler.plan.choose import Plans
-from sma_compiler.plan.cost import estimate, pick
+from sma_compiler.plan.cost import pick, seconds
 from sma_compiler.syntax import tree
 
 Data = dict[str, Any] | list[Any]
@@ -143,13 +143,13 @@ def plans_text(plans: Plans) -> str:
 
 def at_shape(plans: Plans, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
     """For each contraction: counts at these sizes (None where a size is missing), the plan that `auto` takes, and
-    the estimated operations of every legal plan."""
+    the seconds that the cost model gives every legal plan of the torch backend on a CPU."""
     found = []
     for choice in plans.choices:
         facts = choice.site.facts
         counts = {name: _at(getattr(facts, name), sizes) for name in ("lower_rank", "upper_rank", "state_size")}
-        estimates = {name: estimate(choice, name, sizes) for name in choice.legal}
-        found.append({"contraction": choice.site.name, **counts, "auto": pick(choice, sizes), "operations": estimates})
+        estimates = {name: seconds(choice, name, sizes) for name in choice.legal}
+        found.append({"contraction": choice.site.name, **counts, "auto": pick(choice, sizes), "seconds": estimates})
     return found
 
 

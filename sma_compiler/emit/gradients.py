@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sma_compiler.kernel import config
@@ -33,12 +33,16 @@ ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "chain")
 
 @dataclass(frozen=True)
 class Gradients:
-    """The builders of the kernels, the kernels, and the launcher; none of them where an op has no gradient here."""
+    """The builders of the kernels, the kernels, and the launcher; none of them where an op has no gradient here.
+
+    configs: of walks and of kernels beside them, by role.
+    """
 
     builders: tuple[Maker, ...] = ()
     kernels: tuple[Kernel, ...] = ()
     launchers: tuple[Function, ...] = ()
     refused: str = ""
+    configs: Mapping[str, Config] = field(default_factory=dict)
 
 
 Walker = Callable[[Walk, Host, Tensors, frozenset[str]], Maker]
@@ -96,7 +100,7 @@ def gradients(
     launcher = SharedLauncher if shares else BackwardLauncher
     built = launcher(made, outer, names).build(name, kernels, common, configs)
     own = tuple(made for role, made in kernels.items() if role != "gates")
-    return Gradients(tuple(builders.values()), own, (built,))
+    return Gradients(tuple(builders.values()), own, (built,), configs=configs)
 
 
 def chunked_walks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients
@@ -14,6 +14,7 @@ from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.check import mentioned, prune, verify
 from sma_compiler.kernel.choices import DEFAULT, Choices
+from sma_compiler.kernel.config import Config, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
@@ -45,11 +46,15 @@ DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
 
 @dataclass(frozen=True)
 class Emitted:
-    """A file before it is printed: the lines of its header, its leaf helpers, its kernels and its launcher."""
+    """A file before it is printed: the lines of its header, its leaf helpers, its kernels and its launcher.
+
+    configs: by role, see `kernel.choices`.
+    """
 
     header: tuple[str, ...]
     helpers: tuple[str, ...]
     functions: tuple[Function, ...]
+    configs: Mapping[str, Config | Recurrence] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -99,9 +104,7 @@ def emit(
     return _chunked(op, plans, sizes, dtype, target, choices)
 
 
-def _chunked(
-    op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
-) -> Emitted:
+def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
     """The chunked plan: fused, or split for long sequences."""
     member = linear(op, plans, "chunked", exact=dtype == "float32")
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
@@ -131,7 +134,8 @@ def _chunked(
     shared = config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
-    return _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
+    found = _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
+    return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
 
 
 def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], choices: Choices) -> Emitted:
@@ -145,7 +149,9 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], choices: Choices)
     named = tensors(walk, names)
     builders: list[Maker] = [Recurrent(walk, names, named, reserved)]
     kernels = [_kernel(builders[0], roles["forward"])]
-    launchers = [RecurrentLauncher(member, walk, names, named).make(kernels[0], choices.apply("recurrent", config.RECURRENT))]
+    launchers = [
+        RecurrentLauncher(member, walk, names, named).make(kernels[0], choices.apply("recurrent", config.RECURRENT))
+    ]
     if not member.backward:
         still = without_time(member)
         of_step = host(still, reserved, name=step)
@@ -155,7 +161,14 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], choices: Choices)
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[1], choices.apply("step", config.STEP)))
     common = choices.apply("backward", config.recurrent_backward(sizes))
     back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
-    return _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back)
+    found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back)
+    forward = choices.apply("recurrent", config.RECURRENT)
+    return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})
+
+
+def _backward_configs(back: Gradients, common: Config) -> dict[str, Config]:
+    """Of the walks of gradients, and what they have in common; none where there are no gradients."""
+    return {} if back.refused else {"backward": common, **back.configs}
 
 
 def _emitted(

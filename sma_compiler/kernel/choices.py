@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sma_compiler.kernel.config import Config, Recurrence
 
@@ -110,7 +110,9 @@ class Choices:
         if not chosen:
             return default
         known = {field.name: field for field in fields(default)}
-        given = {name: bool(value) if name == "scores" else value for name, value in chosen.items() if name in known}
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if name in known}
+        if "scores" in given:
+            given["scores"] = bool(given["scores"])
         return replace(default, **given)
 
 

@@ -20,12 +20,13 @@ from sma_compiler.ir.nodes import Op
 from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, check_values, self_check
 from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.pack import Bucket, Pack, make_pack
-from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.program import Program, row_of
 from sma_compiler.runtime.replay import plain
 from sma_compiler.runtime.self_check import check_kernel
 from sma_compiler.runtime.state import State
 from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows, own_memory
 from sma_compiler.runtime.triton import Wanted, kernel_for, run_kernel, run_step
+from sma_compiler.runtime.tuned import tuned
 from sma_compiler.torch_plans.run import Result, run_op
 
 BACKENDS = ("torch", "triton")
@@ -70,7 +71,7 @@ def execute(
     autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     arguments = autocast(program, arguments) if autocasting else arguments
     bounds = packs[0] if packs else None
-    wanted = wanted_kernel(call, arguments, states, packed=bounds is not None)
+    wanted = wanted_kernel(program, call, arguments, states, packed=bounds is not None)
     kernel = kernel_for(program, wanted, arguments)
     if bounds is not None:
         check_pack(op, arguments, bounds, cut_by_values=kernel is None)
@@ -87,7 +88,8 @@ def execute(
         elif kernel is not None:
             found = _run_kernel(program, call, wanted, kernel, arguments, state, bounds)
         else:
-            found = _run_torch(program, call, arguments, state, bounds)
+            by_torch = call._replace(plan=wanted.plan) if wanted.tuned and wanted.backend == "torch" else call
+            found = _run_torch(program, by_torch, arguments, state, bounds)
     outputs: list[Tensor | State] = [_without_time(op, found.result) if call.step else found.result]
     if call.want_state:
         assert found.state is not None
@@ -127,10 +129,20 @@ def autocast(program: Program, arguments: Arguments) -> Arguments:
     return replace(arguments, tensors=cast)
 
 
-def wanted_kernel(call: Call, arguments: Arguments, states: Sequence[State], *, packed: bool) -> Wanted:
-    """The kernel that a call would like. A step without gradients is one launch of the recurrent plan."""
+def wanted_kernel(
+    program: Program, call: Call, arguments: Arguments, states: Sequence[State], *, packed: bool
+) -> Wanted:
+    """The kernel that a call would like: what was tuned, where there is a record.
+
+    A step without gradients is one launch of the recurrent plan.
+    """
     leaves = [*arguments.tensors.values(), *(x for state in states if isinstance(state, State) for x in state.values())]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    if call.plan == "auto" and not call.step and arguments.sizes["time"] and arguments.sizes["batch"]:
+        pick = tuned(program, arguments, training)
+        if pick is not None and call.backend in ("auto", pick.backend):
+            backend = "torch" if pick.backend == "torch" else call.backend
+            return Wanted(pick.plan, backend, training, packed, call.want_lse, tuned=True)
     plan = "recurrent" if call.step and not training else call.plan
     return Wanted(plan, call.backend, training, packed, call.want_lse)
 
@@ -173,7 +185,7 @@ def _run(
     return run_op(
         program.op,
         program.plans,
-        program.choose(call.plan, arguments.sizes, arguments.numbers),
+        program.choose(call.plan, arguments.sizes, arguments.numbers, row_of(arguments.device)),
         arguments.values,
         arguments.sizes,
         compute=arguments.compute,

@@ -100,15 +100,19 @@ def joined(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
 
 def find_kernel(program: Program, plan: str, sizes: Mapping[str, int], params: Sequence[Tensor]) -> Kernel:
     """The kernel for a plan, sizes and tensors in the order of the spec. NoTritonKernel where there is none."""
+    counts = {axis: concrete(size) for axis, size in all_sizes(program, sizes, params).items()}
+    return program.kernels.find(plan, counts, operand_name(program, params), target_of(params[0].device))
+
+
+def all_sizes(program: Program, sizes: Mapping[str, int], params: Sequence[Tensor]) -> dict[str, int]:
+    """Sizes with `group`, the heads that queries or keys have, for tensors in the order of the spec."""
     decls = [decl for decl in program.op.params if not decl.number]
     groups = [
         x.shape[decl.dims.index("head")]
         for decl, x in zip(decls, params, strict=True)
         if {"head", "key"} <= set(decl.dims)
     ]
-    known = {**sizes, "group": max(groups)} if groups else sizes
-    counts = {axis: concrete(size) for axis, size in known.items()}
-    return program.kernels.find(plan, counts, operand_name(program, params), target_of(params[0].device))
+    return {**sizes, "group": max(groups)} if groups else dict(sizes)
 
 
 def operand_name(program: Program, params: Sequence[Tensor]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,6 @@ from sma_compiler import reference
 from sma_compiler.call_errors import (
     InPlaceNeedsState,
     MissingSize,
-    NotAvailable,
     WrongCapacity,
     WrongStateElements,
     dims_text,
@@ -32,6 +31,7 @@ from sma_compiler.runtime.state_layout import empty_state
 
 if TYPE_CHECKING:
     from sma_compiler.emit.source import Emitted
+    from sma_compiler.tune.report import Tuning
 
 Argument = Tensor | int | float
 """What a parameter takes: a tensor, or for `w: int` and `s: real` a Python number."""
@@ -296,6 +296,47 @@ class CompiledOp:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
 
-    def tune(self, *shapes: object, **options: object) -> None:
-        """Measure plans and record the best. Raises `NotAvailable`: plan="auto" goes by the cost model."""
-        raise NotAvailable("op.tune", 'plan="auto" goes by a cost model; `sma bench` times the plans side by side')
+    def tune(
+        self,
+        *given: Mapping[str, int] | Sequence[Mapping[str, int]] | Argument,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+        training: bool = True,
+        limit: int = 12,
+        seconds: float = 60.0,
+        **named: Argument,
+    ) -> tuple[Tuning, ...]:
+        """Measure plans and configurations on this machine, and keep the best: `plan="auto"` goes by them from then on.
+
+        Every one is checked against the torch backend or the fp64 reference on fresh random inputs before it may win.
+        Records are kept in `sma.cache_dir()`, for this op, sizes (lengths and batches up to a power of two), dtype,
+        device and versions, apart for calls with gradients and without.
+
+        Args:
+            given: shapes, each a mapping as `explain` takes it (or a list of them); or example tensors, as a call
+                takes them.
+            dtype: of queries, keys and values, where shapes are given.
+            device: where, likewise; None: the GPU if there is one.
+            training: whether to measure gradients, too.
+            limit: configurations for each shape, at most.
+            seconds: for each shape, beyond which no further configuration is begun.
+            named: example tensors by the spec's names.
+
+        Returns:
+            For each shape its table, to be printed: `.rows`, `.forward` and `.training` (the records), `.rejected`.
+
+        Raises:
+            CallError: before any work, a subclass for each mistake.
+        """
+        from sma_compiler.tune.entry import tune_all
+
+        return tune_all(
+            self.program,
+            given,
+            named,
+            dtype=dtype,
+            device=device,
+            training=training,
+            limit=limit,
+            seconds=seconds,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from sma_compiler.ir.nodes import Attend, Expr, Op, postorder
 from sma_compiler.ir.roles import Roles, roles
 from sma_compiler.plan.choose import PLANS, Plans
 from sma_compiler.plan.cost import pick
+from sma_compiler.plan.devices import CPU, Device, device_row
 from sma_compiler.runtime.kernels import Kernels
 from sma_compiler.runtime.replay import Replays
 
@@ -92,8 +93,12 @@ class Program:
     def _picked(self) -> dict[tuple[object, ...], dict[Expr, str]]:
         return {}
 
-    def choose(self, plan: str, sizes: Mapping[str, int], numbers: Mapping[str, int | float]) -> Mapping[Expr, str]:
-        """The plan of every contraction: the one asked for wherever it is legal, else the cheapest at these sizes.
+    def choose(
+        self, plan: str, sizes: Mapping[str, int], numbers: Mapping[str, int | float], device: Device = CPU
+    ) -> Mapping[Expr, str]:
+        """The plan of every contraction: the one asked for wherever it is legal, else the fastest at these sizes.
+
+        device: that the torch backend runs on.
 
         Raises:
             UnknownPlan: a name that no plan has.
@@ -101,13 +106,13 @@ class Program:
         """
         self.check_plan(plan)
         counts = {name: concrete(n) for name, n in {**sizes, **numbers}.items() if isinstance(n, int | torch.SymInt)}
-        key = (plan, *sorted(counts.items()))
+        key = (plan, device.name, *sorted(counts.items()))
         if key not in self._picked:
             if len(self._picked) >= 1024:  # the lengths of a long-running server are many
                 self._picked.clear()
             choices = self.plans.choices
             wanted = "recurrent" if plan == "auto" and counts["time"] == 1 else plan  # a step of a recurrence is one
-            self._picked[key] = {choice.site.node: pick(choice, counts, wanted) for choice in choices}
+            self._picked[key] = {choice.site.node: pick(choice, counts, wanted, device) for choice in choices}
         return self._picked[key]
 
     def check_plan(self, plan: str) -> None:
@@ -137,6 +142,12 @@ def concrete(size: int | torch.SymInt) -> int:
         hint = size.node.hint
         return int(hint) if hint is not None else 4096
     return size
+
+
+@cache
+def row_of(device: torch.device) -> Device:
+    """What a device can do, for the cost model."""
+    return device_row(device.type, torch.cuda.get_device_name(device) if device.type == "cuda" else "")
 
 
 _programs: dict[str, Program] = {}

@@ -245,7 +245,9 @@ def import_text(text: str) -> int:
     except ValueError as error:
         raise BadRecord(f"no JSON: {error}") from None
     if not isinstance(data, dict) or data.get("sma_records") != VERSION or not isinstance(data.get("records"), list):
-        raise BadRecord(f'records are {{"sma_records": {VERSION}, "records": [...]}}, as `sma cache export` writes them')
+        raise BadRecord(
+            f'records are {{"sma_records": {VERSION}, "records": [...]}}, as `sma cache export` writes them'
+        )
     found = []
     for number, entry in enumerate(data["records"]):
         if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):

@@ -373,6 +373,11 @@ class Replays:
         self._tapes: dict[Hashable, Tape | None] = {}
         self._seen: set[Hashable] = set()
 
+    def clear(self) -> None:
+        """Forget them: the function does something else from now on."""
+        self._tapes.clear()
+        self._seen.clear()
+
     def call(self, key: Hashable, inputs: Sequence[Tensor | None], run: Run) -> Any:  # noqa: ANN401
         """`run()`, or a tape of it. key: `form` of the inputs, and whatever else `run` depends on."""
         if _recording.tape is not None:
@@ -386,8 +391,7 @@ class Replays:
             return run()
         if key not in self._seen:  # the first call compiles kernels: what it does is not worth noting
             if max(len(self._seen), len(self._tapes)) >= TAPES:
-                self._seen.clear()
-                self._tapes.clear()
+                self.clear()
             before = _recording.launches
             found = run()
             if _recording.launches > before:

@@ -12,20 +12,23 @@ import torch
 from torch import Tensor
 
 from sma_compiler.backend_errors import WrongKernel
+from sma_compiler.kernel.choices import read_plan
 from sma_compiler.reference import Argument
 from sma_compiler.runtime.args import Arguments, bind, readable
 from sma_compiler.runtime.job import operand_name
-from sma_compiler.runtime.kernels import DTYPES, Kernel
-from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.kernels import DTYPES, Kernel, target_of
+from sma_compiler.runtime.program import Program, row_of
 from sma_compiler.runtime.triton import run_kernel
 from sma_compiler.torch_plans.run import run_op
-from sma_compiler.verify.cases import make_case
-from sma_compiler.verify.check import compare_backends
+from sma_compiler.verify.cases import Case, make_case
+from sma_compiler.verify.check import check_plan, compare_backends
 from sma_compiler.verify.contract import Report
-from sma_compiler.verify.samples import default_sizes
+from sma_compiler.verify.samples import default_sizes, samples
 
 TIME = 150
 """Positions: two whole chunks of 64 and a ragged one."""
+TIMES = (TIME, 256)
+"""Whole chunks alone as well, before a record may name a kernel: it is compiled anew for those."""
 HEADS = 2
 SEEDS = 4
 """Draws of the inputs, pooled where a block of a tensor is small."""
@@ -54,23 +57,92 @@ def check_kernel(program: Program, plan: str, kernel: Kernel, arguments: Argumen
         _checked.add(key)
 
 
-def compare(
-    program: Program, plan: str, kernel: Kernel, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device
+def check_pick(
+    program: Program,
+    backend: str,
+    plan: str,
+    sizes: Mapping[str, int],
+    numbers: Mapping[str, int | float],
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
 ) -> Report:
-    """The errors of a kernel's output and gradients beside those of the torch backend, at the key and value size of
-    `sizes` and few positions and heads."""
+    """The errors of a plan (with its choices) on a backend, before a record may name it.
+
+    A kernel is held to the torch backend, a plan of the torch backend to the fp64 reference. seed: of the inputs.
+
+    Raises:
+        NoTritonKernel: there is no such kernel.
+    """
+    if backend == "triton":
+        kernel = program.kernels.find(plan, sizes, DTYPES[dtype], target_of(device))
+        reports = [compare(program, plan, kernel, sizes, dtype, device, numbers, seed, time) for time in TIMES]
+        return reports[0] + reports[1]
+    cases = small_cases(program, sizes, dtype, device, numbers, seed)
+    with torch.inference_mode(False), torch.enable_grad():
+        return check_plan(cases, lambda plan, arguments: run_plan(program, plan, arguments), plan)
+
+
+def small_cases(
+    program: Program,
+    sizes: Mapping[str, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    numbers: Mapping[str, int | float],
+    seed: int,
+    time: int = TIME,
+) -> list[Case]:
+    """Random inputs with their exact answers, at the key and value size of `sizes` and few positions and heads."""
+    op, small = program.op, small_sizes(program, sizes, time)
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for draw in range(seed, seed + SEEDS):
+            arguments = {**samples(op, small, dtype, draw, device), **numbers}
+            found.append(make_case(op, small, dtype, draw, device, arguments=arguments))
+    return found
+
+
+def small_sizes(program: Program, sizes: Mapping[str, int], time: int) -> dict[str, int]:
+    """The key and value size of `sizes` and few positions and heads; heads share keys where they do there."""
+    fixed = ("batch", "time", "head", "group", "lag", "level")
+    few = {axis: size for axis, size in sizes.items() if axis not in fixed} | {"batch": 1, "time": time, "head": HEADS}
+    if sizes.get("group", 0) not in (0, sizes.get("head")):
+        few["group"] = 1
+    return default_sizes(program.op, **few)
+
+
+def check_sizes(program: Program, sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """The sizes at which a kernel is checked."""
+    return [small_sizes(program, sizes, time) for time in TIMES]
+
+
+def run_plan(program: Program, plan: str, arguments: Mapping[str, Argument]) -> Tensor:
+    """An op by the torch backend."""
+    given = bind(program.op, (), arguments)
+    chosen = program.choose(plan, given.sizes, given.numbers, row_of(given.device))
+    return run_op(program.op, program.plans, chosen, given.values, given.sizes, compute=given.compute).result
+
+
+def compare(
+    program: Program,
+    plan: str,
+    kernel: Kernel,
+    sizes: Mapping[str, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    numbers: Mapping[str, int | float] | None = None,
+    seed: int = 0,
+    time: int = TIME,
+) -> Report:
+    """The errors of a kernel's output and gradients beside those of the torch backend."""
     op = program.op
-    channels = {axis: size for axis, size in sizes.items() if axis not in ("batch", "time", "head")}
-    small = default_sizes(op, **{**channels, "batch": 1, "time": TIME, "head": HEADS})
 
     def by_kernel(plan: str, arguments: Mapping[str, Argument]) -> Tensor:
         return run_kernel(program, plan, "ieee", kernel, bind(op, (), arguments), None, None, False).result
 
-    def by_torch(plan: str, arguments: Mapping[str, Argument]) -> Tensor:
-        given = bind(op, (), arguments)
-        chosen = program.choose(plan, given.sizes, given.numbers)
-        return run_op(op, program.plans, chosen, given.values, given.sizes, compute=torch.float32).result
-
+    name, _ = read_plan(plan)
+    cases = small_cases(program, sizes, dtype, device, numbers or {}, seed, time)
     with torch.inference_mode(False), torch.enable_grad():
-        cases = [make_case(op, small, dtype, seed, device) for seed in range(SEEDS)]
-        return compare_backends(cases, by_kernel, by_torch, "chunked" if plan == "auto" else plan)
+        return compare_backends(
+            cases, by_kernel, lambda plan, given: run_plan(program, plan, given), "chunked" if name == "auto" else name
+        )

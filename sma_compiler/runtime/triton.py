@@ -24,13 +24,17 @@ STATE = "attend0.S"
 
 
 class Wanted(NamedTuple):
-    """What a call needs of a kernel. training: gradients; packed: `cu_seqlens`; lse: the log-sum-exp of its rows."""
+    """What a call needs of a kernel. training: gradients; packed: `cu_seqlens`; lse: the log-sum-exp of its rows.
+
+    tuned: whether plan and backend are those of a record.
+    """
 
     plan: str
     backend: str
     training: bool
     packed: bool
     lse: bool
+    tuned: bool = False
 
 
 def kernel_for(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel | None:

@@ -6,7 +6,7 @@ import pytest
 
 from sma_compiler.ir.check import check_file
 from sma_compiler.plan.choose import PLANS, plan
-from sma_compiler.plan.cost import estimate, pick
+from sma_compiler.plan.cost import pick, seconds
 from sma_compiler.plan.errors import MaskMayBeNegative, SolveNotStrict
 from sma_compiler.source import Source
 from sma_compiler.syntax.locate import library_names, library_source
@@ -86,5 +86,5 @@ def test_the_cheapest_plan_depends_on_the_length() -> None:
     assert pick(choice, sizes | {"time": 65536}) == "chunked"
     assert pick(choice, sizes | {"time": 1}) != "chunked"
     assert pick(choice, sizes | {"time": 65536}, "recurrent") == "recurrent"
-    costs = [estimate(choice, "quadratic", sizes | {"time": time}) for time in (128, 256, 512)]
+    costs = [seconds(choice, "quadratic", sizes | {"time": time}) for time in (128, 256, 512)]
     assert costs == sorted(costs)

@@ -334,11 +334,6 @@ def test_refuses_bad_input_before_any_work() -> None:
         GLA(**given)
 
 
-def test_what_does_not_exist_yet_says_so() -> None:
-    with pytest.raises(errors.NotAvailable, match=r"is not available in this version of sma_compiler"):
-        GLA.tune()
-
-
 @pytest.mark.parametrize("plan", ["quadratic", "recurrent", "chunked"])
 def test_a_plan_is_taken_wherever_it_is_legal(plan: str) -> None:
     op = sma.compile(

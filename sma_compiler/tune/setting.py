@@ -1,0 +1,108 @@
+"""What is tuned for: an op's arguments at some sizes, of a dtype, on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sma_compiler.call_errors import MissingSize, dims_text
+from sma_compiler.reference import Argument
+from sma_compiler.runtime.args import Arguments, bind, check_turns, check_values
+from sma_compiler.runtime.job import operand_name
+from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.records import Key
+from sma_compiler.runtime.sizes import named_sizes
+from sma_compiler.runtime.tuned import make_key, measured_sizes
+from sma_compiler.verify.samples import default_sizes, samples
+
+FITTING = ("mode", "lag", "level")
+"""Axes whose sizes follow from the others where they are not given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """arguments: those that are timed. training: whether gradients are wanted, too."""
+
+    program: Program
+    arguments: Arguments
+    training: bool
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Of every axis, and `group`."""
+        return measured_sizes(self.program, self.arguments)
+
+    @property
+    def numbers(self) -> Mapping[str, int | float]:
+        """The number parameters."""
+        return self.arguments.numbers
+
+    @property
+    def device(self) -> torch.device:
+        """Of the tensors."""
+        return self.arguments.device
+
+    @cached_property
+    def dtype_name(self) -> str:
+        """Of what matrix products multiply."""
+        tensors = list(self.arguments.tensors.values())
+        wide = any(x.dtype == torch.float64 for x in tensors)
+        return "float64" if wide else operand_name(self.program, tensors)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same."""
+        found: torch.dtype = getattr(torch, self.dtype_name)
+        return found
+
+    def key(self, training: bool) -> Key:
+        """Of the record."""
+        return make_key(self.program, self.sizes, self.numbers, self.dtype_name, self.device, training=training)
+
+    def __str__(self) -> str:
+        letters = {"batch": "B", "time": "T", "head": "H", "key": "K", "value": "V", "group": "G"}
+        integers = {name: n for name, n in self.numbers.items() if isinstance(n, int)}
+        parts = [f"{letters.get(axis, axis)}={size}" for axis, size in {**self.sizes, **integers}.items()]
+        return f"{self.program.op.name} {' '.join(parts)} {self.dtype_name} on {self.device}"
+
+
+def from_shape(
+    program: Program, shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, *, training: bool, seed: int
+) -> Setting:
+    """Random arguments of a shape: sizes by axis or letter, and the op's integer parameters by name.
+
+    Raises:
+        CallError: a size is missing, unknown or not positive.
+    """
+    op = program.op
+    integers = tuple(decl.name for decl in op.params if decl.number)
+    given = named_sizes(op.label, shape, integers)
+    numbers = {name: given.pop(name) for name in integers if name in given}
+    for decl in op.params:
+        for axis in decl.dims:
+            if axis not in given and axis not in FITTING:
+                raise MissingSize(op.label, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
+    drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device)
+    return from_tensors(program, (), {**drawn, **numbers}, training=training)
+
+
+def from_tensors(
+    program: Program, positional: Sequence[object], named: Mapping[str, object], *, training: bool
+) -> Setting:
+    """The arguments of a call, which are checked as those of a call are."""
+    arguments = bind(program.op, positional, named)
+    check_turns(program.op, program.roles, arguments)
+    check_values(program.op, program.roles, arguments)
+    tensors = {
+        name: x.detach().requires_grad_(training and x.is_floating_point()) for name, x in arguments.tensors.items()
+    }
+    return Setting(program, Arguments(tensors, arguments.numbers, arguments.sizes), training)
+
+
+def leaves(setting: Setting) -> list[Tensor]:
+    """The tensors that have gradients."""
+    return [x for x in setting.arguments.tensors.values() if x.requires_grad]

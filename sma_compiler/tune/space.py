@@ -1,0 +1,129 @@
+"""What may be measured for a setting: the plans of every backend, and of kernels the configurations worth a try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product, zip_longest
+from typing import Any
+
+from sma_compiler.emit.source import DEFAULTS, PLANS, emit
+from sma_compiler.kernel.choices import WALKS, Choices
+from sma_compiler.kernel.config import Config, Recurrence, power_of_two
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.runtime.kernels import has_triton, target_of
+from sma_compiler.runtime.program import row_of
+from sma_compiler.tune.forecast import Forecast, configured, kernel_forecast, shape_of, torch_forecast
+from sma_compiler.tune.report import Candidate
+from sma_compiler.tune.setting import Setting
+
+HOPELESS = 8.0
+"""Times the best prediction: plans beyond it are not measured."""
+PROGRAMS = (0, 264, 528)
+"""How many programs a long sequence is cut for; 0: it is not."""
+LONG = 64
+"""Chunks from which on cutting sequences is worth a try."""
+
+
+def candidates(setting: Setting, limit: int) -> list[Candidate]:
+    """At most `limit` candidates, the plan's defaults first: those that the cost model puts first."""
+    torch_plans = _torch(setting)
+    by_plan = [list(_kernels(setting, plan, limit)) for plan in PLANS] if _kernels_run(setting) else []
+    every = [*torch_plans, *(one for own in by_plan for one in own)]
+    best = min((_total(one, setting.training) for one in every), default=0.0)
+    near = [one for one in every if _total(one, setting.training) <= HOPELESS * best]
+    first = [one for one in near if not one.choices]
+    rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, setting.training))
+    first.sort(key=lambda one: _total(one, setting.training))
+    return [*first, *rest][:limit]
+
+
+def _total(one: Candidate, training: bool) -> float:
+    return (one.predicted or 0.0) + ((one.predicted_backward or 0.0) if training else 0.0)
+
+
+def _torch(setting: Setting) -> list[Candidate]:
+    """Each plan of the torch backend that differs from the others here, and the mixture that "auto" takes."""
+    program = setting.program
+    seen: dict[tuple[str, ...], Candidate] = {}
+    for name in (*(plan.name for plan in program.plans.legal), "auto"):
+        chosen = tuple(program.choose(name, setting.sizes, setting.numbers, row_of(setting.device)).values())
+        found = torch_forecast(program, name, setting.sizes, setting.numbers, row_of(setting.device))
+        seen.setdefault(chosen, _candidate("torch", name, Choices(), found))
+    return list(seen.values())
+
+
+def _candidate(backend: str, plan: str, choices: Choices, found: Forecast) -> Candidate:
+    return Candidate(backend, plan, choices, found.forward, found.backward)
+
+
+def _kernels_run(setting: Setting) -> bool:
+    return setting.device.type == "cuda" and has_triton() and setting.dtype_name != "float64"
+
+
+def _kernels(setting: Setting, plan: str, limit: int) -> Iterator[Candidate]:
+    """A plan's file with its defaults, then files with other numbers: the best forward ones beside the best backward
+    ones, as the cost model ranks them."""
+    program, dtype, target, row = setting.program, setting.dtype_name, target_of(setting.device), row_of(setting.device)
+    try:
+        usual = emit(program.op, program.plans, plan, setting.sizes, dtype, target)
+    except NoTritonKernel:
+        return
+
+    shape = shape_of(program, setting.sizes, dtype)
+    times = {Choices(): kernel_forecast(program, plan, setting.sizes, dtype, row, target)}
+    yield _candidate("triton", plan, Choices(), times[Choices()])
+    for choices in variations(usual.configs, {**DEFAULTS, **setting.sizes}, dtype, target):
+        times[choices] = configured(plan, shape, varied(usual.configs, choices), row)
+    ranked: list[list[Choices]] = []
+    for backward in (False, True):
+        own = [choices for choices in times if choices and bool(choices.only(backward=True)) == backward]
+        own.sort(key=lambda choices: _of(times[choices], backward))
+        ranked.append(own[:limit])
+    for one, other in zip_longest(*ranked, fillvalue=Choices()):
+        both = one | other
+        yield _candidate("triton", plan, both, configured(plan, shape, varied(usual.configs, both), row))
+
+
+def _of(found: Forecast, backward: bool) -> float:
+    return (found.backward or 0.0) if backward else found.forward
+
+
+def varied(configs: Mapping[str, Config | Recurrence], choices: Choices) -> dict[str, Config | Recurrence]:
+    """What a file's configurations become by choices: walks have in common what `backward` says."""
+    found: dict[str, Config | Recurrence] = {}
+    shared = ("chunk", "outer", "programs")
+    common: dict[str, Any] = {field: n for field, n in choices.data().get("backward", {}).items() if field in shared}
+    for role, config in configs.items():
+        if isinstance(config, Recurrence):
+            found[role] = choices.apply(role, config)
+        else:
+            found[role] = choices.apply(role, replace(config, **common) if role in WALKS else config)
+    return found
+
+
+def variations(
+    configs: Mapping[str, Config | Recurrence], sizes: Mapping[str, int], dtype: str, target: str
+) -> Iterator[Choices]:
+    """Other numbers for the forward kernels, then for the backward kernels of a file with these configurations."""
+    narrow = 64 if target == "sm_90" and dtype != "float32" else 16
+    for role, axis in (("forward", "value"), ("backward", "key")):
+        base = configs.get(role)
+        if not isinstance(base, Config):
+            continue
+        wide = max(narrow, power_of_two(sizes[axis]))
+        tiles = [n for n in (16, 32, 64, 128, 256) if narrow <= n <= wide]
+        cuts = PROGRAMS if sizes["time"] >= LONG * base.chunk else (0,)
+        scores = (False, True) if role == "forward" else (False,)
+        for outer, warps, stages, programs, ahead in product(tiles, (4, 8), (1, 2, 3), cuts, scores):
+            chosen = {"outer": outer, "programs": programs}
+            if role == "forward":
+                chosen |= {"warps": warps, "stages": stages, "scores": int(ahead)}
+                yield Choices.of({role: chosen})
+            else:
+                walks = {walk: {"warps": warps, "stages": stages} for walk in WALKS if walk in configs}
+                yield Choices.of({role: {**chosen, "warps": warps, "stages": stages}, **walks})
+    base = configs.get("recurrent")
+    if isinstance(base, Recurrence):
+        for elements, warps in ((1024, 1), (2048, 2), (4096, 2), (4096, 4)):
+            yield Choices.of({"recurrent": {"elements": elements, "warps": warps}})

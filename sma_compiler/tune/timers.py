@@ -1,0 +1,72 @@
+"""How long a call takes: by the clock on a CPU, by events on a GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+Run = Callable[[], object]
+
+ROUNDS = 5
+"""Calls that a median is of."""
+SLOW = 3.0
+"""Times the fastest first call: what takes longer is called once more and no further."""
+ENOUGH = 0.5
+"""Seconds in which a median is taken of as many calls as fit, at least `ROUNDS`."""
+MOST = 50
+
+
+class Timer(Protocol):
+    """Median seconds of calls, by name. A call that raises has no time, but its error."""
+
+    def __call__(self, runs: Mapping[str, Run]) -> Mapping[str, float | Exception]:
+        """Time them all."""
+        ...
+
+
+def by_clock(runs: Mapping[str, Run]) -> dict[str, float | Exception]:
+    """On a CPU. The calls take turns, so that a machine that is busy for a while slows them alike."""
+    found: dict[str, float | Exception] = {}
+    times: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        try:
+            _seconds(run)
+            times[name] = [_seconds(run)]
+        except Exception as error:
+            found[name] = error
+    if times:
+        best = min(first for (first,) in times.values())
+        rounds = min(max(ROUNDS, round(ENOUGH / max(best, 1e-9))), MOST)
+        close = [name for name, (first,) in times.items() if first <= SLOW * best]
+        for _ in range(rounds - 1):
+            for name in close:
+                times[name].append(_seconds(runs[name]))
+    return found | {name: statistics.median(own) for name, own in times.items()}
+
+
+def by_events(runs: Mapping[str, Run]) -> dict[str, float | Exception]:
+    """On a GPU, one after the other, its cache flushed between calls."""
+    from triton.testing import do_bench
+
+    found: dict[str, float | Exception] = {}
+    for name, run in runs.items():
+        try:
+            found[name] = float(do_bench(run, return_mode="median")) / 1e3
+        except Exception as error:
+            found[name] = error
+    return found
+
+
+def timer_of(device: torch.device) -> Timer:
+    """The timer for a device."""
+    return by_events if device.type == "cuda" else by_clock
+
+
+def _seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
