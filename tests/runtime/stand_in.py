@@ -27,7 +27,7 @@ def use(patch: pytest.MonkeyPatch, module: ModuleType | None = None) -> Compiled
     """The op, run by the functions below (or another module's) wherever a kernel is asked for or found."""
     op = compile_source(Source(SPEC, "gated.sma"))
     kernel = kernels.Kernel("gated", module or _module())
-    patch.setattr(kernels, "emit", lambda *_: Emitted((), (), ()))
+    patch.setattr(kernels.Kernels, "emitted", lambda *_: Emitted((), (), ()))
     patch.setattr(kernels, "_loaded", lambda *_: kernel)
     patch.setattr(triton, "_unfit", lambda *_: None)
     return op

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import sma_compiler as sma
 from sma_compiler import call_errors as errors
 from sma_compiler.cli.main import app
-from sma_compiler.kernel.choices import Choices
+from sma_compiler.kernel.choices import Choices, plan_text
 from sma_compiler.plan.devices import H100
 from sma_compiler.runtime import execute, kernels, records, self_check, tuned
 from sma_compiler.runtime.kernels import Kernel
@@ -197,7 +197,7 @@ def test_configurations_of_kernels_are_tried_and_later_calls_run_the_best(
 
 def op_text(op: CompiledOp, choices: Choices) -> str:
     sizes = {"batch": 1, "time": 40, "head": 2, "key": 4, "value": 4, "group": 2}
-    return kernels.emit(op.ir, op.program.plans, "chunked", sizes, "float32", "sm_90", choices).text
+    return op.program.kernels.emitted(plan_text("chunked", choices), sizes, "float32", "sm_90").text
 
 
 def test_a_wrong_kernel_is_rejected_and_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
