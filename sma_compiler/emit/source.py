@@ -23,7 +23,7 @@ from sma_compiler.kernel.launch_recurrent import RecurrentLauncher, StepLauncher
 from sma_compiler.kernel.linear import linear
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
-from sma_compiler.kernel.prepare import HELPERS, Kernel
+from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.score_kernel import Scores
 from sma_compiler.kernel.split import LocalStates
@@ -183,8 +183,9 @@ def _emitted(
     functions = [replace(k.function, parameters=k.arguments.parameters) for k in (*kernels, *back.kernels)]
     functions += [*launchers, *back.launchers]
     names = [made.name for made in functions]
-    used = set().union(*(mentioned(made.body) for made in functions if not made.jit))
-    needed = (*(name for name in HELPERS if name in used), *helpers, *_helpers((*builders, *back.builders)))
+    used: frozenset[str] = frozenset().union(*(mentioned(made.body) for made in functions))
+    mentions = (name for name in library() if name in used)
+    needed = (*mentions, *helpers, *_helpers((*builders, *back.builders)))
     needed = with_uses(needed)
     for made in functions:
         verify(made, (*needed, *names))

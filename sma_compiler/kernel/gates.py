@@ -99,7 +99,7 @@ class Path:
         exponent = self.late.folded
         if exponent is None:
             return None
-        return exp2(exponent if self.late.cuts is None else where(self.late.cuts.eq(0), exponent, MINUS_INFINITY))
+        return self._exp2(exponent if self.late.cuts is None else where(self.late.cuts.eq(0), exponent, MINUS_INFINITY))
 
     def _to_end(self) -> E | None:
         """The decay from each early end to the chunk's end."""
@@ -110,13 +110,13 @@ class Path:
             exponent = exponent + self.early.fold
         if self.early.cuts is not None and self.cuts is not None:
             exponent = where(self.early.cuts.eq(self.cuts), exponent, MINUS_INFINITY)
-        return exp2(exponent)
+        return self._exp2(exponent)
 
     def across(self) -> E | None:
         """The decay of a state over the whole chunk; None: 1."""
         if self.total is None:
             return None
-        return exp2(self.total if self.cuts is None else where(self.cuts.eq(0), self.total, MINUS_INFINITY))
+        return self._exp2(self.total if self.cuts is None else where(self.cuts.eq(0), self.total, MINUS_INFINITY))
 
     def support(self, rows: Rows) -> E:
         """Where a row sees a column, [C, C]."""
@@ -142,12 +142,15 @@ class Path:
         else:
             late, early = self._ends(self.late.exponent, self.early.exponent)
             exponent = late - early
-        return exp2(where(self.support(rows), exponent, MINUS_INFINITY))
+        return self._exp2(where(self.support(rows), exponent, MINUS_INFINITY))
 
     def distance(self, rows: Rows, shift: int) -> E:
         """How far apart the ends of pairs are, [C, C], and what is to be added to it."""
         late, early = self._ends(rows.offsets, rows.offsets)
         return late - early + shift if shift else late - early
+
+    def _exp2(self, exponent: E) -> E:
+        return pointwise("exact_exp2", exponent) if self.exact else exp2(exponent)
 
     def _ends(self, late: E | None, early: E | None) -> tuple[E, E]:
         """What belongs to late and early ends, laid out along the axes of a [C, C] tile."""
@@ -223,7 +226,7 @@ def log2_of(log: Expr, lowering: Lowering) -> E:
     """A log gate in base 2; the logarithm of `log(x)` is taken in base 2 at once."""
     inner = plain(log)
     if isinstance(inner, Apply) and inner.fn == "log":
-        return pointwise("tl.log2", lowering.value(inner.args[0]))
+        return lowering.builder.helper("exact_log2", lowering.value(inner.args[0]))
     return lowering.value(inner) * LOG2E
 
 

@@ -143,6 +143,40 @@ def exp_rest(x, y):
 
 
 @triton.jit
+def exact_exp2(x):
+    """2 ** x to rounding, 0 below -125. tl.exp2 is off by some roundings."""
+    low = x < -125.0
+    x = tl.where(low, -125.0, tl.minimum(x, 128.0))
+    n = tl.floor(x + 0.5)
+    r = x - n
+    p = 1.535336188e-4 * r + 1.339887440e-3
+    p = p * r + 9.618437358e-3
+    p = p * r + 5.550332471e-2
+    p = p * r + 2.402264791e-1
+    p = p * r + 6.931472029e-1
+    half = ((n.to(tl.int32) + 126) << 23).to(tl.float32, bitcast=True)
+    return tl.where(low, 0.0, (1.0 + p * r) * half * 2.0)
+
+
+@triton.jit
+def exact_log2(x):
+    """log2(x) to rounding, as 2 atanh(s). tl.log2 is off by 2 ** -22 near 1, where the logarithm itself is small."""
+    small = x < 1.1754944e-38
+    bits = tl.where(small, x * 16777216.0, x).to(tl.int32, bitcast=True)
+    n = (bits - 0x3F3504F3) >> 23
+    m = (bits - (n << 23)).to(tl.float32, bitcast=True)
+    s = tl.div_rn(m - 1.0, m + 1.0)
+    z = s * s
+    p = z / 11 + 1 / 9
+    p = p * z + 1 / 7
+    p = p * z + 1 / 5
+    p = p * z + 1 / 3
+    log = 2.0 * s + 2.0 * s * (z * p)
+    found = (n - tl.where(small, 24, 0)).to(tl.float32) + log * 1.4426950408889634
+    return tl.where((x > 0.0) & (x < float("inf")), found, tl.log2(x))
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for 0 <= x <= 1, as 2 atanh(s): to rounding also where x is tiny."""
     s = tl.div_rn(x, x + 2.0)

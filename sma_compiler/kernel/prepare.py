@@ -15,9 +15,6 @@ from sma_compiler.kernel.linear import Linear
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.walk import Walk
 
-HELPERS = ("dense", "coarsest", "new", "of_groups")
-"""Functions of the host that launchers use."""
-
 
 @dataclass(frozen=True)
 class Kernel:
