@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from sma_compiler.ir.nodes import Expr, Param, postorder
 from sma_compiler.kernel.backward import CHANNELS, Backward, Chain, Link
-from sma_compiler.kernel.build import E, arange, call, cumsum, lift, reduce_sum, size, where
+from sma_compiler.kernel.build import E, arange, call, cumsum, lift, path, reduce_sum, size, where
 from sma_compiler.kernel.gates import LOWEST, log2_of, may_reset
 from sma_compiler.kernel.host import Host, Tensors, suffix
 from sma_compiler.kernel.inputs import EXTENT, Inputs
@@ -124,8 +124,9 @@ class ChainKernel(Maker):
         """The sum over tiles of what lies at an address of the first; each tile has `width` numbers a head."""
         batches = self.arguments.integer("B", self.host.sizes["batch"])
         heads = self.arguments.integer("H", self.host.heads)
+        step = call("tl.cast", batches, path("tl.int64"), tile=Tile("int64")) * heads * width
         self.b.helpers.add("over_tiles")
-        return call("over_tiles", at, valid, batches * heads * width, count, tile=Tile("fp32", valid.tile.shape))
+        return call("over_tiles", at, valid, step, count, tile=Tile("fp32", valid.tile.shape))
 
     def _bind(
         self,

@@ -23,6 +23,10 @@ STATE = "attend0.S"
 """The names of the state's tensors begin so; a number says which stream's."""
 
 
+GRID = 65535
+"""How many programs a GPU starts along the second and third axis of a grid."""
+
+
 class Wanted(NamedTuple):
     """What a call needs of a kernel. training: gradients; packed: `cu_seqlens`; lse: the log-sum-exp of its rows.
 
@@ -77,6 +81,8 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
         raise refuse("return_lse has none")
     if arguments.sizes["batch"] == 0:
         raise refuse("an empty batch needs none")
+    if arguments.sizes["batch"] > GRID:
+        raise refuse(f"a launch takes a batch of {GRID} at most")
     found = find_kernel(program, wanted.plan, arguments.sizes, list(arguments.tensors.values()))
     if wanted.packed and "cu_seqlens" not in found.keywords:
         raise refuse("packs have none")

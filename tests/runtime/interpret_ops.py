@@ -129,9 +129,12 @@ def self_checks(op: sma.CompiledOp) -> float:
 
 def refusals(op: sma.CompiledOp) -> float:
     arguments = given(op)
+    batched = {decl.name for decl in op.params if "batch" in decl.dims}
+    many = {name: x[:1].expand(65536, *x.shape[1:]) if name in batched else x for name, x in arguments.items()}
     double = {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
     for wrong, kind, message in (
         ({**arguments, "plan": "quadratic"}, NoKernel, "no Triton kernel for plan='quadratic'"),
+        (many, NoKernel, "a launch takes a batch of 65535 at most"),
         (double, NoDoublePrecision, "take bfloat16, float16 and float32, but 'q' is float64"),
     ):
         with pytest.raises(kind, match=message):
