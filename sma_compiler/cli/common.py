@@ -20,7 +20,11 @@ from sma_compiler.driver_errors import SeveralOps
 from sma_compiler.errors import SmaError
 from sma_compiler.interface import read_spec
 from sma_compiler.ir.nodes import Kind, Op
+from sma_compiler.plan import devices
+from sma_compiler.plan.devices import ROWS, TARGETS
+from sma_compiler.runtime.kernels import target_of
 from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.runtime.program import row_of
 from sma_compiler.source import Source
 from sma_compiler.syntax.locate import library_names, library_source
 
@@ -34,6 +38,11 @@ Numbers = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=NUMBER", help="The value of an int or real parameter; may be repeated."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Whose constants the cost model takes: cpu, h100 or gpu; the GPU here, else cpu and h100."),
+]
+KernelDtype = Annotated[str, typer.Option("--dtype", help="The dtype of q, k and v: bfloat16, float16 or float32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 AXIS_OF_LETTER = {"B": "batch", "T": "time", "H": "head", "K": "key", "V": "value", "G": "group"}
@@ -49,6 +58,13 @@ class UnknownDtype(SmaError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"--dtype {name}: choose from {', '.join(DTYPES)}")
+
+
+class UnknownDevice(SmaError):
+    """`--device` names no constants of the cost model."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"--device {name}: choose from {', '.join(ROWS)}")
 
 
 class NoSuchSpec(SmaError):
@@ -147,6 +163,21 @@ def find_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UnknownDtype(name)
     return DTYPES[name]
+
+
+def find_rows(name: str | None) -> list[tuple[devices.Device, str]]:
+    """The constants that `--device` names, and what kernels are emitted for there; "" for nothing.
+
+    None: those of the GPU here; where there is none, of a CPU and of an H100.
+    """
+    if name is not None:
+        if name not in ROWS:
+            raise UnknownDevice(name)
+        return [(ROWS[name], TARGETS.get(name, ""))]
+    if torch.cuda.is_available():
+        place = torch.device("cuda")
+        return [(row_of(place), target_of(place))]
+    return [(ROWS[known], TARGETS.get(known, "")) for known in ("cpu", "h100")]
 
 
 def console() -> Console:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sma_compiler.cli.common import File, Numbers, OpName, Shape, lower_one, parse_numbers, parse_shape, progress
+from sma_compiler.cli.common import (
+    Device,
+    File,
+    KernelDtype,
+    Numbers,
+    OpName,
+    Shape,
+    find_one,
+    find_rows,
+    lower_one,
+    parse_numbers,
+    parse_shape,
+    progress,
+)
+from sma_compiler.draw.crossover import Curves, save_curves
 from sma_compiler.draw.gather import LENGTH, gather
 from sma_compiler.draw.render import check_target, save
+from sma_compiler.plan import devices
+from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.tune.forecast import SHORTEST, at_length, forecast, outlook
 
 app = typer.Typer()
 
@@ -27,9 +45,20 @@ def draw(
     shape: Shape = None,
     numbers: Numbers = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample inputs.")] = 0,
+    crossover: Annotated[
+        bool, typer.Option("--crossover", help="Predicted times of the plans over the length instead.")
+    ] = False,
+    device: Device = None,
+    dtype: KernelDtype = "bfloat16",
 ) -> None:
     """Draw a spec's masks, their ranks and the tiles of its plans."""
     check_target(out)
+    if crossover:
+        row, target = find_rows(device)[-1]
+        found = find_one(file, op_name)
+        save_curves(_curves(found, parse_shape(shape), parse_numbers(found.ir, numbers), dtype, row, target), out)
+        typer.echo(f"{out}: predicted times of {found.name} on {row.name}")
+        return
     lowered = lower_one(file, op_name, "plans")
     op, plans = lowered.op, lowered.plans
     assert op is not None
@@ -41,3 +70,27 @@ def draw(
         save(picture, out)
         bar.advance(task)
     typer.echo(f"{out}: {len(picture.masks)} mask{'s' if len(picture.masks) != 1 else ''} of {op.name}")
+
+
+LENGTHS = tuple(SHORTEST * 2**n for n in range(14))
+"""At which times are drawn."""
+
+
+def _curves(
+    op: CompiledOp,
+    sizes: Mapping[str, int],
+    numbers: Mapping[str, int | float],
+    dtype: str,
+    row: devices.Device,
+    target: str,
+) -> Curves:
+    """Predicted times of every plan over the length."""
+    seen = outlook(op.program, sizes, numbers, dtype, row, target)
+    points: dict[str, list[float]] = {f"{one.backend} {one.plan}": [] for one in seen.plans}
+    for time in LENGTHS:
+        for one in forecast(op.program, at_length(seen.sizes, time), numbers, dtype, row, target):
+            points[f"{one.backend} {one.plan}"].append(one.forward)
+    shown = " ".join(f"{axis}={n}" for axis, n in seen.sizes.items() if axis not in ("time", "lag"))
+    wins = tuple((one.time, f"{one.backend} {one.plan}") for one in seen.crossovers)
+    curves = {name: tuple(found) for name, found in points.items()}
+    return Curves(f"{op.name}, {shown}, {dtype}, {row.name}: the cost model", LENGTHS, curves, wins)

@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from sma_compiler.cli.common import (
+    Device,
     File,
     Json,
+    KernelDtype,
     Numbers,
     OpName,
     Shape,
     find_all,
     find_one,
+    find_rows,
     lower_one,
     parse_numbers,
     parse_shape,
@@ -25,6 +28,8 @@ from sma_compiler.errors import SmaError
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.sizes import named_sizes
 from sma_compiler.target.stages import kernel_stage
+from sma_compiler.tune.forecast import outlook
+from sma_compiler.tune.roofline import needs
 
 app = typer.Typer()
 
@@ -38,18 +43,27 @@ class UnknownStage(SmaError):
 
 @app.command()
 def explain(
-    file: File, op_name: OpName = None, shape: Shape = None, numbers: Numbers = None, as_json: Json = False
+    file: File,
+    op_name: OpName = None,
+    shape: Shape = None,
+    numbers: Numbers = None,
+    device: Device = None,
+    dtype: KernelDtype = "bfloat16",
+    as_json: Json = False,
 ) -> None:
     """Say what a spec's masks are, why, and which plans are legal."""
     sizes = parse_shape(shape)
     reports = []
     for number, op in enumerate(find_all(file, op_name)):
-        known = {**sizes, **{k: v for k, v in parse_numbers(op.ir, numbers).items() if isinstance(v, int)}}
-        reports.append(_data(op, known))
+        given = parse_numbers(op.ir, numbers)
+        known = {**sizes, **{k: v for k, v in given.items() if isinstance(v, int)}}
+        seen = [outlook(op.program, sizes, given, dtype, *row) for row in find_rows(device)] if sizes else []
+        reports.append({**_data(op, known), "predicted": [one.data() for one in seen]})
         if not as_json:
             typer.echo(("\n" if number else "") + str(op.explain()))
             if sizes:
                 typer.echo("\n" + _shape_text(reports[-1]["at_shape"], shape or ""))
+                typer.echo("\n".join(map(str, seen)))
     if as_json:
         print_json(reports)
 
@@ -69,8 +83,8 @@ def _data(op: CompiledOp, sizes: Mapping[str, int]) -> dict[str, Any]:
 def _shape_text(found: list[dict[str, Any]], shape: str) -> str:
     lines = [f"at {shape}"]
     for entry in found:
-        estimates = ", ".join(f"{name} {value:.2g}" for name, value in entry["seconds"].items())
-        lines.append(f"  {entry['contraction']}: auto takes {entry['auto']}; predicted seconds: {estimates}")
+        estimates = ", ".join(f"{name} {1e3 * value:.2g} ms" for name, value in entry["seconds"].items())
+        lines.append(f"  {entry['contraction']}: auto takes {entry['auto']} by torch on a CPU, of {estimates}")
         ranks = f"rank {entry['lower_rank']} below the diagonal, {entry['upper_rank']} above"
         lines.append(f"    {ranks}; state {entry['state_size']} elements a batch row and head")
     return "\n".join(lines)
@@ -91,6 +105,10 @@ def inspect(
     if stage in KERNEL_STAGES:
         op = find_one(file, op_name)
         sizes = named_sizes(op.name, parse_shape(shape))
+        if stage == "resources":
+            needed = needs(op.program, op.emitted(plan, sizes, dtype, target), sizes, dtype, target)
+            print_json(needed.data()) if as_json else typer.echo(str(needed))
+            return
         found = kernel_stage(op.ir, op.emitted(plan, sizes, dtype, target), stage, sizes, dtype, target)
         if as_json:
             print_json(found)

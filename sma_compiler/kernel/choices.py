@@ -30,8 +30,8 @@ RANGES = {"stages": (1, 8), "programs": (0, 65536), "scores": (0, 1)}
 OWN = {"walk": ("warps", "stages")}
 WALKS = ("again", "dq", "dk", "dv")
 """Roles that have a chunk and tiles in common, and of their own only what `OWN` says."""
-ROLES = ("forward", "backward", *WALKS, "states", "shared", "recurrent", "step")
-"""Every role; `states` and `shared` are those of gradients that heads share."""
+ROLES = ("forward", "backward", *WALKS, "states", "recurrent", "step")
+"""Every role; `states` is the walk that keeps those of every chunk, where heads share gradients."""
 FIXED = ("assembly",)
 """What follows from the target and is never chosen."""
 

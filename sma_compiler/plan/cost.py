@@ -17,15 +17,20 @@ from sma_compiler.plan.devices import CPU, Device
 CHUNK, PAIRWISE_CHUNK = 64, 16
 """Positions of a chunk: where its scores are one matrix product, and where channels are compared pair by pair."""
 
-CALLS = {"quadratic": 130.0, "recurrent": 130.0, "chunked": 160.0, "toeplitz": 120.0, "global": 90.0}
+BLOCK = 256
+"""Rows that the quadratic plan computes at once."""
+
+CALLS = {"quadratic": 130.0, "recurrent": 75.0, "chunked": 160.0, "toeplitz": 120.0, "global": 50.0}
 """Operations of torch that a plan is, at any sizes."""
-CHANNEL_CALLS = {"quadratic": 120.0, "chunked": 270.0}
+CHANNEL_CALLS = {"quadratic": 80.0, "chunked": 270.0}
 """More of them, where gates are per channel."""
-SMALL = 3.0
+STABILISED = 250.0
+"""More of them, where a chunked plan keeps softmax stable."""
+SMALL = 3.75
 """How much slower the small matrix products of chunks are than large ones."""
 STEP_CALLS = 5.0
 """Operations of torch for each position of a recurrence, beside those that `Device.step` stands for."""
-PAIR, SOFTMAX, MASK, CHANNEL = 5.0, 3.0, 20.0, 6.0
+PAIR, SOFTMAX, MASK, CHANNEL = 2.5, 1.0, 18.0, 6.0
 """Simple operations for a pair of positions: plain; of its softmax; of a mask that is computed; for each channel."""
 BACKWARD = 1.6
 """How much longer than the forward pass the backward pass takes."""
@@ -65,6 +70,8 @@ def work(choice: Choice, plan: str, sizes: Mapping[str, int]) -> Work:
     solves = 2.0 if isinstance(node, Solve) else 1.0
     modes = sizes.get("mode", 1) if _waves(choice) else 1
     calls = solves * (CALLS.get(plan, 0.0) + (CHANNEL_CALLS.get(plan, 0.0) if per_channel else 0.0))
+    if softmax and plan == "chunked":
+        calls += STABILISED
     match plan:
         case "quadratic":
             live = rows * steps * _live(choice, steps, sizes)
@@ -95,12 +102,13 @@ def seconds(choice: Choice, plan: str, sizes: Mapping[str, int], device: Device 
 
 
 def _live(choice: Choice, steps: int, sizes: Mapping[str, int]) -> float:
-    """Columns a row visits: the band where it is known, half of all where the mask is causal."""
+    """Columns a row visits, whole blocks of rows at a time: the band where it is known, half where it is causal."""
     decomposition = choice.site.decomposition
     lo, hi = (_at(bound, sizes) for bound in (decomposition.lo, decomposition.hi))
-    below = steps / 2 if hi is None else min(steps / 2, max(hi, 0) + 1)
-    above = steps / 2 if lo is None else min(steps / 2, max(-lo, 0))
-    return below + above
+    half = min(float(steps), (steps + BLOCK) / 2)
+    below = half if hi is None else min(half, max(hi, 0) + BLOCK)
+    above = half if lo is None else min(half, max(-lo, 0) + BLOCK * (lo < 0))
+    return min(float(steps), below + above)
 
 
 def _at(bound: Expr | None, sizes: Mapping[str, int]) -> int | None:

@@ -50,7 +50,7 @@ H100 = Device(
     processors=132,
     shared=232448,
     registers=65536,
-    latency=5e-7,
+    latency=1.1e-6,
     measured="2026-11-21: copies and matrix products; 2026-11-22: fitted to the emitted kernels",
 )
 
@@ -67,19 +67,19 @@ GPU = Device(
     processors=108,
     shared=166912,
     registers=65536,
-    latency=7e-7,
+    latency=1.5e-6,
     measured="never: four fifths of the data sheet of an A100, the middle of the GPUs that Triton runs on",
 )
 
 CPU = Device(
     name="some CPU",
     matrix=8e10,
-    single=8e10,
-    simple=1e9,
+    single=5.2e10,
+    simple=9e8,
     exps=4e8,
     bandwidth=1.2e10,
-    call=8e-6,
-    step=1.0e-4,
+    call=1.2e-5,
+    step=1.5e-4,
     launch=0.0,
     processors=1,
     shared=0,
@@ -89,7 +89,11 @@ CPU = Device(
 )
 
 DEVICES = {device.name: device for device in (H100,)}
-"""Those that were measured, by the names that torch gives them."""
+"""GPUs that were measured, by the names that torch gives them."""
+ROWS = {"cpu": CPU, "h100": H100, "gpu": GPU}
+"""All rows, by the names that the command line takes."""
+TARGETS = {"h100": "sm_90", "gpu": "sm_80"}
+"""What kernels are emitted for, by the same names."""
 
 
 def device_row(kind: str, name: str = "") -> Device:

@@ -14,24 +14,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sma_compiler.kernel.config import Config, Recurrence, power_of_two
 from sma_compiler.plan.devices import Device
 from sma_compiler.target.resources import Resources
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-TENSOR_CORES = 0.55
+TENSOR_CORES = 0.33
 """Part of the rate of a large matrix product that products of tiles reach, in a loop that waits for each."""
 PAIRS, VALUES, STATE = 10.0, 8.0, 3.0
 """Simple operations for each pair of a chunk, each value of a tile and chunk, each number of the state and chunk."""
 CACHE = 3.0
 """How many times faster than memory the second-level cache is."""
+CLOCK = 1.7e9
+"""Instructions of a warp a second, where it has a scheduler to itself."""
 MOST_REGISTERS = 255
 SPILL = 1.5
 """How much slower a turn is where a program's tiles do not fit into its registers."""
 ALLOWED = 256
 """Bytes of a thread's spills that cost nothing to speak of."""
+NORMALISED = 1.2
+"""What the divisors of rows add to a walk."""
 BACKWARD_SUMS = 1.3
 """What sums over pairs for gates add to a walk of gradients."""
 
@@ -105,10 +109,10 @@ def chunked(
     if shape.varying:
         backward.append(_stream("gates", shape, device, 8.0 * shape.head * shape.streams))
     axes = {"dq": ("value", "key"), "dk": ("value", "key"), "dv": ("key", "value"), "again": ("key", "value")}
-    together = "shared" in configs
+    together = "states" in configs
     for role, (inner, outer) in axes.items():
         if role in configs and not (together and role in ("dq", "dk")):
-            backward += _walk(role, shape, configs[role], device, used, inner, outer)
+            backward += _walk(role, shape, configs[role], device, used, inner, outer, keeps=together)
     if together:
         backward += _shared(shape, configs, device, used)
     if shape.gated:
@@ -122,7 +126,7 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     outer = max(1, chosen.elements // inner)
     programs = shape.batch * shape.head * math.ceil(shape.value / outer)
     elements = BYTES[shape.dtype]
-    work = 6.0 * inner * outer
+    work = 3.0 * inner * outer  # of a position, each an instruction of a thread
     units = {
         "simple": programs * shape.time * work / device.simple,
         "memory": programs * shape.time * (2 * inner + 2 * outer) * elements / (CACHE * device.bandwidth),
@@ -131,7 +135,7 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
         1, min(32, device.registers // (32 * chosen.warps * min(MOST_REGISTERS, 64 + chosen.elements // 16)))
     )
     waves = programs / (device.processors * resident)
-    alone = shape.time * (0.6 * device.latency + work / (32 * chosen.warps) * 2e-9)
+    alone = shape.time * (device.latency / (1 + chosen.stages) + work / (32 * chosen.warps) / CLOCK)
     seconds = max(math.ceil(waves) * alone, *units.values()) + device.launch
     part = Part("forward", seconds, programs, resident, waves, units)
     return Predicted((part,), (Part("walks", 4.0 * seconds, programs, resident, waves, units),))
@@ -151,8 +155,13 @@ def _walk(
     used: Mapping[str, Resources],
     inner_axis: str,
     outer_axis: str,
+    *,
+    keeps: bool = False,
 ) -> list[Part]:
-    """The kernels of one walk: scores ahead, and states of parts ahead, where it has them."""
+    """The kernels of one walk: scores ahead, and states of parts ahead, where it has them.
+
+    keeps: whether the walk of dV writes the states of every chunk.
+    """
     inner = max(16, power_of_two(getattr(shape, inner_axis)))
     tile = min(config.outer, max(config.outer if config.chunk >= 64 else 16, 16))
     tiles = math.ceil(getattr(shape, outer_axis) / tile)
@@ -170,8 +179,11 @@ def _walk(
     if role in ("dq", "dk") and shape.gated:
         simple *= BACKWARD_SUMS
     moved = (2.0 * c * inner + 2.0 * c * tile) * size + (c * c * size if config.scores else 0.0)
+    if role == "dv" and keeps:
+        moved += inner * tile * size
     distinct = moved * _fresh(shape, inner_axis, tiles)
-    turn = _Turn(products, exps, simple * shape.streams, moved, distinct)
+    divided = NORMALISED if shape.normalised else 1.0
+    turn = _Turn(products * divided, exps, simple * shape.streams * divided, moved, distinct)
     found = []
     if config.scores:
         ahead = _Turn(2.0 * c * c * inner, 0.0, 2.0 * c * c, 2 * c * inner * size, 2 * c * inner * size + c * c * size)
@@ -199,22 +211,20 @@ def _shared(shape: Shape, configs: Mapping[str, Config], device: Device, used: M
     c, key, value = config.chunk, max(16, power_of_two(shape.key)), max(16, power_of_two(shape.value))
     chunks = math.ceil(shape.time / c)
     rows = shape.batch * shape.head * math.ceil(value / config.outer)
-    moved = (c * key + c * config.outer + key * config.outer) * size * 1.0
+    parts = min(chunks, max(1, config.programs // rows)) if config.programs else 1
+    moved = float((c * key + c * config.outer + key * config.outer) * size)
     state = _Turn(2.0 * c * key * config.outer, 0.0, STATE * key * config.outer, moved, moved)
-    walked = _grid("states", state, rows, chunks, config, key, config.outer, shape, device, used)
-    config = configs["shared"]
-    tiles = math.ceil(key / config.outer)
-    heads = shape.head // shape.group
-    programs = shape.batch * shape.group * chunks * tiles
-    moved = (2.0 * c * value + 2 * config.outer * value) * size
-    turn = _Turn(
-        4.0 * c * c * value + 4.0 * c * c * config.outer + 4.0 * c * value * config.outer,
-        2.0 * c * c,
-        BACKWARD_SUMS * 2 * PAIRS * c * c,
-        moved,
-        moved,
-    )
-    return [walked, _grid("shared", turn, programs, heads, config, value, config.outer, shape, device, used)]
+    found = [_grid("states", state, rows * parts, chunks / parts, config, key, config.outer, shape, device, used)]
+    found += [replace(found[0], role="local_dq")] * (parts > 1)
+    for role in ("dq", "dk"):
+        config = configs[role]
+        programs = shape.batch * shape.group * chunks * math.ceil(key / config.outer)
+        moved = (2.0 * c * value + config.outer * value) * size
+        products = 2.0 * c * c * value + 2.0 * c * value * config.outer
+        turn = _Turn(products, 1.0 * c * c, BACKWARD_SUMS * PAIRS * c * c, moved, moved)
+        turns = shape.head / shape.group
+        found.append(_grid(role, turn, programs, turns, config, value, config.outer, shape, device, used))
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
-from sma_compiler.emit.source import DEFAULTS, PLANS, emit
-from sma_compiler.kernel.choices import DEFAULT, Choices
+from sma_compiler.emit.source import DEFAULTS, PLANS
+from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
 from sma_compiler.kernel.config import Config, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.plan.cost import BACKWARD, seconds
@@ -15,9 +16,9 @@ from sma_compiler.plan.devices import Device
 from sma_compiler.runtime.program import Program, concrete
 from sma_compiler.target.model import Predicted, Shape, chunked, recurrent
 from sma_compiler.target.resources import Resources
-from sma_compiler.tune.usage import known
+from sma_compiler.tune.usage import by_role, known
 
-SHORTEST, LONGEST = 16, 2**20
+SHORTEST, LONGEST = 16, 2**18
 """Lengths between which crossover points are looked for."""
 
 
@@ -72,9 +73,19 @@ def kernel_forecast(
     choices: Choices = DEFAULT,
 ) -> Forecast:
     """A plan's Triton kernels. Raises NoTritonKernel."""
-    emitted = emit(program.op, program.plans, plan, sizes, dtype, target, choices)
-    used = _by_role(program.op.name, known(emitted.text, target))
-    return configured(plan, shape_of(program, sizes, dtype), emitted.configs, device, used)
+    at = tuple(sorted({**DEFAULTS, **sizes}.items()))
+    size_class = tuple((axis, 1 << n.bit_length() if axis == "time" else n) for axis, n in at)
+    configs, used = _file(program, plan_text(plan, choices), size_class, dtype, target)
+    return configured(plan, shape_of(program, sizes, dtype), configs, device, used)
+
+
+@lru_cache(maxsize=4096)
+def _file(
+    program: Program, pick: str, sizes: tuple[tuple[str, int], ...], dtype: str, target: str
+) -> tuple[Mapping[str, Config | Recurrence], Mapping[str, Resources]]:
+    """The configurations of a file, and what its kernels are known to need. Raises NoTritonKernel."""
+    emitted = program.kernels.emitted(pick, dict(sizes), dtype, target)
+    return emitted.configs, by_role(program.op.name, known(emitted.text, target))
 
 
 def configured(
@@ -93,10 +104,6 @@ def configured(
         found = chunked(shape, own, device, used)
     backward = found.seconds(backward=True) if "backward" in configs else None
     return Forecast("triton", plan, found.seconds(backward=False), backward, found)
-
-
-def _by_role(name: str, used: Mapping[str, Resources]) -> dict[str, Resources]:
-    return {kernel.removeprefix(f"{name}_").removesuffix("_kernel"): found for kernel, found in used.items()}
 
 
 def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
@@ -145,11 +152,10 @@ def crossovers(
     device: Device,
     target: str = "",
 ) -> list[Crossover]:
-    """Which plan wins from which length on, in powers of two and then exactly, by halving."""
+    """Which plan's forward pass wins from which length on: doubled until that changes, then halved between."""
 
     def best(time: int) -> tuple[str, str]:
-        at = {**sizes, "time": time} | ({"lag": time} if "lag" in sizes else {})
-        first = forecast(program, at, numbers, dtype, device, target)[0]
+        first = forecast(program, at_length(sizes, time), numbers, dtype, device, target)[0]
         return first.backend, first.plan
 
     found = [Crossover(1, *best(SHORTEST))]
@@ -164,3 +170,66 @@ def crossovers(
             found.append(Crossover(high, *after))
         time *= 2
     return found
+
+
+def at_length(sizes: Mapping[str, int], time: int) -> dict[str, int]:
+    """The sizes with another length; a table of distances is as long."""
+    return {**sizes, "time": time} | ({"lag": time} if "lag" in sizes else {})
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the cost model says at some sizes on a device. Printing it shows the table."""
+
+    device: Device
+    dtype: str
+    sizes: Mapping[str, int]
+    plans: tuple[Forecast, ...]
+    crossovers: tuple[Crossover, ...]
+
+    def __str__(self) -> str:
+        lines = [f"predicted on {self.device.name}, {self.dtype}"]
+        for one in self.plans:
+            trained = "-" if one.training is None else _milliseconds(one.training)
+            bound = ""
+            if one.parts is not None:
+                longest = max(one.parts.forward, key=lambda part: part.seconds)
+                bound = f"  {longest.role}: {longest.bound}, {longest.programs} programs, {longest.waves:.1f} waves"
+            name = f"{one.backend} {one.plan}"
+            lines.append(f"  {name:<20}{_milliseconds(one.forward):>12}  with gradients {trained:>12}{bound}")
+        wins = [f"from T = {one.time} on {one.backend} {one.plan}" for one in self.crossovers]
+        return "\n".join([*lines, f"  fastest: {'; '.join(wins)}"])
+
+    def data(self) -> dict[str, object]:
+        """For programs."""
+        plans = [
+            {"backend": one.backend, "plan": one.plan, "forward": one.forward, "training": one.training}
+            for one in self.plans
+        ]
+        wins = [{"time": one.time, "backend": one.backend, "plan": one.plan} for one in self.crossovers]
+        measured = self.device.measured
+        return {"device": self.device.name, "measured": measured, "dtype": self.dtype, "plans": plans, "fastest": wins}
+
+
+def outlook(
+    program: Program,
+    sizes: Mapping[str, int],
+    numbers: Mapping[str, int | float],
+    dtype: str,
+    device: Device,
+    target: str = "",
+) -> Outlook:
+    """Every legal plan at some sizes, and which wins from which length on. Sizes that are missing: `DEFAULTS`."""
+    axes = {axis for decl in program.op.params for axis in decl.dims}
+    known = {axis: size for axis, size in {**DEFAULTS, **sizes}.items() if axis in axes or axis in sizes}
+    if "lag" in axes:
+        known.setdefault("lag", known["time"])
+    for axis, size in (("mode", 4), ("level", known["time"].bit_length() + 1)):
+        if axis in axes:
+            known.setdefault(axis, size)
+    given = program, known, numbers, dtype, device, target
+    return Outlook(device, dtype, known, tuple(forecast(*given)), tuple(crossovers(*given)))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.4g} ms"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from sma_compiler.runtime.load import cache_dir, private_folder
@@ -35,6 +35,11 @@ def known(text: str, target: str) -> dict[str, Resources]:
     if not all(isinstance(n, int) for one in found for n in (one.registers, one.spilled, one.shared, one.warps)):
         return {}
     return {one.kernel: one for one in found}
+
+
+def by_role(name: str, used: Mapping[str, Resources]) -> dict[str, Resources]:
+    """What kernels need by role, from that by kernel. name: of the op."""
+    return {kernel.removeprefix(f"{name}_").removesuffix("_kernel"): found for kernel, found in used.items()}
 
 
 def _name(text: str, target: str) -> str:

@@ -132,4 +132,13 @@ def test_explain_at_a_shape() -> None:
     with_width = ["explain", "sliding_window", *shape, "--set", "w=128", "--json"]
     (window,) = json.loads(sma.invoke(app, with_width).stdout)
     assert window["at_shape"][0]["lower_rank"] == 127
-    assert "auto takes chunked" in sma.invoke(app, ["explain", "mamba2", *shape]).stdout
+    text = sma.invoke(app, ["explain", "mamba2", *shape]).stdout
+    assert "auto takes chunked" in text
+    assert "predicted on NVIDIA H100 80GB HBM3, bfloat16" in text
+    assert "from T = 1 on " in text
+    (cpu, h100) = report["predicted"]
+    assert {(one["backend"], one["plan"]) for one in h100["plans"]} >= {("triton", "chunked"), ("torch", "quadratic")}
+    assert all(one["backend"] == "torch" for one in cpu["plans"])
+    assert h100["fastest"][-1]["plan"] == "chunked"
+    unknown = sma.invoke(app, ["explain", "mamba2", *shape, "--device", "abacus"])
+    assert (unknown.exit_code, "choose from cpu, h100, gpu" in unknown.stderr) == (2, True)

@@ -1,0 +1,203 @@
+"""The cost model: near what was measured, sensible between, and told in tables, crossover points and pictures."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sma_compiler as sma
+from sma_compiler.cli.main import app
+from sma_compiler.kernel.choices import Choices
+from sma_compiler.plan.devices import CPU, GPU, H100, device_row
+from sma_compiler.runtime import records
+from sma_compiler.target.model import Shape, chunked, occupancy, roof
+from sma_compiler.target.resources import Resources
+from sma_compiler.tune import forecast as module
+from sma_compiler.tune.forecast import at_length, crossovers, forecast, kernel_forecast, outlook
+from sma_compiler.tune.roofline import needs
+from sma_compiler.tune.search import tune
+from sma_compiler.tune.setting import from_shape
+from sma_compiler.tune.space import candidates, variations
+from sma_compiler.tune.usage import keep, known
+
+MAMBA2, RETENTION = "mamba2", "retention"
+MEASURED = [
+    (MAMBA2, {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64, "group": 1}, 0.640, 4.08),
+    (MAMBA2, {"batch": 4, "time": 8192, "head": 64, "key": 256, "value": 64, "group": 1}, 0.868, 6.62),
+    (MAMBA2, {"batch": 1, "time": 131072, "head": 24, "key": 128, "value": 64, "group": 1}, 0.906, 5.42),
+    (MAMBA2, {"batch": 2, "time": 2048, "head": 24, "key": 64, "value": 64, "group": 1}, 0.071, None),
+    (RETENTION, {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.255, 0.972),
+    (RETENTION, {"batch": 8, "time": 1024, "head": 16, "key": 128, "value": 128}, 0.072, 0.300),
+    (RETENTION, {"batch": 8, "time": 4096, "head": 8, "key": 256, "value": 512}, 0.933, 4.54),
+    ("linear_attention", {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.204, 0.813),
+    ("linear_attention_normalized", {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.281, 1.262),
+]
+"""Milliseconds on an H100, 2026-11-22, bf16: forward, and with backward where the host does not decide it."""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SMA_CACHE_DIR", str(tmp_path / "cache"))
+    module._file.cache_clear()
+
+
+def test_predictions_are_near_what_was_measured() -> None:
+    ratios = []
+    for name, sizes, forward, both in MEASURED:
+        found = kernel_forecast(sma.library(name).program, "chunked", sizes, "bfloat16", H100, "sm_90")
+        ratios.append(1e3 * found.forward / forward)
+        if both is not None:
+            assert found.training is not None
+            ratios.append(1e3 * found.training / both)
+    spread = math.sqrt(sum(math.log(ratio) ** 2 for ratio in ratios) / len(ratios))
+    assert spread < 0.25
+    assert all(0.6 < ratio < 1.6 for ratio in ratios), ratios
+
+
+@pytest.mark.parametrize("plan", ["chunked", "recurrent"])
+def test_more_positions_take_longer(plan: str) -> None:
+    sizes = MEASURED[4][1]
+    program = sma.library("retention").program
+    times = [
+        kernel_forecast(program, plan, {**sizes, "time": time}, "bfloat16", H100, "sm_90").forward
+        for time in (256, 1024, 4096)
+    ]
+    assert times == sorted(times)
+
+
+def test_no_prediction_goes_below_the_roof() -> None:
+    for name, sizes, _, _ in MEASURED:
+        program = sma.library(name).program
+        found = kernel_forecast(program, "chunked", sizes, "bfloat16", H100, "sm_90")
+        shape = module.shape_of(program, sizes, "bfloat16")
+        assert found.backward is not None
+        assert roof(shape, H100, backward=False)[0] < found.forward
+        assert roof(shape, H100, backward=True)[0] < found.backward
+
+
+def test_devices_have_rows_and_unknown_ones_a_default() -> None:
+    assert device_row("cuda", "NVIDIA H100 80GB HBM3") is H100
+    assert device_row("cuda", "a GPU of tomorrow") is GPU
+    assert device_row("cpu") is CPU
+    assert all("20" in row.measured or row.measured.startswith("never") for row in (CPU, GPU, H100))
+
+
+@pytest.mark.parametrize("name", ["simple_gla", "s4d", "linear_attention_full"])
+def test_crossover_points_are_where_the_fastest_plan_changes(name: str) -> None:
+    program = sma.library(name).program
+    sizes = {"batch": 1, "time": 64, "head": 2, "key": 16, "value": 16, "mode": 4}
+    found = crossovers(program, sizes, {}, "float32", CPU)
+    assert all(one.plan != other.plan for one, other in pairwise(found))
+    for one in found[1:]:
+        assert forecast(program, at_length(sizes, one.time), {}, "float32", CPU)[0].plan == one.plan
+        before = forecast(program, at_length(sizes, one.time * 15 // 16 - 1), {}, "float32", CPU)[0]
+        assert before.plan != one.plan
+
+
+def test_the_model_of_the_cpu_takes_what_auto_takes() -> None:
+    op = sma.library("simple_gla")
+    sizes = {"batch": 1, "time": 4096, "head": 4, "key": 32, "value": 32}
+    first = outlook(op.program, sizes, {}, "float32", CPU).plans[0]
+    assert set(op.program.choose("auto", sizes, {}).values()) == {first.plan}
+
+
+def test_what_a_kernel_was_seen_to_need_counts_more_than_estimates() -> None:
+    program, sizes = sma.library("retention").program, MEASURED[4][1]
+    before = kernel_forecast(program, "chunked", sizes, "bfloat16", H100, "sm_90")
+    text = program.kernels.emitted("chunked", sizes, "bfloat16", "sm_90").text
+    assert known(text, "sm_90") == {}
+    needed = Resources("retention_forward_kernel", 4, 255, 4096, 200000, {})
+    keep(text, "sm_90", [needed])
+    module._file.cache_clear()
+    assert known(text, "sm_90") == {needed.kernel: needed}
+    after = kernel_forecast(program, "chunked", sizes, "bfloat16", H100, "sm_90")
+    assert after.forward > 1.2 * before.forward
+    assert after.parts is not None
+    assert after.parts.forward[-1].occupancy == 1
+
+
+def test_occupancy_follows_registers_and_shared_memory() -> None:
+    shape = Shape(8, 4096, 16, 128, 128, 16, "bfloat16", gated=True, varying=False, normalised=False)
+    configs = sma.library("retention").program.kernels.emitted("chunked", MEASURED[4][1], "bfloat16", "sm_90").configs
+    config = configs["forward"]
+
+    def room(registers: int, shared: int) -> int:
+        used = {"forward": Resources("", 4, registers, 0, shared, {})}
+        return occupancy("forward", config, 128, 64, shape, H100, used)[0]
+
+    assert [room(255, 1), room(128, 1), room(128, 100_000), room(64, 1)] == [2, 4, 2, 8]
+    assert chunked(shape, {"forward": config}, H100, {}).backward == ()
+
+
+def test_candidates_are_few_and_the_defaults_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sma_compiler.tune import space
+
+    monkeypatch.setattr(space, "_kernels_run", lambda _: True)
+    monkeypatch.setattr(space, "row_of", lambda _: H100)
+    op = sma.library("retention")
+    shape = {"B": 2, "T": 256, "H": 4, "K": 64, "V": 64}
+    found = candidates(from_shape(op.program, shape, torch.bfloat16, torch.device("cpu"), training=True, seed=0), 12)
+    assert len(found) == 12
+    assert {(one.backend, one.plan) for one in found if not one.choices} >= {("triton", "chunked")}
+    tried = [one for one in found if one.choices.only(backward=True) and one.choices.only(backward=False)]
+    assert len(tried) >= 4
+
+
+def test_every_variation_can_be_emitted() -> None:
+    program = sma.library("simple_gla").program
+    sizes = {"batch": 1, "time": 32768, "head": 4, "key": 64, "value": 128, "group": 4}
+    usual = program.kernels.emitted("chunked", sizes, "bfloat16", "sm_90")
+    found = list(variations(usual.configs, sizes, "bfloat16", "sm_90"))
+    assert len(set(found)) == len(found) > 50
+    texts = {usual.text}
+    for choices in (found[0], found[len(found) // 2], found[-1]):
+        texts.add(program.kernels.emitted(f"chunked:{choices}", sizes, "bfloat16", "sm_90").text)
+    assert len(texts) == 4
+    assert all(n >= 64 for choices in found for _, field, n in choices.numbers if field == "outer")
+    assert Choices() not in found
+
+
+def test_resources_say_how_far_from_the_roof_kernels_are() -> None:
+    pytest.importorskip("triton")
+    op = sma.library("linear_attention")
+    sizes = {"batch": 2, "time": 256, "head": 4, "key": 32, "value": 32}
+    found = needs(op.program, op.emitted("chunked", sizes, "bfloat16", "sm_90"), sizes, "bfloat16", "sm_90")
+    assert {need.resources.kernel for need in found.kernels} >= {"linear_attention_forward_kernel"}
+    assert all(0 < need.occupancy <= 1 for need in found.kernels)
+    assert all(one.roof < one.predicted and one.measured is None for one in found.passes)
+    assert [one.what for one in found.passes] == ["forward", "backward"]
+    text = str(found)
+    for mark in ("registers a thread", "bytes spilled", "shared memory", "occupancy", "wgmma", "of the roof"):
+        assert mark in text
+    assert known(op.source("chunked", sizes), "sm_90")
+
+
+def test_a_record_adds_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from dataclasses import replace
+
+    op = sma.library("linear_attention")
+    shape = {"B": 1, "T": 64, "H": 2, "K": 16, "V": 16}
+    tuned = tune(from_shape(op.program, shape, torch.float32, torch.device("cpu"), training=False, seed=0), limit=1)
+    assert tuned.forward is not None
+    key = replace(tuned.forward.key, device=H100.name, dtype="bfloat16")
+    records.save(replace(tuned.forward, key=key, forward=0.125))
+    sizes = dict(tuned.forward.sizes)
+    found = needs(op.program, op.emitted("chunked", sizes, "bfloat16", "sm_90"), sizes, "bfloat16", "sm_90")
+    assert found.passes[0].measured == 0.125
+    assert "measured 125 ms" in str(found)
+
+
+def test_crossovers_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = CliRunner()
+    out = tmp_path / "crossover.svg"
+    shape = ["--shape", "B=1,T=256,H=2,K=16,V=16", "--device", "cpu", "-o", str(out), "--crossover"]
+    done = run.invoke(app, ["draw", "simple_gla", *shape])
+    assert done.exit_code == 0, done.stderr
+    assert "<svg" in out.read_text()
