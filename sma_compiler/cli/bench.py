@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sma_compiler.bench.plans import PlanTime, time_plans
 from sma_compiler.bench.suite import Suite, run_suite, suite_steps
+from sma_compiler.cli.bench_auto import run_auto
 from sma_compiler.cli.bench_peers import run_peers
 from sma_compiler.cli.common import (
     DTYPES,
@@ -40,14 +41,16 @@ class NothingToMeasure(SmaError):
     """Neither a spec nor a suite was named."""
 
     def __init__(self) -> None:
-        super().__init__("name a FILE to time its plans, or --suite cpu for the standing measurements, or --peers")
+        super().__init__(
+            "name a FILE to time its plans, or --suite cpu or --suite auto for the standing measurements, or --peers"
+        )
 
 
 class UnknownSuite(SmaError):
     """`--suite` names none."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"--suite {name}: there is one suite, cpu")
+        super().__init__(f"--suite {name}: there are the suites cpu and auto")
 
 
 @app.callback()
@@ -65,10 +68,15 @@ def bench(
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "fp32",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that the medians are taken of.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads torch may use; as many as it likes.")] = None,
-    suite: Annotated[str | None, typer.Option(help="`cpu`: speed, memory, import and compile time.")] = None,
+    suite: Annotated[str | None, typer.Option(help="`cpu`: speed, memory, import. `auto`: auto beside tuning.")] = None,
     peers: Annotated[bool, typer.Option("--peers", help="On a GPU, beside mamba_ssm and fla where installed.")] = False,
-    rows: Annotated[list[str] | None, typer.Option(help="With --peers: a row; may be repeated. All.")] = None,
-    out: Annotated[Path | None, typer.Option(help="With --peers: a folder for the numbers, peers.json.")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(help="Of --peers and --suite auto: a row; may be repeated. All.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of --peers a folder for the numbers, of --suite auto their file.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Of --suite auto: then no further row is begun.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time a spec's plans side by side, or run the standing measurements."""
@@ -76,6 +84,10 @@ def bench(
         torch.set_num_threads(threads)
     if peers:
         run_peers(rows, out, as_json)
+        return
+    if suite == "auto":
+        if not run_auto(rows, out, seconds, as_json):
+            raise typer.Exit(1)
         return
     if suite is not None:
         _suite(suite, repeats, as_json)

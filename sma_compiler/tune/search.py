@@ -42,29 +42,11 @@ def tune(
     tick: Tick = quiet,
     seconds: float = 60.0,
 ) -> Tuning:
-    """Find the best plan and configuration for a setting, and keep it as a record.
-
-    Args:
-        setting: what for.
-        limit: configurations, at most.
-        timer: measures; that of the device, where none is given.
-        compiler: compiles kernels before they are timed.
-        tick: called `STEPS` times `limit` at most.
-        seconds: beyond which no further configuration is begun.
-    """
+    """Find the best plan and configuration for a setting, and keep it as a record. Arguments: see `measure`."""
     begun = time.monotonic()
-    found = candidates(setting, limit)
-    rows = {one: Row(one) for one in found}
-    refused = compiler(setting, [one for one in found if one.backend == "triton"])
-    tick(len(found), "compiled")
-    rows = {one: replace(row, refused=refused.get(one, "")) for one, row in rows.items()}
     seed = secrets.randbelow(2**31)
-    for one, row in rows.items():
-        if not row.refused:
-            late = time.monotonic() - begun > seconds and any(other.error is not None for other in rows.values())
-            rows[one] = replace(row, refused=f"not begun within {seconds:g} s") if late else check(setting, one, seed)
-        tick(1, f"checked {one}")
-    measured = _measure(setting, list(rows.values()), timer or timer_of(setting.device), tick)
+    options = {"limit": limit, "timer": timer, "compiler": compiler, "tick": tick, "seconds": seconds, "seed": seed}
+    measured = measure(setting, **options)  # type: ignore[arg-type]
     forward = best_forward(setting, measured)
     training = best_training(setting, measured, seed) if setting.training else None
     for record in (forward, training):
@@ -74,6 +56,41 @@ def tune(
     setting.program.direct.clear()
     forget()
     return Tuning(str(setting), tuple(measured), forward, training, time.monotonic() - begun)
+
+
+def measure(
+    setting: Setting,
+    *,
+    limit: int = LIMIT,
+    timer: Timer | None = None,
+    compiler: Compile = compile_all,
+    tick: Tick = quiet,
+    seconds: float = 60.0,
+    seed: int | None = None,
+) -> list[Row]:
+    """Compile, check and time the candidates for a setting.
+
+    Args:
+        setting: what for.
+        limit: configurations, at most.
+        timer: measures; that of the device, where none is given.
+        compiler: compiles kernels before they are timed.
+        tick: called `STEPS` times `limit` at most.
+        seconds: beyond which no further configuration is begun.
+        seed: of the inputs that they are checked on; a fresh one, where none is given.
+    """
+    begun = time.monotonic()
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    found = candidates(setting, limit)
+    refused = compiler(setting, [one for one in found if one.backend == "triton"])
+    tick(len(found), "compiled")
+    rows = {one: Row(one, refused=refused.get(one, "")) for one in found}
+    for one, row in rows.items():
+        if not row.refused:
+            late = time.monotonic() - begun > seconds and any(other.error is not None for other in rows.values())
+            rows[one] = replace(row, refused=f"not begun within {seconds:g} s") if late else check(setting, one, seed)
+        tick(1, f"checked {one}")
+    return _measure(setting, list(rows.values()), timer or timer_of(setting.device), tick)
 
 
 def check(setting: Setting, one: Candidate, seed: int) -> Row:

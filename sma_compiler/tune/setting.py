@@ -87,6 +87,12 @@ def from_shape(
             if axis not in given and axis not in FITTING:
                 raise MissingSize(op.label, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
     drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device)
+    if "group" in given and program.kernels.member is not None:  # heads of the linear family share queries, too
+        for decl in op.params:
+            x = drawn[decl.name]
+            queried = {"time", "head", "key"} <= set(decl.dims) and decl.name not in program.roles.gates
+            if queried and isinstance(x, Tensor):
+                drawn[decl.name] = x.narrow(decl.dims.index("head"), 0, given["group"]).contiguous()
     return from_tensors(program, (), {**drawn, **numbers}, training=training)
 
 

@@ -21,6 +21,8 @@ HOPELESS = 8.0
 """Times the best prediction: plans beyond it are not measured."""
 PROGRAMS = (0, 264, 528)
 """How many programs a long sequence is cut for; 0: it is not."""
+USUAL = "chunked"
+"""The plan that `emit` takes for "auto"."""
 LONG = 64
 """Chunks from which on cutting sequences is worth a try."""
 
@@ -35,7 +37,27 @@ def candidates(setting: Setting, limit: int) -> list[Candidate]:
     first = [one for one in near if not one.choices]
     rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, setting.training))
     first.sort(key=lambda one: _total(one, setting.training))
-    return [*first, *rest][:limit]
+    own = auto_candidate(setting)
+    usual = [one for one in every if (one.backend, one.pick) == (own.backend, own.pick)]
+    return list(dict.fromkeys([*usual, *first, *rest]))[:limit]
+
+
+def auto_candidate(setting: Setting) -> Candidate:
+    """What plan="auto" takes where there is no record: kernels where there are any, else plans of torch."""
+    if _kernels_run(setting):
+        try:
+            program, target = setting.program, target_of(setting.device)
+            program.kernels.emitted("auto", setting.sizes, setting.dtype_name, target)
+        except NoTritonKernel:
+            pass
+        else:
+            return Candidate("triton", USUAL)
+    program, row = setting.program, row_of(setting.device)
+    chosen = program.choose("auto", setting.sizes, setting.numbers, row)
+    for name in (*(plan.name for plan in program.plans.legal), "auto"):
+        if program.choose(name, setting.sizes, setting.numbers, row) == chosen:
+            return Candidate("torch", name)
+    raise AssertionError(chosen)
 
 
 def _total(one: Candidate, training: bool) -> float:

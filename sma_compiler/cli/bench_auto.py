@@ -1,0 +1,81 @@
+"""The table of `sma bench --suite auto`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from sma_compiler.bench.auto import SHARE, WITHIN, WORST, Found, Summary, run_rows, summary
+from sma_compiler.bench.auto_rows import AUTO_ROWS
+from sma_compiler.cli.common import console, print_json, progress
+from sma_compiler.errors import SmaError
+
+DEFAULT_FILE = Path("sma-bench-auto.json")
+
+
+class UnknownAutoRow(SmaError):
+    """`--rows` names none."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"--rows {name}: there are {', '.join(row.name for row in AUTO_ROWS)}")
+
+
+def run_auto(names: list[str] | None, out: Path | None, seconds: float | None, as_json: bool) -> bool:
+    """Measure rows (all, or those whose names begin so), print the table; whether what is promised holds."""
+    rows = [row for row in AUTO_ROWS if not names or any(row.name.startswith(name) for name in names)]
+    for name in names or ():
+        if not any(row.name.startswith(name) for row in AUTO_ROWS):
+            raise UnknownAutoRow(name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with progress("measuring", len(rows)) as (bar, task):
+        found = run_rows(
+            rows, out or DEFAULT_FILE, device, seconds, lambda what: bar.update(task, advance=1, description=what)
+        )
+    seen = summary(rows, found)
+    shown = [found[row.name] for row in rows if row.name in found]
+    if as_json:
+        print_json({"rows": [{**asdict(one), "ratios": one.ratios} for one in shown], **asdict(seen)})
+    else:
+        console().print(_table(shown))
+        console().print(_words(seen))
+    return seen.kept
+
+
+def _table(found: list[Found]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("shape", "auto", "forward", "best", "ratio", "with gradients", "best", "ratio", ""):
+        table.add_column(name, no_wrap=True)
+    for one in found:
+        ratios = [f"{own / best:.2f}" if own and best else "-" for own, best in _pairs(one)]
+        table.add_row(
+            one.name,
+            one.auto,
+            _milliseconds(one.forward),
+            one.best,
+            ratios[0],
+            _milliseconds(one.training),
+            one.best_for_training,
+            ratios[1],
+            one.error,
+        )
+    return table
+
+
+def _pairs(one: Found) -> tuple[tuple[float | None, float | None], ...]:
+    return (one.forward, one.best_forward), (one.training, one.best_training)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.4g} ms"
+
+
+def _words(seen: Summary) -> str:
+    near = (
+        f"auto is within {WITHIN - 1:.0%} of the best in {seen.share:.0%} of the measurements (promised: {SHARE:.0%})"
+    )
+    worst = f"at worst {seen.worst:.2f} times it (promised: {WORST})"
+    missing = f", {seen.missing} not measured" if seen.missing else ""
+    return f"{near}, {worst}; {seen.shapes} shapes{missing}"

@@ -1,0 +1,120 @@
+"""`sma bench --suite auto`: shapes of every family, measurements that are kept, resumed and summed up truly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sma_compiler as sma
+from sma_compiler.bench import auto
+from sma_compiler.bench.auto import ForeignMeasurements, Found, Summary, read, run_rows, summary, write
+from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
+from sma_compiler.cli.main import app
+from sma_compiler.tune.setting import from_shape
+
+SMALL = AutoRow("simple_gla", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
+OTHER = AutoRow("attention", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SMA_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_the_shapes_are_of_every_family() -> None:
+    assert len(AUTO_ROWS) >= 30
+    assert len({row.name for row in AUTO_ROWS}) == len(AUTO_ROWS)
+    assert {row.op for row in AUTO_ROWS} == set(sma.library())
+
+
+@pytest.mark.parametrize("row", AUTO_ROWS, ids=lambda row: row.name)
+def test_every_shape_can_be_had_on_a_cpu(row: AutoRow) -> None:
+    setting = from_shape(
+        sma.library(row.op).program, row.shape("cpu"), torch.float32, torch.device("cpu"), training=True, seed=0
+    )
+    sizes = row.shape("cuda")
+    assert setting.sizes["time"] <= sizes["time"]
+    if "group" in sizes:
+        assert setting.sizes["group"] in (row.shape("cpu")["group"], setting.sizes["head"])
+    assert {"mamba2": 1}.get(row.op, setting.sizes.get("group")) == setting.sizes.get("group")
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, ratio: float = 1.0) -> list[str]:
+    """Measurements that take no time; the names of the rows that were measured."""
+    measured: list[str] = []
+
+    def measure(row: AutoRow, device: torch.device, _: float) -> Found:
+        measured.append(row.name)
+        return Found(row.name, auto.device_name(device), auto.generator(), "torch chunked", ratio, "torch best", 1.0)
+
+    monkeypatch.setattr(auto, "measure_row", measure)
+    return measured
+
+
+def test_a_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, told = tmp_path / "deep" / "auto.json", []
+    measured = fake(monkeypatch)
+    tick: Callable[[str], None] = told.append
+    run_rows([SMALL], path, "cpu", None, tick)
+    run_rows([SMALL, OTHER], path, "cpu", None, tick)
+    assert measured == [SMALL.name, OTHER.name]
+    assert told == [SMALL.name, SMALL.name, OTHER.name]
+    assert set(read(path)) == {SMALL.name, OTHER.name}
+    monkeypatch.setattr(auto, "generator", lambda: "of tomorrow")
+    run_rows([SMALL, OTHER], path, "cpu", 0.0, tick)
+    assert len(measured) == 2
+    run_rows([SMALL, OTHER], path, "cpu", None, tick)
+    assert len(measured) == 4
+
+
+def test_failures_are_kept_and_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "auto.json"
+    broken = AutoRow("simple_gla", {"batch": 1})
+    found = run_rows([broken], path, "cpu", None, lambda _: None)
+    assert "the size 'time' is missing" in found[broken.name].error
+    measured = fake(monkeypatch)
+    run_rows([broken], path, "cpu", None, lambda _: None)
+    assert measured == [broken.name]
+
+
+def test_the_summary_counts_every_measurement() -> None:
+    one = Found("a", "", "", "x", 1.1, "y", 1.0, 3.2, "y", 2.0)
+    other = Found("b", "", "", "x", 1.0, "x", 1.0)
+    rows = [AutoRow("a", {}), AutoRow("b", {}), AutoRow("c", {})]
+    found = {"a": one, "b": other}
+    assert summary(rows, found) == Summary(2 / 3, 1.6, 2, 1)
+    assert not summary(rows, found).kept
+    assert summary(rows, {"b": other}).kept
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    for text in ("no json", "[]", '{"rows": [{"name": "a"}]}'):
+        path.write_text(text)
+        with pytest.raises(ForeignMeasurements, match="name another file"):
+            read(path)
+    write(path, {})
+    assert read(path) == {}
+
+
+def test_rows_are_measured_by_plans_of_torch_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "auto.json"
+    arguments = ["bench", "--suite", "auto", "--rows", "mamba2-B16", "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    found = json.loads(done.stdout)
+    (row,) = found["rows"]
+    assert row["auto"].startswith("torch ")
+    assert row["configurations"] >= 2
+    assert len(row["ratios"]) == 2
+    assert all(ratio >= 1.0 for ratio in row["ratios"])
+    assert found["worst"] == max(row["ratios"])
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == done.exit_code
+    assert "auto is within 15% of the best" in again.stdout
+    assert not (tmp_path / "cache" / "tune").exists()  # nothing is kept for calls to go by
+    assert CliRunner().invoke(app, ["bench", "--suite", "auto", "--rows", "nothing"]).exit_code == 2
