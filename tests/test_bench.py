@@ -78,7 +78,7 @@ def test_plans_side_by_side() -> None:
     ("arguments", "said"),
     [
         ([], "--suite cpu"),
-        (["--suite", "gpu"], "there is one suite"),
+        (["--suite", "gpu"], "there are the suites cpu and auto"),
         (["attention", "--plan", "chunked"], "softmax"),
         (["attention", "--plan", "magic"], "magic"),
         (["attention", "--dtype", "int8"], "bf16"),
