@@ -21,6 +21,7 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
+from sma_compiler.kernel.score_kernel import ChannelScores
 from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.walk import Walk, forward_walk
@@ -96,10 +97,16 @@ def gradients(
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     if ahead:
         kernels["gates"] = kernel(Gates(forward_walk(member).paths, outer, reserved), ahead)
+    forward = forward_walk(member)
+    if apart and member.terms[0].axes:
+        weighed = forward if forward.decayed else made.dq
+        scores = ChannelScores(member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved)
+        kernels["scores"] = kernel(scores, f"{op.name}_scores_kernel")
+        builders |= {} if forward.decayed else {"scores": scores}
     configs = {**{walk.name: each(walk) for walk in made.walks}, **together}
     launcher = SharedLauncher if shares else BackwardLauncher
     built = launcher(made, outer, names).build(name, kernels, common, configs)
-    own = tuple(made for role, made in kernels.items() if role != "gates")
+    own = tuple(made for role, made in kernels.items() if role in builders)
     return Gradients(tuple(builders.values()), own, (built,), configs=configs)
 
 
@@ -109,6 +116,8 @@ def chunked_walks(
     """The configuration of each chunked walk. varying: whether gates vary in time."""
 
     def chosen(walk: Walk) -> Config:
+        if any(walk.outer in term.axes for term in walk.terms):
+            return choices.apply(walk.name, config.by_channel(common))
         usual = config.gradient(
             common,
             sizes[walk.inner],

@@ -25,7 +25,7 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
-from sma_compiler.kernel.score_kernel import Scores
+from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
@@ -110,13 +110,18 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
-    usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
-    chosen = choices.apply("forward", usual)
-    cut = chosen.programs > 0
     walk = forward_walk(member)
+    usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
+    channels = bool(walk.terms[0].axes)
+    chosen = choices.apply("forward", config.by_channel(usual) if channels and not walk.decayed else usual)
+    if channels:
+        chosen = replace(chosen, programs=0, scores=False)
+    cut = chosen.programs > 0
     named = tensors(walk, names)
     builders: dict[str, Maker] = {}
-    if chosen.scores:
+    if walk.decayed:
+        builders["scores"] = ChannelScores(walk.terms[0], walk.p, walk.s, walk.names[:2], names, reserved)
+    elif chosen.scores:
         builders["scores"] = Scores(member, names, reserved)
     if names.gates:
         builders["gates"] = Gates(walk.paths, names, reserved)
@@ -128,10 +133,12 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
     ahead = roles["gates"] if names.gates else ""
     common = choices.apply("backward", config.backward(sizes, dtype, target))
+    if channels:
+        common = replace(common, programs=0)
     more = ["scan_parts_kernel"] if cut or common.programs else []
     each = chunked_walks(member, common, sizes, choices, varying=bool(names.gates))
     walker = partial(WalkKernel, parts=common.programs > 0, scores=False)
-    shared = config.shared(common, sizes, dtype, target)
+    shared = {} if channels else config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
     found = _emitted(top, builders.values(), kernels.values(), [launcher], back, more)

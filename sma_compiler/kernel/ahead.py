@@ -46,7 +46,7 @@ class Split:
 
 def split(term: Term) -> Split | None:
     """What of a stream is made ahead; None where no gate varies in time, or a kernel needs more than its sums."""
-    if term.exact or not any(varies(gate.log) for gate in term.gates):
+    if term.exact or term.axes or not any(varies(gate.log) for gate in term.gates):
         return None
     small_row, row = _partition(term.row)
     small_col, col = _partition(term.col)

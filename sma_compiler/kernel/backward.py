@@ -66,7 +66,8 @@ class Backward:
 
     reads: the tensors that a backward pass has beside the op's parameters: `dy`, and of normalised rows `y` and `norm`.
     before: a forward walk for what needs Y itself. dq, dk, dv: the three walks. chain: None where no gate or factor
-    has parameters. pieces: the gradients, in the order of the op's parameters.
+    has parameters. pieces: the gradients, in the order of the op's parameters. gated: the parameters of gates that
+    differ by channel, whose gradients walks make.
     """
 
     linear: Linear
@@ -77,6 +78,7 @@ class Backward:
     dv: Walk
     chain: Chain | None
     pieces: tuple[Piece, ...]
+    gated: tuple[str, ...] = ()
 
     @property
     def walks(self) -> tuple[Walk, ...]:
@@ -120,6 +122,7 @@ class _Maker:
         self.parts: dict[tuple[str, str], list[tuple[Param, Expr]]] = {}
         self.pieces: list[Piece] = []
         self.cotangents: set[Expr] = set()
+        self.gated: tuple[str, ...] = ()
 
     def made(self) -> Backward:
         """All of it."""
@@ -145,16 +148,23 @@ class _Maker:
             made = gradients(graph, [(operand, walks[name].result)], self.leaves)
             for param in self._in(made):
                 self._part(name, walks[name].outer, param, made[param])
+        gate = self._channel_gate()
         before = self._before()
         dq, dk, dv = (replace(walk, outputs=self._outputs(name, walk.outer)) for name, walk in walks.items())
         chain = self._chain()
         if chain is not None:
             dq = replace(dq, sums=Sums(linear.q, "q", pairs=True))
             dk = replace(dk, sums=Sums(linear.k, "k", pairs=False))
+        if gate is not None and "key" in linear.terms[0].axes:
+            dq = replace(dq, sums=Sums(linear.q, "q", pairs=True))
+            dk = replace(dk, sums=Sums(linear.k, "k", pairs=False, gate=gate))
+        elif gate is not None and before is not None:
+            before = replace(before, sums=Sums(cotangent, walks["dv"].names[2], pairs=True))
+            dv = replace(dv, sums=Sums(linear.v, walks["dq"].names[1], pairs=False, gate=gate))
         order = [leaf.name for leaf in self.leaves]
         pieces = tuple(sorted(self.pieces, key=lambda piece: order.index(piece.param)))
         decls = tuple(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in reads)
-        return Backward(linear, decls, before, dq, dk, dv, chain, pieces)
+        return Backward(linear, decls, before, dq, dk, dv, chain, pieces, self.gated)
 
     def _refused(self, reason: str) -> NoTritonKernel:
         return NoTritonKernel(self.op.name, "chunked", reason)
@@ -197,7 +207,9 @@ class _Maker:
             return p, s, x
 
         def result(x: Expr) -> Expr:
-            found = graph.mask_times(linear.attend.mask, x)
+            found: Expr = graph.mask_times(linear.attend.mask, x)
+            if linear.terms[0].axes:
+                found = self._leaf("sums", ("batch", "time", "head", *(axis for axis in x.axes if axis in CHANNELS)))
             self.cotangents.add(found)
             return found
 
@@ -250,7 +262,7 @@ class _Maker:
             self._part("dv", "value", param, expr)
 
     def _part(self, walk: str, outer: str, param: Param, expr: Expr) -> None:
-        if any(axis in CHANNELS and axis != outer for axis in param.axes):
+        if any(axis in CHANNELS and axis != outer for axis in param.axes) or _has_both(expr):
             raise self._refused(f"the gradient of `{param.name}` mixes channels of keys and values")
         if outer not in param.axes:
             expr = self._unsummed(expr, outer)
@@ -296,14 +308,35 @@ class _Maker:
         self.pieces.append(Piece(param.name, name, axes))
         return name
 
+    def _channel_gate(self) -> Expr | None:
+        """The leaf that stands for the gradient of a gate that differs by channel, where something depends on it."""
+        term = self.linear.terms[0]
+        if not term.axes:
+            return None
+        if len(term.axes) > 1:
+            raise self._refused("gates with both a key and a value axis have no gradient here")
+        axes = ("batch", "time", "head", *term.axes)
+        leaf = self._leaf("dgate", axes)
+        self.cotangents.add(leaf)
+        logs = [unplaced(self.graph, gate.log) for gate in term.gates]
+        found = gradients(self.graph, [(log, leaf) for log in logs], self.leaves, logs)
+        walk, outer = ("dk", "key") if "key" in term.axes else ("dv", "value")
+        for param in self._in(found):
+            self._part(walk, outer, param, found[param])
+        self.gated = tuple(param.name for param in self._in(found))
+        return leaf if found else None
+
     def _before(self) -> Walk | None:
         """The forward walk once more, where a gradient needs what the contraction gave."""
         outputs = self._outputs("before", "value")
         if self.linear.normalize != "none" and self.op.result is not self.linear.attend:
             outputs = (Output("y", self.linear.attend, RESULT, optional=False), *outputs)
-        return replace(forward_walk(self.linear), name="again", outputs=outputs) if outputs else None
+        late = self.gated and "key" not in self.linear.terms[0].axes
+        return replace(forward_walk(self.linear), name="again", outputs=outputs) if outputs or late else None
 
     def _chain(self) -> Chain | None:
+        if self.linear.terms[0].axes:
+            return None
         several = len(self.linear.terms) > 1
         links = tuple(self._link(term, str(n) if several else "") for n, term in enumerate(self.linear.terms))
         cotangents = [pair for link in links for pair in self._cotangents(link)]
@@ -345,6 +378,11 @@ class _Maker:
                 new = unplaced(self.graph, factor)
                 found = new if found is None else self.graph.apply("mul", found, new)
         return found
+
+
+def _has_both(expr: Expr) -> bool:
+    """Whether an expression has entries for pairs of channels, of which kernels hold no tile."""
+    return any(set(CHANNELS) <= set(node.axes) for node in _inside((expr,)))
 
 
 def _through_log(graph: Graph, x: Expr, cotangent: Expr) -> list[tuple[Expr, Expr]]:

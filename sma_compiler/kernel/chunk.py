@@ -26,11 +26,12 @@ from sma_compiler.kernel.build import (
     trans,
     zeros,
 )
+from sma_compiler.kernel.channels import ChannelPath, channel_path
 from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, with_factors
 from sma_compiler.kernel.host import Host, Tensors, suffix
 from sma_compiler.kernel.inputs import EXTENT, Inputs
 from sma_compiler.kernel.linear import is_tensor, plain
-from sma_compiler.kernel.lower import Lowering, operand
+from sma_compiler.kernel.lower import Lowering, operand, wide_operand
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import Span, sequence, slots
@@ -54,7 +55,9 @@ class Chunk:
     """The tiles of one chunk: its rows, operands [C, inner], [C, inner], [C, outer], and the path of every stream.
 
     t0: its first position. a, b: the factors of the scores' rank-one addition; None: 1, or no addition. other: the
-    operand [C, outer] of `Walk.sums`. p, a and other are missing where only columns count.
+    operand [C, outer] of `Walk.sums`. p, a and other are missing where only columns count. channel: the path of a gate
+    that differs by the outer channels; x and other are fp32 then. across [inner]: the decay of a state over the chunk
+    where the gate differs by the inner ones; p and s are decayed then.
     """
 
     t0: E
@@ -67,6 +70,8 @@ class Chunk:
     b: E | None
     other: E | None
     paths: tuple[Path, ...]
+    channel: ChannelPath | None = None
+    across: E | None = None
     leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
 
 
@@ -102,6 +107,8 @@ class Chunked(Maker):
         self.splits = tuple(split(term) for term in walk.paths)
         self.several = len(walk.terms) > 1
         self.exact = any(term.exact for term in walk.terms)
+        self.wide = any(walk.outer in term.axes for term in walk.terms)
+        """Whether gates differ by the outer channels."""
         self.guarded = walk.sums is not None
         """Whether what rows past the end have must be 0 although nothing is written there."""
 
@@ -165,7 +172,7 @@ class Chunked(Maker):
             late, early = (path.row, path.col) if made is None else (made.row, made.col)
             at_rows, at_columns = (early, late) if self.walk.backward else (late, early)
             found += [*(at_rows if rows else ()), *at_columns]
-            found += [gate.log for gate in term.gates] if made is None else []
+            found += [gate.log for gate in term.gates] if made is None and not self.walk.decayed else []
         if self.walk.offset is not None:
             found += self.walk.offset if rows else self.walk.offset[1:]
         return tuple(found)
@@ -185,7 +192,8 @@ class Chunked(Maker):
         """
         b, walk, inputs = self.b, self.walk, place.inputs
         beside = walk.sums.other if rows and walk.sums is not None else None
-        operands = [*((walk.p,) if rows else ()), walk.s, walk.x, *((beside,) if beside is not None else ())]
+        operands = [*((walk.p,) if rows else ()), walk.s] if not walk.decayed else []
+        operands += [walk.x, *((beside,) if beside is not None else ())]
         b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
         valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
         found = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
@@ -193,16 +201,43 @@ class Chunked(Maker):
         kept = {plain(x) for x in operands if is_tensor(x)}
         exprs = (*operands, *self.factors(rows), *around)
         lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
-        p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
-        s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
-        x = operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
+        p: E | None
+        across: E | None = None
+        if walk.decayed:
+            p, s, across = self._decayed(place, t0, found)
+        else:
+            p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
+            s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
+        along_outer = wide_operand if self.wide else operand
+        x = along_outer(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
         other = None
         if beside is not None and walk.sums is not None:
-            other = operand(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
+            other = along_outer(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
         first, second = walk.offset or (None, None)
         a = self._offset(first, lowering, valid) if rows else None
         paths = self._paths(place, lowering, found, rates, t0, rows)
-        return Chunk(t0, found, lowering, p, s, x, a, self._offset(second, lowering, valid), other, paths)
+        channel = None
+        if self.wide:
+            (term,) = walk.paths
+            channel = channel_path(term, walk.backward, lowering, found, inputs.inside[walk.outer])
+        b_offset = self._offset(second, lowering, valid)
+        return Chunk(t0, found, lowering, p, s, x, a, b_offset, other, paths, channel, across)
+
+    def _decayed(self, place: Place, t0: E, rows: Rows) -> tuple[E, E, E]:
+        """p and s of a chunk, decayed to where states come in and go out, and the decay of a state; made ahead."""
+        b, walk, inputs, host = self.b, self.walk, place.inputs, self.host
+        inner = walk.inner
+        found: list[E] = []
+        for part, name in zip(("early", "late") if walk.backward else ("late", "early"), walk.names, strict=False):
+            begin = inputs.made(part, self.arguments.pointer(part, host.decayed[part]), inner)
+            at, mask = inputs.addresses(*begin, inner, t0, rows.offsets, rows.valid)
+            value = b.helper("load", at, mask, size("MASKED"), dtype="in")
+            found.append(b.let(f"b_{name}", value.to("dot")))
+        pointer = self.arguments.pointer("across", host.decayed["across"])
+        index = inputs.row() * slots(self.arguments, host) + self.slot(place, t0)
+        offsets, valid = inputs.channels[inner]
+        at = pointer + index * size(CHANNELS[inner]) + offsets
+        return found[0], found[1], b.let("b_across", b.helper("load", at, valid, size("MASKED")))
 
     def _offset(self, expr: Expr | None, lowering: Lowering, valid: E) -> E | None:
         if expr is None or (isinstance(expr, Const) and expr.value == 1):
@@ -220,6 +255,8 @@ class Chunked(Maker):
         for number, (term, made) in enumerate(zip(self.walk.paths, self.splits, strict=True)):
             suffix = self.suffix(number)
             path = Path(term.strict, backward, guarded=self.guarded, exact=term.exact)
+            if term.axes:
+                term = replace(term, gates=())
             late, early = (term.row, term.col) if made is None else (made.row, made.col)
             if not at_rows:
                 late, early = (late, ()) if backward else ((), early)
@@ -286,11 +323,17 @@ class Chunked(Maker):
         if number not in chunk.leaving:
             path, suffix = chunk.paths[number], self.suffix(number)
             decay, across = path.leaving(), path.across()
+            if chunk.channel is not None:
+                decay, across = chunk.channel.leaving(), chunk.channel.across()
             factors = path.columns.factors
             if decay is not None:
                 factors = [self.b.let(f"b_out{suffix}", decay), *factors]
             if across is not None:
                 across = self.b.let(f"b_across{suffix}", across)
+            if chunk.channel is not None and across is not None:
+                across = across.row
+            elif chunk.across is not None:
+                across = chunk.across.col
             chunk.leaving[number] = factors, across
         return chunk.leaving[number]
 

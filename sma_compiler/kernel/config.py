@@ -122,6 +122,14 @@ def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normali
     return replace(common, stages=3 if plain or narrow else 2)
 
 
+def by_channel(common: Config) -> Config:
+    """The configuration of a walk whose gates differ by its outer channels: pairs take most of its registers.
+
+    Triton 3.6 cannot prefetch for loops that hold such branches.
+    """
+    return replace(common, warps=8 if common.chunk >= 64 else common.warps, stages=1)
+
+
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:
     """The kernels that make the gradients of q and k for all heads that share them, from the states of every chunk.
 

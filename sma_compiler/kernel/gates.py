@@ -169,7 +169,7 @@ def static_rates(terms: tuple[Term, ...], static: Lowering) -> dict[Gate, E]:
     """log2 of every constant gate, before the loop; -inf as a number whose power is exactly 0."""
     found: dict[Gate, E] = {}
     for term in terms:
-        for gate in term.gates:
+        for gate in term.gates if not term.axes else ():
             if not varies(gate.log) and gate not in found:
                 rate = pointwise("tl.maximum", log2_of(gate.log, static), LOWEST)
                 found[gate] = static.builder.let("log_gate", rate)
@@ -219,7 +219,7 @@ def is_positive(factor: Expr) -> bool:
 
 def is_folded(term: Term, factor: Expr) -> bool:
     """Whether a factor of a stream is part of its exponents, as its logarithm."""
-    return bool(term.gates) and is_positive(factor) and not term.exact
+    return bool(term.gates) and is_positive(factor) and not term.exact and not term.axes
 
 
 def log2_of(log: Expr, lowering: Lowering) -> E:
@@ -312,8 +312,8 @@ def _factor(path: Path, end: End, factor: Expr, lowering: Lowering, rows: Rows) 
 
 
 def scaled(value: E, factors: list[E], column: bool) -> E:
-    """A tile times vectors along its rows (`column`) or its columns; a vector times vectors."""
+    """A tile times vectors along its rows (`column`) or its columns, or times tiles; a vector times vectors."""
     for factor in factors:
-        along = factor.col if column else factor.row
-        value = value * (factor if len(value.tile.shape) < 2 else along)
+        plain = len(value.tile.shape) < 2 or len(factor.tile.shape) == 2
+        value = value * (factor if plain else factor.col if column else factor.row)
     return value

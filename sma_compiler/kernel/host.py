@@ -28,6 +28,8 @@ class Host:
     pack: where the sequences of a pack begin, or None; sequences: how many there are, else the batch.
     slots: how many chunks a row of the batch has, with those that a pack leaves empty.
     groups: how many groups of heads have a q and k of their own; scores: Q K^T of each inside every chunk.
+    decayed: what is made with weighted scores: "late" and "early" ends [B, T, H, N] decayed from the chunk's start and
+    to its end, "across" [B, H, slots, N].
     """
 
     builder: Builder
@@ -41,6 +43,7 @@ class Host:
     slots: E
     groups: E
     scores: E
+    decayed: dict[str, E]
 
     @property
     def heads(self) -> E:
@@ -142,8 +145,11 @@ def host(linear: Linear, reserved: frozenset[str], extra: Iterable[ParamDecl] = 
         made = split(term)
         for part in made.arrays if made is not None else ():
             gates[number, part] = path(builder.fresh(f"gate_{part}{suffix(number, len(linear.terms))}"))
-    rest = (path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "groups", "scores"))
-    return Host(builder, parameters, decls, shared, sizes, gates, *rest)
+    pack, sequences, slots, groups, scores = (
+        path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "groups", "scores")
+    )
+    decayed = {part: path(builder.fresh(part)) for part in ("late", "early", "across")}
+    return Host(builder, parameters, decls, shared, sizes, gates, pack, sequences, slots, groups, scores, decayed)
 
 
 def suffix(number: int, count: int) -> str:

@@ -94,7 +94,7 @@ class Inputs:
         lowering = Lowering(self.builder, {}, "C", shared_nodes(exprs))
         for node in maximal_numbers(exprs):
             lowering.bind(node, self._number(node))
-        tensors = self._held(exprs)
+        tensors = self.held(exprs)
         for node in tensors:
             self.base(node.name)
         still = [node for node in tensors if not varies(node)]
@@ -104,7 +104,7 @@ class Inputs:
             lowering.bind(node, self.tensor(node, self.base(node.name)))
         return lowering
 
-    def _held(self, exprs: Iterable[Expr]) -> list[Param]:
+    def held(self, exprs: Iterable[Expr]) -> list[Param]:
         """The tensors of the launcher that expressions read; a kernel may bind further leaves of its own."""
         return [node for node in tensors_of(exprs) if node.name in self.host.decls]
 
@@ -130,7 +130,7 @@ class Inputs:
         operands: the parameters that matrix products take as they are.
         """
         lowering = static.extended()
-        for node in self._held(exprs):
+        for node in self.held(exprs):
             if varies(node):
                 lowering.bind(node, self._tile(node, t0, rows, valid, node in operands))
         return lowering

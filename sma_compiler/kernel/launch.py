@@ -68,7 +68,9 @@ class Launcher(Launch):
             "STAGES": config.stages,
         }
         self.results()
-        if "scores" in kernels:
+        if "scores" in kernels and self.walk.decayed:
+            self.decayed(kernels["scores"], self.linear.terms[0], constants)
+        elif "scores" in kernels:
             self.scores(kernels["scores"], constants)
         if "gates" in kernels:
             self.gates(kernels["gates"], constants)

@@ -18,7 +18,7 @@ from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of, size_of
 from sma_compiler.kernel.walk import Walk, forward_walk
 
-COUNTING = ("net", "inter", "rows", "columns", "states", "vectors")
+COUNTING = ("net", "inter", "rows", "columns", "states", "vectors", "late")
 """Sums that the walk of dq writes; that of dk writes the others, and reads the states."""
 
 States = dict[tuple[str, int], E]
@@ -49,7 +49,7 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
     fresh = host.builder.fresh
     forward = forward_walk(made.linear)
     initial, before, after = (states_of(forward, fresh, letter) for letter in ("s0", "ds0", "ds1"))
-    asked = sums_of(made, apart=apart)
+    asked = (("states", 0), ("late", 0)) if made.gated else sums_of(made, apart=apart)
     sums = {key: path(fresh(f"{key[0]}{key[1] if len(forward.terms) > 1 else ''}")) for key in asked}
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
@@ -58,6 +58,7 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
 
     def tensors(walk: Walk, start: States, end: States, kinds: Iterable[str] = ()) -> Tensors:
         outputs = {output.name: written[output.name] for output in walk.outputs}
+        kinds = ("states", "late") if made.gated and walk.sums is not None else kinds
         asked = {key: x for key, x in sums.items() if key[0] in kinds}
         local = local_states(walk, fresh, f"_{walk.name}") if cut else {}
         return Tensors(parts, span, outputs, start, end, local, asked)
@@ -107,6 +108,10 @@ class BackwardLauncher(Launch):
             self._again()
         if "gates" in kernels:
             self.gates(kernels["gates"], constants)
+        if "scores" in kernels:
+            term = self.linear.terms[0]
+            wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
+            self.decayed(kernels["scores"], term, {**constants, **wide})
         if config.programs:
             self.cut(self.names.chain, lift(constants["C"]), self.names.tiles["key"], config)
             b.space()
@@ -151,7 +156,8 @@ class BackwardLauncher(Launch):
         b.section("Positions of a chunk, and tiles: a program has all channels of one axis and a tile of the other")
         chunk = b.let("C", config.chunk)
         self.sequences()
-        if host.gates or self.made.chain is not None or self.by_chunk:
+        decayed = any(walk.decayed for walk in self.made.walks)
+        if host.gates or self.made.chain is not None or self.made.gated or self.by_chunk or decayed:
             self.slots(chunk)
         sizes = {axis: host.sizes[axis] for axis in ("key", "value")}
         self.whole = {
@@ -184,7 +190,8 @@ class BackwardLauncher(Launch):
 
     def _needs(self) -> None:
         b = self.b
-        sums = ", and whether sums over pairs are needed for them" if self.made.chain is not None else ""
+        counted = self.made.chain is not None or self.made.gated
+        sums = ", and whether sums over pairs are needed for them" if counted else ""
         b.section(f"Which gradients are asked for{sums}")
         with b.branch(self.needs.missing()):
             b.set(self.needs, sequence([lift(True)]) * len(self.tensors))
@@ -192,6 +199,8 @@ class BackwardLauncher(Launch):
         if self.made.chain is not None:
             outputs = {output.name for output in self.made.chain.outputs}
             b.set(self.by_chain, either(*self._needed(outputs)))
+        elif self.made.gated:
+            b.set(self.by_chain, either(*(self.need[param] for param in self.made.gated)))
 
     def _needed(self, tensors: Iterable[str]) -> list[E]:
         """Whether the gradients that some tensors are parts of are needed."""
@@ -322,6 +331,9 @@ class BackwardLauncher(Launch):
         if kind in ("states", "vectors"):
             channels = [key, value] if kind == "states" else [key]
             return [batch, heads, host.slots, *channels], self.first.attr("dtype")
+        if kind == "late":
+            (axis,) = self.linear.terms[0].axes
+            return [batch, time, heads, host.sizes[axis]], path("torch.float32")
         tiles, along = (self.names.anchors, host.slots) if kind == "anchors" else (self.names.tiles["key"], time)
         return [tiles, batch, heads, along], path("torch.float32")
 

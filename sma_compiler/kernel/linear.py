@@ -1,14 +1,17 @@
-"""Recognises the scalar-gated linear family: one contraction whose mask is a sum of causal streams, no gate a channel.
+"""Recognises the linear family: one contraction whose mask is a sum of streams that look one way.
 
     y = f(sum over streams of  row_i  col_j  exp(path from j to i)  (q_i . k_j)  v_j, ...)
 
 Factors of q, k and v that lack the contracted axis (a step, the divisor of a norm, a scale) move into `row` and `col`.
+Where the gate has channels there is one stream, and it is the other way round: its factors become part of q, k and v.
+What the mask has on the diagonal alone is no pair of positions: it is added to the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import eq, ge, gt, le, lt, ne
 
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import (
@@ -29,8 +32,9 @@ from sma_compiler.ir.nodes import (
     Size,
     postorder,
 )
+from sma_compiler.kernel.derive import unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.mask.nodes import Gate, Stream
+from sma_compiler.mask.nodes import Gate, Near, Stream
 from sma_compiler.plan.choose import Plans
 
 KNOWN_AXES = frozenset({"batch", "time", "head", "key", "value"})
@@ -43,6 +47,8 @@ FUNCTIONS = frozenset(
 )
 """The pointwise functions that kernels compute. Phases (`sin`, `cos`) need fp64, `//` and `%` integers."""
 
+_COMPARISONS = {"lt": lt, "le": le, "gt": gt, "ge": ge, "eq": eq, "ne": ne}
+
 
 @dataclass(frozen=True)
 class Term:
@@ -50,6 +56,7 @@ class Term:
 
     exact: whether the kernel takes care that sums round as little as fp32 can: factors stay outside of exponents,
     exponents of pairs are no differences, and products are summed apart from what they are added to.
+    axes: the channels that its gates differ by, "key", "value" or both.
     """
 
     row: tuple[Expr, ...]
@@ -57,6 +64,7 @@ class Term:
     gates: tuple[Gate, ...]
     strict: bool
     exact: bool = False
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,10 +105,23 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
     if attend.normalize not in ("none", "sum", "max1"):
         raise refuse("softmax weights have no chunked kernel")
     mask = choice.site.decomposition
-    why = _unfit(mask.streams, bool(mask.near)) or _foreign(nodes) or _axes(op, attend)
+    graph = plans.graph
+    diagonal = _diagonal(graph, mask.near) if mask.near else None
+    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or _foreign(nodes) or _axes(op, attend)
+    axes = channels_of(gate.log for stream in mask.streams for gate in stream.gates)
+    if not why and (axes or diagonal is not None):
+        why = _unfit_channels(mask.streams, attend, axes, plan)
     if why:
         raise refuse(why)
-    graph = plans.graph
+    backward = mask.streams[0].side == "upper"
+    if diagonal is not None:
+        op = replace(op, result=_with_diagonal(graph, op.result, attend, diagonal))
+    if axes:
+        (stream,) = mask.streams
+        q, k = (_times(graph, x, factors) for x, factors in ((attend.q, stream.row), (attend.k, stream.col)))
+        numbers = () if attend.scale is graph.const(1) else (attend.scale,)
+        term = Term(numbers, (), stream.gates, stream.first == 1, exact, axes)
+        return Linear(op, attend, q, k, attend.v, (term,), attend.normalize, backward)
     q, rows = _peel(graph, attend.q, "key")
     k, cols = _peel(graph, attend.k, "key")
     v, more = _peel(graph, attend.v, "value")
@@ -110,7 +131,13 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
         Term((*stream.row, *rows), (*stream.col, *cols, *more), stream.gates, stream.first == 1, exact)
         for stream in mask.streams
     )
-    return Linear(op, attend, q, k, v, terms, attend.normalize, mask.streams[0].side == "upper")
+    return Linear(op, attend, q, k, v, terms, attend.normalize, backward)
+
+
+def channels_of(exprs: Iterable[Expr]) -> tuple[str, ...]:
+    """The axes of channels that some expressions have."""
+    held = {axis for expr in exprs for axis in expr.axes}
+    return tuple(axis for axis in ("key", "value") if axis in held)
 
 
 def _unfit(streams: tuple[Stream, ...], near: bool) -> str:
@@ -127,10 +154,83 @@ def _unfit(streams: tuple[Stream, ...], near: bool) -> str:
             return "the mask is itself a product or a sum over an axis"
         if not stream.first and any(not (gate.key_closed or gate.query_closed) for gate in stream.gates):
             return "a path open at both ends holds the diagonal: write i == j as a term of its own"
-        every = (*stream.row, *stream.col, *(gate.log for gate in stream.gates))
-        if any(axis in ("key", "value") for expr in every for axis in expr.axes):
-            return "the mask has a gate or a factor for each channel"
+        if channels_of((*stream.row, *stream.col)):
+            return "the mask has a factor for each channel"
     return ""
+
+
+def _unfit_channels(streams: tuple[Stream, ...], attend: Attend, axes: tuple[str, ...], plan: str) -> str:
+    """Why a mask with gates a channel, or with weights of the diagonal, has no kernel."""
+    if len(streams) > 1:
+        return "several streams, of which one has a gate for each channel or weights on the diagonal"
+    if attend.normalize != "none":
+        return "rows with a gate for each channel, or with weights on the diagonal, are not divided"
+    ends = {(gate.query_closed, gate.key_closed) for gate in streams[0].gates}
+    if axes and plan == "chunked" and (len(axes) > 1 or len(ends) > 1):
+        return "gates with both a key and a value axis, or paths with different ends, are passed position by position"
+    if axes and streams[0].side == "upper":
+        return "a gate for each channel is carried from the start alone"
+    return ""
+
+
+def _diagonal(graph: Graph, near: tuple[Near, ...]) -> Expr | None:
+    """The weight of every position with itself, where a mask has nothing else beside its streams."""
+    total: Expr | None = None
+    for part in near:
+        if not all(isinstance(end, Const) and end.value == 0 for end in (part.lo, part.hi)):
+            return None
+        found = _at_itself(graph, part.mask)
+        if found is None:
+            return None
+        total = found if total is None else graph.apply("add", total, found)
+    return total
+
+
+def _at_itself(graph: Graph, mask: Expr) -> Expr | None:
+    """A mask where i is j, of which the conditions speak of i - j alone; None: it is no such mask."""
+    done: dict[Expr, Expr] = {}
+    for node in postorder((mask,)):
+        match node:
+            case Apply(fn="sub", args=(Position(name="i"), Position(name="j"))):
+                done[node] = graph.const(0)
+            case Position():
+                done[node] = node
+            case At(x=x):
+                done[node] = x
+            case Apply(fn=fn, args=(a, b)) if fn in _COMPARISONS:
+                left, right = done[a], done[b]
+                done[node] = graph.apply(fn, left, right)
+                if isinstance(left, Const) and isinstance(right, Const):
+                    done[node] = graph.const(bool(_COMPARISONS[fn](left.value, right.value)))
+            case Apply(fn="mul", args=(a, b)) if any(done[x] is graph.const(True) for x in (a, b)):
+                done[node] = done[b] if done[a] is graph.const(True) else done[a]
+            case _:
+                done[node] = graph.rebuild(node, done)
+    found = done[mask]
+    return None if found.positions or found is graph.const(True) else found
+
+
+def _with_diagonal(graph: Graph, result: Expr, attend: Attend, weight: Expr) -> Expr:
+    """The result with what every position has with itself added to the contraction."""
+    if "key" not in weight.axes:
+        weight, inside = graph.apply("mul", weight, attend.v), graph.apply("mul", attend.q, attend.k)
+    else:
+        inside = graph.apply("mul", graph.apply("mul", attend.q, attend.k), weight)
+        weight = attend.v
+    if attend.scale is not graph.const(1):
+        weight = graph.apply("mul", attend.scale, weight)
+    own = graph.apply("mul", graph.reduce("sum", inside, "key"), weight)
+    done: dict[Expr, Expr] = {}
+    for node in postorder((result,)):
+        done[node] = graph.apply("add", attend, own) if node is attend else graph.rebuild(node, done)
+    return done[result]
+
+
+def _times(graph: Graph, operand: Expr, factors: Iterable[Expr]) -> Expr:
+    """An operand times factors of its own positions."""
+    for factor in factors:
+        operand = graph.apply("mul", unplaced(graph, factor), operand)
+    return operand
 
 
 def _foreign(nodes: Iterable[Expr]) -> str:
@@ -145,8 +245,6 @@ def _foreign(nodes: Iterable[Expr]) -> str:
                 return "positions have no tile form"
             case Param(axes=axes) if not set(axes) <= KNOWN_AXES:
                 return f"`{node.name}` has an axis that tiles lack"
-            case Param(axes=axes) if {"key", "value"} <= set(axes):
-                return f"`{node.name}` has both a key and a value axis"
     return ""
 
 

@@ -138,6 +138,13 @@ def operand(b: Builder, expr: Expr, name: str, lowering: Lowering, valid: E) -> 
     return b.let(f"b_{name}", b.helper("pin", value.to("dot"), size("PINNED"), dtype="dot"))
 
 
+def wide_operand(b: Builder, expr: Expr, name: str, lowering: Lowering, valid: E) -> E:
+    """An operand in fp32, for what it is multiplied with before a product takes it."""
+    if is_tensor(expr):
+        return lowering.value(expr)
+    return b.let(f"b_{name}", b.helper("keep", lowering.value(expr), valid, size("MASKED")))
+
+
 def _elu_before(args: tuple[Expr, ...]) -> Expr | None:
     """x of elu(x) + 1."""
     for one, other in (args, args[::-1]):

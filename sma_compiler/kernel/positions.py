@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sma_compiler.ir.nodes import Apply, Expr, Kind
 from sma_compiler.kernel.build import E, arange, call, lift, pointwise, reduce_sum, size, where, zeros
 from sma_compiler.kernel.host import SIZES, Host, suffix
-from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
+from sma_compiler.kernel.inputs import EXTENT, Inputs
 from sma_compiler.kernel.linear import Term, is_tensor, plain, varies
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import Maker
@@ -50,9 +50,11 @@ class Decay:
 
     def __call__(self, state: E, added: E | None = None) -> E:
         """A state after the decay, and after what is added to it."""
+        value = along(self.value, state)
         if self.rest is not None:
-            added = state * self.rest if added is None else state * self.rest + added
-        return state * self.value if added is None else state * self.value + added
+            rest = state * along(self.rest, state)
+            added = rest if added is None else rest + added
+        return state * value if added is None else state * value + added
 
 
 Weigh = Callable[[int, Term, Operands, E, E | None], None]
@@ -91,7 +93,7 @@ class Positions(Maker):
     def position(self, inputs: Inputs, exprs: Iterable[Expr], static: Lowering, t: E | None) -> Lowering:
         """Load every tensor that some expressions read at position t; None: they have no time axis."""
         lowering = static.extended()
-        for node in tensors_of(exprs):
+        for node in inputs.held(exprs):
             if not varies(node):
                 continue
             address = inputs.base(node.name)
@@ -164,9 +166,7 @@ class Positions(Maker):
                 decay = self._decay_of(number, action, gates, lowering)
                 match action:
                     case "add":
-                        held = [] if decay is None else [decay.value]
-                        key = _times(at.s, [*column, *held])
-                        self._add(state, at, key, None if x is None else _times(x, held), before)
+                        self._add(state, at, _times(at.s, column), x, before, decay)
                         before = None
                     case "read":
                         self._decay(state, before)
@@ -208,11 +208,14 @@ class Positions(Maker):
             if decay is not None and part is not None:
                 self.b.set(part, decay(part))
 
-    def _add(self, state: State, at: Operands, s: E, x: E | None, decay: Decay | None) -> None:
-        """Add a column to a state, after its decay. s, x: with the column's factors."""
+    def _add(self, state: State, at: Operands, s: E, x: E | None, decay: Decay | None, held: Decay | None) -> None:
+        """Add a column to a state, after its decay. s, x: with the column's factors. held: the column's own decay."""
         b = self.b
+        if held is not None and not held.value.tile.shape:
+            s, x, held = s * held.value, None if x is None else x * held.value, None
         if state.matrix is not None and x is not None:
             product = at.s.col * x.row
+            product = product if held is None else product * along(held.value, product)
             b.set(state.matrix, state.matrix + product if decay is None else decay(state.matrix, product))
         if state.vector is not None:
             column = s
@@ -278,6 +281,13 @@ def _schedule(term: Term, apart: bool) -> list[tuple[str, list[Gate]]]:
         read = both if apart else []
         return [("before", [*row, *both]), ("read", read), ("between", neither), ("add", both), ("after", column)]
     return [("before", row), ("add", []), ("between", both), ("read", []), ("after", column)]
+
+
+def along(value: E, state: E) -> E:
+    """A decay by channel laid out along the axis of a state that has these channels."""
+    if len(value.tile.shape) != 1 or len(state.tile.shape) != 2:
+        return value
+    return value.col if value.tile.shape[0] == state.tile.shape[0] else value.row
 
 
 def _is_log(gate: Gate) -> bool:

@@ -11,7 +11,7 @@ from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.inputs import tensors_of
-from sma_compiler.kernel.linear import Linear
+from sma_compiler.kernel.linear import Linear, Term
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.walk import Walk
 
@@ -120,6 +120,20 @@ class Launch:
         shape = [batch, host.groups, time, lift(constants["C"])]
         b.set(host.scores, self.empty(shape, path("torch.float32")))
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
+        b.section("")
+
+    def decayed(self, kernel: Kernel, term: Term, constants: Mapping[str, Operand]) -> None:
+        """Make the weighted scores of every chunk, and its operands decayed to its start and to its end."""
+        b, host = self.b, self.host
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
+        channels = host.sizes[term.axes[0]]
+        b.section("Weighted scores inside every chunk, and the operands decayed to its start and to its end")
+        fp32, operand = path("torch.float32"), path("dtype_of").call(constants["DOT"])
+        b.set(host.scores, self.empty([batch, heads, time, lift(constants["C"])], fp32))
+        for part in ("late", "early"):
+            b.set(host.decayed[part], self.empty([batch, time, heads, channels], operand))
+        b.set(host.decayed["across"], self.empty([batch, heads, host.slots, channels], fp32))
+        b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, 8))
         b.section("")
 
     def gates(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:

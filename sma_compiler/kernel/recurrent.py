@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from sma_compiler.kernel.build import E, call, lift, reduce_sum, size
+from sma_compiler.kernel.channel_positions import ChannelPositions
 from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.inputs import EXTENT, Inputs
 from sma_compiler.kernel.maker import program
@@ -34,7 +35,10 @@ class Recurrent(Positions):
         exprs = (*self.exprs(), *([walk.sums.other] if walk.sums is not None else []))
         static = inputs.static(exprs)
         self.static_decays(static)
-        sums = PositionSums(self, inputs, span, tile) if walk.sums is not None else None
+        sums: PositionSums | ChannelPositions | None = None
+        if walk.sums is not None:
+            apart = bool(walk.terms[0].axes)
+            sums = ChannelPositions(self, inputs, span) if apart else PositionSums(self, inputs, span, tile)
         states = self._initial(inputs)
         begin, end = (lift(0), span.end - span.begin) if walk.backward else (span.begin, span.end)
         b.space()

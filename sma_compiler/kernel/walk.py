@@ -44,11 +44,13 @@ class Sums:
     other: the operand with the outer axis at rows (q in the walk of dQ, k in that of dK). name: what kernels call it.
     pairs: whether pairs inside chunks count as well; this walk then leaves the states that come into chunks for the
     walk that counts no pairs, which multiplies its own with them.
+    gate: of a gate that differs by channel, the leaf that stands for its gradient in the outputs of the second walk.
     """
 
     other: Expr
     name: str
     pairs: bool
+    gate: Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Walk:
     def paths(self) -> tuple[Term, ...]:
         """The streams told by time: `row` is the late end of each path, `col` the early one."""
         return tuple(turned(term) for term in self.terms) if self.backward else self.terms
+
+    @property
+    def decayed(self) -> bool:
+        """Whether scores are weighted by the channels they sum over, and so are made ahead."""
+        return any(self.inner in term.axes for term in self.terms)
 
     @property
     def vector(self) -> str:

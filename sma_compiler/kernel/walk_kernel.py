@@ -6,6 +6,8 @@ from contextlib import nullcontext
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
+from sma_compiler.kernel.channel_sums import ChannelSums
+from sma_compiler.kernel.channels import ChannelPath
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
@@ -22,7 +24,7 @@ class WalkKernel(Chunked):
         self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, scores: bool
     ) -> None:
         super().__init__(walk, host, tensors, reserved, parts)
-        self.ahead = scores
+        self.ahead = scores or walk.decayed
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -33,7 +35,9 @@ class WalkKernel(Chunked):
         rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
         static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
         rates = static_rates(walk.paths, static)
-        sums = PathSums(self, place) if walk.sums is not None else None
+        sums: PathSums | ChannelSums | None = None
+        if walk.sums is not None:
+            sums = ChannelSums(self, place) if self.wide else PathSums(self, place)
         states = self.initial_states(place)
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
@@ -117,10 +121,14 @@ class WalkKernel(Chunked):
 
     def _scores(self, place: Place, chunk: Chunk) -> E:
         """P S^T of the chunk, [C, C], as it was made ahead."""
-        groups = self.arguments.integer("G", self.host.groups)
-        group = place.inputs.head // self.arguments.constant("G_SHARED", self.host.heads // self.host.groups)
         length = self.arguments.integer("T", self.host.sizes["time"])
         pointer = self.arguments.pointer("scores", self.host.scores)
+        if self.walk.decayed:
+            at = score_address(pointer, place.inputs.row(), length, chunk.t0, chunk.rows.offsets)
+            value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
+            return self.b.let("b_scores", trans(value) if self.walk.backward else value)
+        groups = self.arguments.integer("G", self.host.groups)
+        group = place.inputs.head // self.arguments.constant("G_SHARED", self.host.heads // self.host.groups)
         at = score_address(pointer, place.inputs.batch * groups + group, length, chunk.t0, chunk.rows.offsets)
         value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
         return self.b.let("b_scores", value)
@@ -131,11 +139,15 @@ class WalkKernel(Chunked):
         chunk: Chunk,
         states: tuple[State, ...],
         beside: Expr | None,
-        sums: PathSums | None,
+        sums: PathSums | ChannelSums | None,
         met: E | None,
     ) -> E:
         """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum. met: see `_exchange`."""
         b, walk = self.b, self.walk
+        if chunk.channel is not None:
+            assert not isinstance(sums, PathSums)
+            return self._channel_rows(chunk, chunk.channel, states[0], sums)
+        assert not isinstance(sums, ChannelSums)
         made = self._scores(place, chunk) if self.ahead else None
         first = sums is not None and sums.asked.pairs
         scores = self._pairs(chunk, made, sums) if first else None
@@ -159,12 +171,42 @@ class WalkKernel(Chunked):
         self._keep_norm(place, chunk, norm)
         return self._divide(y, norm)
 
+    def _channel_rows(self, chunk: Chunk, path: ChannelPath, state: State, sums: ChannelSums | None) -> E:
+        """The same where gates differ by the outer channels."""
+        b = self.b
+        assert chunk.p is not None
+        b.section(f"Pairs with what lies {'after' if self.walk.backward else 'before'} the chunk, through the state")
+        y = b.let("b_y", dot(chunk.p, state.matrix.to("dot")) * path.entering())
+        b.section("Pairs inside the chunk")
+        scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+        weighted = scaled(scores, chunk.paths[0].columns.factors, column=False)
+        if weighted is not scores:
+            b.set(scores, weighted)
+        near = b.let("b_near", path.product(scores, chunk.x, chunk.rows))
+        own, decay = None, path.own()
+        if not path.strict:
+            offsets = chunk.rows.offsets
+            diagonal = reduce_sum(where(offsets.col.eq(offsets.row), scores, 0.0), 1).col * chunk.x
+            own = b.let("b_own", diagonal if decay is None else diagonal * decay)
+        if sums is not None:
+            sums.weigh(chunk, path, y, near, own if decay is not None else None)
+        b.set(y, y + near if own is None else y + near + own)
+        factors = chunk.paths[0].rows.factors
+        if factors:
+            b.set(y, scaled(y, factors, column=True))
+        return y
+
     def _pairs(self, chunk: Chunk, made: E | None, sums: PathSums | None) -> E:
         """The weighted scores of the chunk's pairs, [C, C]. made: the scores, where they were made ahead."""
         b = self.b
         assert chunk.p is not None
         b.section("Pairs inside the chunk")
         scores = made or b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+        if self.walk.decayed:
+            weighted = self._with_factors(chunk, scores, [])
+            if weighted is not scores:
+                b.set(scores, weighted)
+            return scores
         if self.walk.offset is not None:
             b.set(scores, scores + _product(chunk.a, chunk.b))
         decays = self._decays(chunk)
@@ -185,7 +227,7 @@ class WalkKernel(Chunked):
         if not (isinstance(result, Apply) and result.fn == "add" and walk.result in result.args):
             return None
         others = [arg for arg in result.args if arg is not walk.result]
-        if walk.normalize != "none" or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
+        if self.wide or walk.normalize != "none" or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
             return None
         gated = all(term.gates and all(is_folded(term, factor) for factor in term.row) for term in walk.terms)
         return others[0] if (gated or self.several) and walk.result not in postorder(others) else None

@@ -1,0 +1,97 @@
+"""Gradients of gates that differ by channel, made inside the walks whose outer axis has these channels.
+
+With M_rc,n the whole weight of a pair in channel n, the gradient of the log gate at position u is the sum over the
+pairs whose path holds u. The walk of the late ends leaves behind what each has of all columns, `late` [B, T, H, N] in
+fp32, and the `states` that come into chunks; the walk of the early ends makes the gradient, per chunk:
+
+    over_u = weight of the pairs that lead over the whole chunk
+           + sum over u and what follows in the chunk of what late ends less what early ends have of its pairs
+           + sum before u of what early ends have of rows after the chunk
+
+What positions have with themselves is left out on both sides, so that nothing large cancels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sma_compiler.kernel.build import E, call, reduce_sum, size, where, zeros
+from sma_compiler.kernel.gates import LOWEST, scaled
+from sma_compiler.kernel.nodes import Tile
+from sma_compiler.kernel.rows import slots
+
+if TYPE_CHECKING:
+    from sma_compiler.kernel.channels import ChannelPath
+    from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
+
+
+class ChannelSums:
+    """The statements of one chunked kernel."""
+
+    def __init__(self, kernel: Chunked, place: Place) -> None:
+        assert kernel.walk.sums is not None
+        self.kernel = kernel
+        self.b = kernel.b
+        self.place = place
+        self.asked = kernel.walk.sums
+        self.named = kernel.tensors.sums
+        self.anchor: E | None = None
+
+    def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:
+        """Keep the state that comes into a chunk, or multiply it with the one that the other walk has kept."""
+        kernel, inputs, b = self.kernel, self.place.inputs, self.b
+        come = "The state that comes into the chunk"
+        b.section(f"{come} is kept" if self.asked.pairs else f"{come}, times the one from its other end")
+        place = inputs.row() * slots(kernel.arguments, kernel.host) + kernel.slot(self.place, chunk.t0)
+        pointer = kernel.arguments.pointer("states", self.named["states", 0])
+        at, mask = inputs.matrix(pointer, place, kernel.walk.inner, kernel.walk.outer)
+        (state,) = states
+        if self.asked.pairs:
+            b.helpers.add("store")
+            with b.branch(pointer.given()):
+                b.do(call("store", at, state.matrix, mask, size("MASKED"), tile=Tile("ptr")))
+            return
+        self.anchor = b.let("b_anchor", zeros(kernel.outer))
+        with b.branch(pointer.given()):
+            kept = b.let("b_kept", b.helper("load", at, mask, size("MASKED"), dtype="in"))
+            b.set(self.anchor, reduce_sum(state.matrix * kept.to("fp32"), 0))
+
+    def weigh(self, chunk: Chunk, path: ChannelPath, through: E, near: E, own: E | None) -> None:
+        """Leave what late ends have, or make the gradient.
+
+        through, near: rows without their factors, and without what they have with themselves: what comes through the
+        state, and what the chunk's pairs bring. own: what they have with themselves where gates hold it.
+        """
+        b, kernel = self.b, self.kernel
+        assert chunk.other is not None
+        factors = chunk.paths[0].rows.factors
+        pointer = kernel.arguments.pointer("late_sums", self.named["late", 0])
+        outer, inputs = kernel.walk.outer, self.place.inputs
+        begin = inputs.made("late_sums", pointer, outer)
+        at, mask = inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+        if self.asked.pairs:
+            whole = scaled(chunk.other * (through + near), factors, column=True)
+            b.helpers.add("store")
+            with b.branch(pointer.given()):
+                b.do(call("store", at, whole, mask, size("MASKED"), tile=Tile("ptr")))
+            return
+        assert self.asked.gate is not None
+        assert self.anchor is not None
+        b.section("Gradients of the log gates")
+        late = b.let("b_late", zeros("C", kernel.outer))
+        with b.branch(pointer.given()):
+            b.set(late, b.helper("load", at, mask, size("MASKED")))
+        early = b.let("b_early", scaled(chunk.other * through, factors, column=True))
+        pairs = b.let("b_pairs", scaled(chunk.other * near, factors, column=True))
+        b.helpers |= {"sums_after", "sums_before"}
+        after = call("sums_after", late - pairs, True, tile=late.tile)
+        before = call("sums_before", early, False, tile=late.tile)
+        over = b.let("b_over", (self.anchor * path.across()).row + after + before)
+        if not path.late_closed:
+            b.set(over, over - late)
+        if path.early_closed:
+            b.set(over, over + (early + pairs))
+        if own is not None:
+            b.set(over, over + scaled(chunk.other * own, factors, column=True))
+        b.set(over, where(path.steps < LOWEST, 0.0, over))
+        chunk.lowering.bind(self.asked.gate, over)

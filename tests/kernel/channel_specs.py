@@ -1,0 +1,43 @@
+"""Specs whose gates differ by channel, beside the library's: every end of a path, every axis, computed gates."""
+
+from __future__ import annotations
+
+from sma_compiler.driver import compile_source
+from sma_compiler.interface import library
+from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.source import Source
+
+CHANNEL_LIBRARY = ("gla", "hgrn2", "rwkv6")
+CHANNEL_SPECS = {
+    "values": """
+op values(q, k, v, g: [time, head, value]):
+    return silu(v) * attend(decay(g), q, k, sigmoid(v), scale=1 / sqrt(key))
+""",
+    "closed": """
+op closed(q, k, v, g: [time, head, key], beta: [time, head]):
+    L = causal * exp(sum(g[t], j <= t <= i)) * sigmoid(beta[i])
+    return attend(L, l2norm(q), beta * k, v)
+""",
+    "late": """
+op late(q, k, v, g: [time, head, value], d: [head]):
+    return attend(causal * exp(sum(g[t], j <= t < i)), q, silu(k), v) + d * v
+""",
+    "steps": """
+op steps(q, k, v, dt: [time, head], a: [head, key]):
+    return attend(decay(softplus(dt) * a), q, k, dt * v)
+""",
+    "constant": """
+op constant(q, k, v, s: [head, key], g: [time, head]):
+    L = causal * exp(-s * (i - j)) * exp(sum(g[t], j < t <= i))
+    return attend(L, q, k, v)
+""",
+    "bonus": """
+op bonus(q, k, v, w: [time, head, value], u: [head, value]):
+    return attend(causal * where(i == j, u, exp(sum(w[t], j < t < i))), q, k, v, scale=0.5)
+""",
+}
+
+
+def compiled(name: str) -> CompiledOp:
+    """An op of the library or of `CHANNEL_SPECS`."""
+    return library(name) if name in CHANNEL_LIBRARY else compile_source(Source(CHANNEL_SPECS[name], name))

@@ -1,0 +1,142 @@
+"""Runs files of ops whose gates differ by channel in Triton's interpreter against fp64; prints errors as JSON.
+
+Log gates of one chunk are mixed: some from 0 to -0.5, some -1e-6, some -80, some -inf.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from kernel import interpret_backward
+from kernel.channel_specs import CHANNEL_LIBRARY, CHANNEL_SPECS, compiled
+from kernel.interpret import Arguments, error, part
+from kernel.interpret_backward import combined, gradients, joined, reference
+from kernel.interpret_recurrent import steps
+from torch import Tensor
+
+from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel import config
+from sma_compiler.reference import evaluate
+from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.target.compile import load_text
+
+SIZES = {"batch": 1, "time": 37, "head": 2, "key": 12, "value": 9}
+STARTS = (0, 1, 1, 20)
+"""Where the sequences of a pack begin."""
+MUTANTS = {
+    "flipped halves": ("chunked", "o_r // size == o_c // size + 1", "o_r // size == o_c // size - 1"),
+    "no decay of the state": ("chunked", "b_s * b_across[:, None]", "b_s"),
+    "no decay to the end": ("chunked", "b_k * tl.exp2(sums_after(b_g_2, False))", "b_k"),
+    "no anchor": ("chunked", "(b_anchor * tl.exp2(tl.sum(b_g_2, 0)))[None, :]", "0.0"),
+    "sums from the start": ("chunked", "sums_after(b_late - b_pairs, True)", "sums_before(b_late - b_pairs, True)"),
+    "pairs twice": ("chunked", "y += late *", "y += 2 * late *"),
+    "no late ends": ("recurrent", "b_over = b_over + (b_late - b_early)", "b_over = b_over - b_early"),
+    "one decay": ("recurrent", "b_decay[None, :]", "1.0"),
+}
+"""For each the plan, a text of the file of gla and what takes its place."""
+
+
+def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Arguments:
+    """Random arguments. group: heads of q and k."""
+    torch.manual_seed(0)
+    found: Arguments = {}
+    for decl in op.params:
+        shape = [group if axis == "head" and decl.name in "qk" else sizes[axis] for axis in decl.dims]
+        value = torch.randn(shape)
+        if decl.name in ("g", "w", "a"):
+            value = -0.5 * torch.rand(shape)
+        elif decl.name == "s":
+            value = torch.rand(shape)
+        if decl.name in ("g", "w") and len(shape) == 4 and shape[1] > 30:
+            value[:, ::11, :, 4:6] = -80.0
+            value[:, 3::5, :, 2] = -1e-6
+            value[:, 5::13, :, 3] = -math.inf
+            value[:, 17, :, 1] = -1e3
+        found[decl.name] = value.to(getattr(torch, dtype)) if decl.name in "qkv" else value
+    return found
+
+
+def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "") -> ModuleType:
+    """An op's file with short chunks; `old` replaced by `new`."""
+    small = config.Config(chunk=16, outer=16, warps=4, stages=1)
+    config.forward = lambda *_, **__: small  # type: ignore[assignment]
+    config.backward = lambda *_, **__: small
+    config.recurrent_backward = lambda _: config.Config(chunk=8, outer=8, warps=1, stages=1)
+    text = op.source(plan, {}, dtype)
+    assert old in text, old
+    with tempfile.TemporaryDirectory() as folder:
+        return load_text(text.replace(old, new) if old else text, Path(folder))
+
+
+def run(op: CompiledOp, plan: str, dtype: str, group: int) -> dict[str, float]:
+    """The errors of a call, of two calls joined by a state, of a pack and of steps, and those of all gradients."""
+    made, given = module(op, plan, dtype), arguments(op.ir, SIZES, dtype, group)
+    launch, expected, time = getattr(made, op.name), evaluate(op.ir, given), SIZES["time"]
+    errors = {"y": error(launch(**given), expected)}
+    y, state = launch(**part(op.ir, given, 0, time // 3), return_state=True)
+    after = launch(**part(op.ir, given, time // 3, time), initial_state=state)
+    errors["y joined"] = error(torch.cat([y, after], 1), expected)
+    if plan == "recurrent":
+        few = evaluate(op.ir, part(op.ir, given, 0, 7))
+        errors["steps"] = error(steps(made, op.ir, part(op.ir, given, 0, 7), inplace=True), few)
+    starts = (*STARTS, time)
+    spans = [span for span in pairwise(starts) if span[0] < span[1]]
+    alone = [evaluate(op.ir, part(op.ir, given, *span)) for span in spans]
+    cu = torch.tensor(starts, dtype=torch.int32)
+    errors["y packed"] = error(launch(**given, cu_seqlens=cu), torch.cat(alone, 1))
+    dy = torch.randn(expected.shape).to(y.dtype)
+    want = reference(op.ir, given, dy)
+    found = {
+        "": gradients(op.ir, made, given, dy),
+        " joined": joined(op.ir, made, given, dy),
+    }
+    for how, got in found.items():
+        errors |= {f"d{name}{how}": interpret_backward.error(got[name], want[name]) for name in want}
+    apart = [reference(op.ir, part(op.ir, given, *span), dy[:, span[0] : span[1]]) for span in spans]
+    want = combined(op.ir, apart)
+    got = gradients(op.ir, made, given, dy, cu_seqlens=cu)
+    errors |= {f"d{name} packed": interpret_backward.error(got[name], want[name]) for name in want}
+    again = gradients(op.ir, made, given, dy, cu_seqlens=cu)
+    assert all(torch.equal(got[name], again[name]) for name in want)
+    return errors
+
+
+def mutants() -> dict[str, float]:
+    """The largest error that every planted mistake makes."""
+    op = compiled("gla")
+    given = arguments(op.ir, SIZES, "float32", 2)
+    expected = evaluate(op.ir, given)
+    dy = torch.randn(expected.shape)
+    want = reference(op.ir, given, dy)
+    found = {}
+    for name, (plan, old, new) in MUTANTS.items():
+        made = module(op, plan, "float32", old, new)
+        got: dict[str, Tensor] = gradients(op.ir, made, given, dy)
+        y = error(made.gla(**given), expected)
+        found[name] = max(y, *(interpret_backward.error(got[key], want[key]) for key in want))
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Print, for every op and plan, all errors."""
+    found = {}
+    for name in names:
+        op = compiled(name)
+        for plan in ("chunked", "recurrent"):
+            found[f"{name} {plan} float32"] = run(op, plan, "float32", 1)
+    if "gla" in names:
+        found["gla chunked float16"] = run(compiled("gla"), "chunked", "float16", 2)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["mutants"]:
+    print(json.dumps(mutants()))
+elif __name__ == "__main__":
+    main(sys.argv[1:] or [*CHANNEL_LIBRARY, *CHANNEL_SPECS])
