@@ -56,11 +56,11 @@ class ChannelSums:
             kept = b.let("b_kept", b.helper("load", at, mask, size("MASKED"), dtype="in"))
             b.set(self.anchor, reduce_sum(state.matrix * kept.to("fp32"), 0))
 
-    def weigh(self, chunk: Chunk, path: ChannelPath, through: E, near: E, own: E | None) -> None:
-        """Leave what late ends have, or make the gradient.
+    def weigh(self, chunk: Chunk, path: ChannelPath, y: E, near: E, own: E | None) -> None:
+        """Leave what late ends have, or make the gradient, and add the chunk's pairs to the rows.
 
-        through, near: rows without their factors, and without what they have with themselves: what comes through the
-        state, and what the chunk's pairs bring. own: what they have with themselves where gates hold it.
+        y, near: rows without their factors: what comes through the state, and what pairs of two positions bring. own:
+        what positions have with themselves. Tiles are made one after another, so that few are held at once.
         """
         b, kernel = self.b, self.kernel
         assert chunk.other is not None
@@ -69,19 +69,24 @@ class ChannelSums:
         outer, inputs = kernel.walk.outer, self.place.inputs
         begin = inputs.made("late_sums", pointer, outer)
         at, mask = inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+        whole = y + near
         if self.asked.pairs:
-            whole = scaled(chunk.other * (through + near), factors, column=True)
+            b.set(y, whole)
             b.helpers.add("store")
             with b.branch(pointer.given()):
-                b.do(call("store", at, whole, mask, size("MASKED"), tile=Tile("ptr")))
+                weights = scaled(chunk.other * y, factors, column=True)
+                b.do(call("store", at, weights, mask, size("MASKED"), tile=Tile("ptr")))
+            if own is not None:
+                b.set(y, y + own)
             return
         assert self.asked.gate is not None
         assert self.anchor is not None
+        early = b.let("b_early", scaled(chunk.other * y, factors, column=True))
+        b.set(y, whole if own is None else whole + own)
         b.section("Gradients of the log gates")
         late = b.let("b_late", zeros("C", kernel.outer))
         with b.branch(pointer.given()):
             b.set(late, b.helper("load", at, mask, size("MASKED")))
-        early = b.let("b_early", scaled(chunk.other * through, factors, column=True))
         pairs = b.let("b_pairs", scaled(chunk.other * near, factors, column=True))
         b.helpers |= {"sums_after", "sums_before"}
         after = call("sums_after", late - pairs, True, tile=late.tile)
@@ -91,7 +96,7 @@ class ChannelSums:
             b.set(over, over - late)
         if path.early_closed:
             b.set(over, over + (early + pairs))
-        if own is not None:
+        if path.late_closed and path.early_closed and own is not None:
             b.set(over, over + scaled(chunk.other * own, factors, column=True))
         b.set(over, where(path.steps < LOWEST, 0.0, over))
         chunk.lowering.bind(self.asked.gate, over)

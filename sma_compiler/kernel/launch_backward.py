@@ -58,7 +58,8 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
 
     def tensors(walk: Walk, start: States, end: States, kinds: Iterable[str] = ()) -> Tensors:
         outputs = {output.name: written[output.name] for output in walk.outputs}
-        kinds = ("states", "late") if made.gated and walk.sums is not None else kinds
+        if made.gated:
+            kinds = ("states", "late") if walk.sums is not None else ()
         asked = {key: x for key, x in sums.items() if key[0] in kinds}
         local = local_states(walk, fresh, f"_{walk.name}") if cut else {}
         return Tensors(parts, span, outputs, start, end, local, asked)
@@ -360,13 +361,14 @@ class BackwardLauncher(Launch):
                 found.append(lift(None))
                 continue
             total, *others = (self._reduced(piece, decl) for piece in pieces)
-            for other in others:
-                total = total + other
             gradient = self._written(pieces[0].tensor)
             found.append(gradient)
             if others or total.node != gradient.node:
                 with b.branch(self.need[decl.name]):
                     dtype = self.host.parameters[decl.name].attr("dtype")
+                    for other in others:
+                        b.set(gradient, total + other)
+                        total = gradient
                     b.set(gradient, total.attr("to").call(dtype))
         gradients = b.let("gradients", sequence(found))
         states = list(self.names.before.values())

@@ -288,17 +288,23 @@ def from_middle(g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr):
     """Powers of 2 that decay late ends and restore early ends, both counted from the middle of the chunk, [C, N]."""
     middle = tl.sum(tl.where(o_c[:, None] < g.shape[0] // 2, g, 0.0), 0)[None, :]
     sums = tl.cumsum(g, 0)
-    return tl.exp2((sums if QUERY else sums - g) - middle), tl.exp2(middle - (sums - g if KEY else sums))
+    late = sums if QUERY else sums - g
+    early = sums - g if KEY else sums
+    return tl.exp2(late - middle), tl.exp2(middle - early)
 
 
 @triton.jit
 def by_halves(g, o_c, size, QUERY: tl.constexpr, KEY: tl.constexpr):
     """Powers of 2 that decay from the start of each block of rows to late ends, and from early ends to its end."""
-    first = tl.zeros_like(g).to(tl.int32) + (o_c % size == 0).to(tl.int32)[:, None]
-    last = tl.zeros_like(g).to(tl.int32) + (o_c % size == size - 1).to(tl.int32)[:, None]
-    late, late_open, _ = tl.associative_scan((g, tl.zeros_like(g), first), 0, plus_within)
-    early, early_open, _ = tl.associative_scan((g, tl.zeros_like(g), last), 0, plus_within, reverse=True)
-    return tl.exp2(late if QUERY else late_open), tl.exp2(early if KEY else early_open)
+    none = tl.zeros_like(g)
+    first = none.to(tl.int32) + (o_c % size == 0).to(tl.int32)[:, None]
+    last = none.to(tl.int32) + (o_c % size == size - 1).to(tl.int32)[:, None]
+    late, late_open, _ = tl.associative_scan((g, none, first), 0, plus_within)
+    given = (g, none, last)
+    early, early_open, _ = tl.associative_scan(given, 0, plus_within, reverse=True)
+    late = late if QUERY else late_open
+    early = early if KEY else early_open
+    return tl.exp2(late), tl.exp2(early)
 
 
 @triton.jit
@@ -308,7 +314,16 @@ def next_half(o_r, o_c, size):
 
 
 @triton.jit
-def scores_by_halves(p, s, g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def scores_by_halves(
+    p,
+    s,
+    g,
+    o_c,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """`channel_scores`, pairs by the smallest aligned block that holds them, decayed to and from its middle.
 
     No power is larger than 1 where gates are at most 0, and no difference of sums is taken.
@@ -317,14 +332,25 @@ def scores_by_halves(p, s, g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr, DOT: 
     size = 1
     while size < g.shape[0]:
         late, early = by_halves(g, o_c, size, QUERY, KEY)
-        product = tl.dot((p * late).to(DOT), tl.trans((s * early).to(DOT)), input_precision=PRECISION)
+        later = (p * late).to(DOT)
+        sooner = tl.trans((s * early).to(DOT))
+        product = tl.dot(later, sooner, input_precision=PRECISION)
         a = tl.where(next_half(o_c[:, None], o_c[None, :], size), product, a)
         size *= 2
     return a
 
 
 @triton.jit
-def channel_scores(p, s, g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def channel_scores(
+    p,
+    s,
+    g,
+    o_c,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Sum over n of p[r, n] s[c, n] times 2 ** (the sum of g[t, n] along the path from c to r); 0 unless r > c.
 
     QUERY, KEY: whether the path holds r, and c. One product in bf16, where no power leaves its range.
@@ -332,7 +358,9 @@ def channel_scores(p, s, g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr, DOT: tl
     if tl.bfloat16 == DOT:
         if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
             late, early = from_middle(g, o_c, QUERY, KEY)
-            product = tl.dot((p * late).to(DOT), tl.trans((s * early).to(DOT)), input_precision=PRECISION)
+            later = (p * late).to(DOT)
+            sooner = tl.trans((s * early).to(DOT))
+            product = tl.dot(later, sooner, input_precision=PRECISION)
             a = tl.where(o_c[:, None] > o_c[None, :], product, 0.0)
         else:
             a = scores_by_halves(p, s, g, o_c, QUERY, KEY, DOT, PRECISION)
@@ -359,11 +387,13 @@ def product_by_halves(
     while size < g.shape[0]:
         late, early = by_halves(g, o_c, size, QUERY, KEY)
         if BACKWARD:
-            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0).to(DOT)
-            y += early * tl.dot(weights, (x * late).to(DOT), input_precision=PRECISION)
+            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
+            values = (x * late).to(DOT)
+            y += early * tl.dot(weights.to(DOT), values, input_precision=PRECISION)
         else:
-            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0).to(DOT)
-            y += late * tl.dot(weights, (x * early).to(DOT), input_precision=PRECISION)
+            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
+            values = (x * early).to(DOT)
+            y += late * tl.dot(weights.to(DOT), values, input_precision=PRECISION)
         size *= 2
     return y
 
@@ -388,12 +418,14 @@ def channel_product(
     if tl.bfloat16 == DOT:
         if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
             late, early = from_middle(g, o_c, QUERY, KEY)
-            seen = o_c[:, None] < o_c[None, :] if BACKWARD else o_c[:, None] > o_c[None, :]
-            weights = tl.where(seen, a, 0.0).to(DOT)
             if BACKWARD:
-                y = early * tl.dot(weights, (x * late).to(DOT), input_precision=PRECISION)
+                weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0).to(DOT)
+                values = (x * late).to(DOT)
+                y = early * tl.dot(weights, values, input_precision=PRECISION)
             else:
-                y = late * tl.dot(weights, (x * early).to(DOT), input_precision=PRECISION)
+                weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0).to(DOT)
+                values = (x * early).to(DOT)
+                y = late * tl.dot(weights, values, input_precision=PRECISION)
         else:
             y = product_by_halves(a, x, g, o_c, BACKWARD, QUERY, KEY, DOT, PRECISION)
     else:
@@ -464,4 +496,6 @@ def coarsest(*tensors):
 
 def dtype_of(operand):
     """The torch dtype of operands of matrix products."""
-    return {tl.bfloat16: torch.bfloat16, tl.float16: torch.float16, tl.float32: torch.float32}[operand]
+    if operand == tl.bfloat16:
+        return torch.bfloat16
+    return torch.float16 if operand == tl.float16 else torch.float32

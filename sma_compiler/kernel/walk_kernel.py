@@ -183,14 +183,17 @@ class WalkKernel(Chunked):
         if weighted is not scores:
             b.set(scores, weighted)
         near = b.let("b_near", path.product(scores, chunk.x, chunk.rows))
-        own, decay = None, path.own()
+        own: E | None = None
+        decay = path.own()
         if not path.strict:
             offsets = chunk.rows.offsets
-            diagonal = reduce_sum(where(offsets.col.eq(offsets.row), scores, 0.0), 1).col * chunk.x
-            own = b.let("b_own", diagonal if decay is None else diagonal * decay)
+            own = reduce_sum(where(offsets.col.eq(offsets.row), scores, 0.0), 1)
+            own = b.let("b_diagonal", own).col * chunk.x
+            own = b.let("b_own", own if decay is None else own * decay)
         if sums is not None:
-            sums.weigh(chunk, path, y, near, own if decay is not None else None)
-        b.set(y, y + near if own is None else y + near + own)
+            sums.weigh(chunk, path, y, near, own)
+        else:
+            b.set(y, y + near if own is None else y + near + own)
         factors = chunk.paths[0].rows.factors
         if factors:
             b.set(y, scaled(y, factors, column=True))

@@ -82,10 +82,12 @@ class Kernels:
     @cached_property
     def member(self) -> Linear | None:
         """The op as a member of the family that kernels exist for; None: it is none."""
-        try:
-            return linear(self.op, self.plans, "chunked")
-        except NoTritonKernel:
-            return None
+        for plan in ("chunked", "recurrent"):
+            try:
+                return linear(self.op, self.plans, plan)
+            except NoTritonKernel:
+                continue
+        return None
 
     @property
     def normalised(self) -> bool:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel.channel_specs import CHANNEL_LIBRARY, CHANNEL_SPECS
+from kernel.channel_specs import compiled as by_channel
 from kernel.gradient_specs import GRADIENT_SPECS
 from kernel.specs import LIBRARY, SPECS, compiled
 
@@ -22,14 +24,14 @@ SHAPE = {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}
 LONG = {"B": 1, "T": 131072, "H": 24, "K": 128, "V": 64}
 
 
-RECURRENT = ("linear_attention_normalized", "mamba2")
+RECURRENT = ("linear_attention_normalized", "mamba2", "rwkv6")
 
 
 @pytest.mark.parametrize(
-    ("name", "plan"), [*((name, "chunked") for name in LIBRARY), *((name, "recurrent") for name in RECURRENT)]
+    ("name", "plan"), [*((name, "chunked") for name in (*LIBRARY, "gla")), *((name, "recurrent") for name in RECURRENT)]
 )
 def test_text_is_golden(name: str, plan: str, request: pytest.FixtureRequest) -> None:
-    text = compiled(name).source(plan, SHAPE)
+    text = (compiled(name) if name in LIBRARY else library(name)).source(plan, SHAPE)
     path = GOLDEN / (f"{name}.py.txt" if plan == "chunked" else f"{name}_{plan}.py.txt")
     if request.config.getoption("--update-golden"):
         path.write_text(text, encoding="utf-8")
@@ -39,8 +41,10 @@ def test_text_is_golden(name: str, plan: str, request: pytest.FixtureRequest) ->
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("emitted")
-    for name in (*LIBRARY, *SPECS, *GRADIENT_SPECS):
-        op = compiled(name)
+    ops = [compiled(name) for name in (*LIBRARY, *SPECS, *GRADIENT_SPECS)]
+    ops += [by_channel(name) for name in (*CHANNEL_LIBRARY, *CHANNEL_SPECS)]
+    for op in ops:
+        name = op.name
         for number, shape in enumerate((SHAPE, LONG)):
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
@@ -91,7 +95,7 @@ def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:
     ("name", "reason"),
     [
         ("attention", "softmax"),
-        ("gla", "gate or a factor for each channel"),
+        ("rwkv4", "softmax"),
         ("delta_net", "kernels exist for one `attend`"),
         ("hydra", "kernels exist for one `attend`"),
     ],

@@ -1,0 +1,33 @@
+"""Kernels of gates that differ by channel compile for every target, on tensor cores and without leaving registers."""
+
+from __future__ import annotations
+
+import pytest
+
+from sma_compiler.interface import library
+from sma_compiler.runtime.sizes import named_sizes
+from sma_compiler.target.resources import resources
+
+pytest.importorskip("triton")
+from sma_compiler.target.compile import compile_text
+
+SHARED = 227 * 1024
+"""Bytes that a program may have on an H100."""
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "target", "cores"),
+    [
+        ("gla", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma"),
+        ("rwkv6", {"B": 8, "T": 4096, "H": 32, "K": 64, "V": 64}, "sm_90", "wgmma"),
+        ("gla", {"B": 8, "T": 4096, "H": 16, "K": 64, "V": 64}, "sm_80", "mma.sync"),
+    ],
+)
+def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores: str) -> None:
+    op = library(name)
+    text = op.source("chunked", shape, target=target)
+    for one in compile_text(text, op.ir, named_sizes(name, shape), "bfloat16", target):
+        found = resources(one)
+        assert found.tensor_cores[cores] > 0
+        assert found.spilled < 256, one.launch.kernel
+        assert found.shared <= SHARED
