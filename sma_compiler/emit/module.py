@@ -10,17 +10,21 @@ from importlib.resources import files
 from sma_compiler.emit.triton import function
 from sma_compiler.kernel.nodes import Function
 
+LIBRARIES = ("library.py", "library_channels.py")
+"""The files of leaf helpers."""
+
 
 @cache
 def library() -> dict[str, str]:
     """The source of every leaf helper by name; read as text, so that no Triton is needed here."""
-    text = files("sma_compiler.kernel").joinpath("library.py").read_text(encoding="utf-8")
-    lines = text.splitlines()
     found: dict[str, str] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef):
-            first = min((item.lineno for item in node.decorator_list), default=node.lineno)
-            found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
+    for name in LIBRARIES:
+        text = files("sma_compiler.kernel").joinpath(name).read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef):
+                first = min((item.lineno for item in node.decorator_list), default=node.lineno)
+                found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
     return found
 
 

@@ -1,0 +1,186 @@
+"""Leaf helpers of emitted kernels for gates that differ by channel, each copied into a file that uses it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def plus(t1, e1, t2, e2):
+    """Joins runs of numbers, each as its sum and the sum without its last number: no difference is taken."""
+    return t1 + t2, t1 + e2
+
+
+@triton.jit
+def plus_within(t1, e1, f1, t2, e2, f2):
+    """`plus` of runs that do not pass the first number of a block, which has a flag of 1."""
+    return tl.where(f2 > 0, t2, t1 + t2), tl.where(f2 > 0, e2, t1 + e2), f1 | f2
+
+
+@triton.jit
+def sums_before(x, CLOSED: tl.constexpr):
+    """The sum of rows from the first to every row, with it where CLOSED."""
+    if CLOSED:
+        return tl.cumsum(x, 0)
+    _, sums = tl.associative_scan((x, tl.zeros_like(x)), 0, plus)
+    return sums
+
+
+@triton.jit
+def sums_after(x, CLOSED: tl.constexpr):
+    """The sum of rows from every row to the last, with it where CLOSED."""
+    if CLOSED:
+        return tl.cumsum(x, 0, reverse=True)
+    _, sums = tl.associative_scan((x, tl.zeros_like(x)), 0, plus, reverse=True)
+    return sums
+
+
+@triton.jit
+def from_middle(g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr):
+    """Powers of 2 that decay late ends and restore early ends, both counted from the middle of the chunk, [C, N]."""
+    middle = tl.sum(tl.where(o_c[:, None] < g.shape[0] // 2, g, 0.0), 0)[None, :]
+    sums = tl.cumsum(g, 0)
+    late = sums if QUERY else sums - g
+    early = sums - g if KEY else sums
+    return tl.exp2(late - middle), tl.exp2(middle - early)
+
+
+@triton.jit
+def by_halves(g, o_c, size, QUERY: tl.constexpr, KEY: tl.constexpr):
+    """Powers of 2 that decay from the start of each block of rows to late ends, and from early ends to its end."""
+    none = tl.zeros_like(g)
+    first = none.to(tl.int32) + (o_c % size == 0).to(tl.int32)[:, None]
+    last = none.to(tl.int32) + (o_c % size == size - 1).to(tl.int32)[:, None]
+    late, late_open, _ = tl.associative_scan((g, none, first), 0, plus_within)
+    given = (g, none, last)
+    early, early_open, _ = tl.associative_scan(given, 0, plus_within, reverse=True)
+    late = late if QUERY else late_open
+    early = early if KEY else early_open
+    return tl.exp2(late), tl.exp2(early)
+
+
+@triton.jit
+def next_half(o_r, o_c, size):
+    """Where rows lie in the later and columns in the earlier half of the same block of 2 * size positions."""
+    return (o_c // size % 2 == 0) & (o_r // size == o_c // size + 1)
+
+
+@triton.jit
+def scores_by_halves(
+    p,
+    s,
+    g,
+    o_c,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`channel_scores`, pairs by the smallest aligned block that holds them, decayed to and from its middle.
+
+    No power is larger than 1 where gates are at most 0, and no difference of sums is taken.
+    """
+    a = tl.zeros([g.shape[0], g.shape[0]], dtype=tl.float32)
+    size = 1
+    while size < g.shape[0]:
+        late, early = by_halves(g, o_c, size, QUERY, KEY)
+        later = (p * late).to(DOT)
+        sooner = tl.trans((s * early).to(DOT))
+        product = tl.dot(later, sooner, input_precision=PRECISION)
+        a = tl.where(next_half(o_c[:, None], o_c[None, :], size), product, a)
+        size *= 2
+    return a
+
+
+@triton.jit
+def channel_scores(
+    p,
+    s,
+    g,
+    o_c,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sum over n of p[r, n] s[c, n] times 2 ** (the sum of g[t, n] along the path from c to r); 0 unless r > c.
+
+    QUERY, KEY: whether the path holds r, and c. One product in bf16, where no power leaves its range.
+    """
+    if tl.bfloat16 == DOT:
+        if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
+            late, early = from_middle(g, o_c, QUERY, KEY)
+            later = (p * late).to(DOT)
+            sooner = tl.trans((s * early).to(DOT))
+            product = tl.dot(later, sooner, input_precision=PRECISION)
+            a = tl.where(o_c[:, None] > o_c[None, :], product, 0.0)
+        else:
+            a = scores_by_halves(p, s, g, o_c, QUERY, KEY, DOT, PRECISION)
+    else:
+        a = scores_by_halves(p, s, g, o_c, QUERY, KEY, DOT, PRECISION)
+    return a
+
+
+@triton.jit
+def product_by_halves(
+    a,
+    x,
+    g,
+    o_c,
+    BACKWARD: tl.constexpr,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`channel_product`, pairs as in `scores_by_halves`."""
+    y = tl.zeros([g.shape[0], g.shape[1]], dtype=tl.float32)
+    size = 1
+    while size < g.shape[0]:
+        late, early = by_halves(g, o_c, size, QUERY, KEY)
+        if BACKWARD:
+            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
+            values = (x * late).to(DOT)
+            y += early * tl.dot(weights.to(DOT), values, input_precision=PRECISION)
+        else:
+            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
+            values = (x * early).to(DOT)
+            y += late * tl.dot(weights.to(DOT), values, input_precision=PRECISION)
+        size *= 2
+    return y
+
+
+@triton.jit
+def channel_product(
+    a,
+    x,
+    g,
+    o_c,
+    BACKWARD: tl.constexpr,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sum over c of a[r, c] x[c, n] times 2 ** (the sum of g[t, n] along the path between them), over c < r.
+
+    BACKWARD: over c > r. QUERY, KEY: whether the path holds its late and its early end. One product in bf16, where no
+    power leaves its range.
+    """
+    if tl.bfloat16 == DOT:
+        if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
+            late, early = from_middle(g, o_c, QUERY, KEY)
+            if BACKWARD:
+                weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0).to(DOT)
+                values = (x * late).to(DOT)
+                y = early * tl.dot(weights, values, input_precision=PRECISION)
+            else:
+                weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0).to(DOT)
+                values = (x * early).to(DOT)
+                y = late * tl.dot(weights, values, input_precision=PRECISION)
+        else:
+            y = product_by_halves(a, x, g, o_c, BACKWARD, QUERY, KEY, DOT, PRECISION)
+    else:
+        y = product_by_halves(a, x, g, o_c, BACKWARD, QUERY, KEY, DOT, PRECISION)
+    return y
