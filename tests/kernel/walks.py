@@ -15,7 +15,7 @@ from sma_compiler.kernel.host import Host, Tensors, host, local_states, states_o
 from sma_compiler.kernel.linear import linear
 from sma_compiler.kernel.maker import Maker, pinned
 from sma_compiler.kernel.nodes import Function, Parameter
-from sma_compiler.kernel.prepare import HELPERS, Kernel, Launch, either, name_of
+from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
@@ -122,7 +122,8 @@ def build(op: CompiledOp, config: Config, exact: bool) -> Built:
     functions = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]
     functions.append(launch.write(made, named, kernels, config, tensors))
     functions[:-1] = [replace(k.function, parameters=k.arguments.parameters) for k in kernels.values()]
-    helpers = with_uses({*HELPERS, "scan_parts_kernel"}.union(*(builder.b.helpers for builder in builders.values())))
+    called = {name for made in functions for name in mentioned(made.body)} & set(library())
+    helpers = with_uses({*called, "scan_parts_kernel"})
     for function in functions:
         verify(function, (*helpers, *names.values()))
     text = module(("Walks.",), helpers, functions)
