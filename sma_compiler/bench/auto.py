@@ -19,7 +19,8 @@ import torch
 from sma_compiler.bench.auto_rows import AutoRow
 from sma_compiler.errors import SmaError
 from sma_compiler.interface import library
-from sma_compiler.runtime.tuned import device_name, generator
+from sma_compiler.runtime.tuned import device_name
+from sma_compiler.runtime.versions import generator
 from sma_compiler.tune.report import Row
 from sma_compiler.tune.search import measure
 from sma_compiler.tune.setting import from_shape

@@ -77,12 +77,13 @@ def work(choice: Choice, plan: str, sizes: Mapping[str, int]) -> Work:
             live = rows * steps * _live(choice, steps, sizes)
             return Work(pair.matrix * live, pair.simple * live * max(1.0, modes / 2), calls)
         case "recurrent":
-            return Work(0.0, rows * steps * 0.5 * key * value * modes, calls, solves * steps)
+            gates = MASK * channels if per_channel else 0.0
+            return Work(0.0, rows * steps * (0.5 * key * value * modes + gates), calls, solves * steps)
         case "chunked":
             chunk = min(PAIRWISE_CHUNK if per_channel else CHUNK, steps)
             state = 4.0 * key * value * modes
             products = SMALL * (chunk / 2 * pair.matrix + state)
-            simple = (pair.simple * chunk / (2 if per_channel else 8) + 0.5 * (key + value)) * modes
+            simple = (pair.simple * chunk / (3 if per_channel else 8) + 0.5 * (key + value)) * modes
             return Work(rows * steps * products, rows * steps * simple, calls)
         case "toeplitz":
             return Work(0.0, rows * value * steps * (2.5 * math.log2(max(steps, 2)) + 4.0 * modes), calls)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel.choices import read_plan
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
 from sma_compiler.plan.choose import Plans
-from sma_compiler.runtime.load import load
+from sma_compiler.runtime.load import load, remember, remembered
 from sma_compiler.runtime.replay import Replays
+from sma_compiler.runtime.versions import generator
 
 if TYPE_CHECKING:
     from sma_compiler.emit.source import Emitted
@@ -109,13 +111,23 @@ class Kernels:
         found = self._found.get(key)
         if found is None:
             try:
-                found = _loaded(self.op.name, self.emitted(plan, sizes, dtype, target).text)
+                found = _loaded(self.op.name, self._text(plan, sizes, dtype, target))
             except NoTritonKernel as error:
                 found = error
             self._found[key] = found
         if isinstance(found, NoTritonKernel):
             raise found.with_traceback(None)
         return found
+
+    def _text(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> str:
+        """The text of a plan's file: as this or another process emitted it before, where the same code makes it."""
+        parts = generator(), spec_hash(self.op), self.op.name, plan, dtype, target, repr(_class(sizes))
+        key = "\n".join(parts)
+        text = remembered(key)
+        if text is None:
+            text = self.emitted(plan, sizes, dtype, target).text
+            remember(key, text)
+        return text
 
     def emitted(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Emitted:
         """The file of a plan (with choices); see `sma_compiler.emit`, which is loaded for the first one.

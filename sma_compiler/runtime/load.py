@@ -81,6 +81,39 @@ def store(text: str, folder: Path) -> Path:
     return path
 
 
+def remember(key: str, text: str) -> None:
+    """Keep a text, and that it is what `key` asks for: no process emits it again.
+
+    Raises:
+        UnsafeCache: the folder is not the user's own.
+    """
+    folder = private_folder("kernels")
+    path = store(text, folder)
+    handle, draft = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(path.stem)
+    os.replace(draft, folder / _entry(key))
+
+
+def remembered(key: str) -> str | None:
+    """The text that was kept for a key, if it is there as it was kept. Raises UnsafeCache."""
+    if not (cache_dir() / "kernels").is_dir():
+        return None
+    folder = private_folder("kernels")
+    try:
+        name = (folder / _entry(key)).read_text(encoding="ascii")
+        if len(name) != 64 or not name.isalnum():
+            return None
+        content = (folder / f"{name}.py").read_bytes()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return content.decode("utf-8") if hashlib.sha256(content).hexdigest() == name else None
+
+
+def _entry(key: str) -> str:
+    return f"{hashlib.sha256(key.encode('utf-8')).hexdigest()}.key"
+
+
 def load(text: str) -> ModuleType:
     """An emitted file as a module, the same one every time; launches of its kernels can be recorded."""
     name = f"sma_kernels_{hashlib.sha256(text.encode('utf-8')).hexdigest()}"

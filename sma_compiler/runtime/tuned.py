@@ -5,14 +5,11 @@ A record that came from another machine is checked on this one before it is used
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +23,8 @@ from sma_compiler.runtime.job import all_sizes, operand_name
 from sma_compiler.runtime.program import Program, concrete
 from sma_compiler.runtime.records import DamagedRecords, Key, Record, confirm
 from sma_compiler.runtime.self_check import SLACK, check_pick
+from sma_compiler.runtime.versions import generator, triton_version
 
-MAKERS = ("kernel", "emit", "torch_plans", "plan")
-"""The folders whose modules make plans and kernels: what was measured with others says nothing."""
 REMEMBERED = 4096
 """Forms of calls; beyond them all are forgotten."""
 
@@ -147,26 +143,6 @@ def shape_class(sizes: Mapping[str, int], numbers: Mapping[str, int | float]) ->
 
 def _up(n: int) -> int:
     return 1 << (n - 1).bit_length() if n > 1 else n
-
-
-@cache
-def generator() -> str:
-    """A hash of the modules that make plans and kernels."""
-    digest = hashlib.sha256()
-    for folder in MAKERS:
-        for file in sorted(files("sma_compiler").joinpath(folder).iterdir(), key=lambda found: found.name):
-            if file.name.endswith(".py"):
-                digest.update(f"{folder}/{file.name}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def triton_version() -> str:
-    """Of the package, or "none"."""
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return "none"
 
 
 def device_name(device: torch.device) -> str:

@@ -9,7 +9,8 @@ from sma_compiler.emit.source import DEFAULTS, Emitted
 from sma_compiler.plan.devices import GPU, H100, Device
 from sma_compiler.runtime import records
 from sma_compiler.runtime.program import Program
-from sma_compiler.runtime.tuned import generator, shape_class
+from sma_compiler.runtime.tuned import shape_class
+from sma_compiler.runtime.versions import generator
 from sma_compiler.target.compile import compile_text
 from sma_compiler.target.model import Part, roof
 from sma_compiler.target.resources import Resources, resources

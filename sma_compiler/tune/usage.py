@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from sma_compiler.runtime.load import cache_dir, private_folder
-from sma_compiler.runtime.tuned import triton_version
+from sma_compiler.runtime.versions import triton_version
 from sma_compiler.target.resources import Resources
 
 FOLDER = "usage"
