@@ -136,12 +136,12 @@ class _Maker:
         if self._reads_result(cotangent):
             raise self._refused("the result is not linear in its contraction, so its gradient has no kernel")
         reads = [dy]
-        offset = None
+        offset = inverse = None
         if linear.normalize != "none":
             y, norm = self._leaf("y", RESULT), self._leaf("norm", ("batch", "time", "head"))
             reads += [y, norm]
-            cotangent, offset = self._normalised(cotangent, y, norm)
-        walks = self._walks(cotangent, offset)
+            offset, inverse = self._normalised(cotangent, y, norm)
+        walks = self._walks(cotangent, offset, inverse)
         for param in self._in(found):
             self._direct(param, found[param])
         for name, operand in (("dq", linear.q), ("dk", linear.k), ("dv", linear.v)):
@@ -184,23 +184,23 @@ class _Maker:
         return any(node is self.linear.attend for node in postorder((expr,)))
 
     def _normalised(self, cotangent: Expr, y: Expr, norm: Expr) -> tuple[Expr, Expr]:
-        """The cotangents of numerator and divisor from that of Y = numerator / divisor."""
-        graph = self.graph
+        """Of Y = numerator / divisor, the divisor's cotangent times the divisor, and one over the divisor."""
+        graph, one = self.graph, self.graph.const(1.0)
         along = graph.apply("neg", graph.reduce("sum", graph.apply("mul", cotangent, y), "value"))
         if self.linear.normalize == "sum":
             live = graph.apply("ne", norm, graph.const(0.0))
-            numerator = graph.apply("mul", live, graph.apply("div", cotangent, norm))
-            return numerator, graph.apply("mul", live, graph.apply("div", along, norm))
-        divisor = graph.apply("max", graph.apply("abs", norm), graph.const(1.0))
-        (slope,) = gradients(graph, [(graph.apply("log", divisor), graph.const(1.0))], [norm]).values()
-        return graph.apply("div", cotangent, divisor), graph.apply("mul", along, slope)
+            return along, graph.apply("mul", live, graph.apply("div", one, norm))
+        size = graph.apply("abs", norm)
+        (sign,) = gradients(graph, [(size, one)], [norm]).values()
+        slope = graph.apply("mul", graph.apply("gt", size, one), sign)
+        return graph.apply("mul", along, slope), graph.apply("div", one, graph.apply("max", size, one))
 
-    def _walks(self, cotangent: Expr, offset: Expr | None) -> dict[str, Walk]:
-        """The walks without their outputs."""
+    def _walks(self, cotangent: Expr, offset: Expr | None, inverse: Expr | None) -> dict[str, Walk]:
+        """The walks without their outputs. inverse: one over what rows are divided by."""
         linear, graph, one = self.linear, self.graph, self.graph.const(1.0)
         q, k, v = linear.q, linear.k, linear.v
 
-        known = {q: "q", k: "k", v: "v", cotangent: "dn"}
+        known: dict[Expr, str] = {q: "q", k: "k", v: "v", cotangent: "dn"}
 
         def named(*operands: Expr) -> tuple[str, str, str]:
             p, s, x = (x.name if isinstance(x, Param) else known[x] for x in operands)
@@ -224,10 +224,15 @@ class _Maker:
             terms=linear.terms,
             backward=linear.backward,
             offset=None if offset is None else (offset, one),
+            weight=inverse,
             result=result(k),
             outputs=(),
         )
-        back = replace(ahead, terms=tuple(turned(term) for term in linear.terms), backward=not linear.backward)
+        if offset is not None and inverse is not None:
+            cotangent, offset = graph.apply("mul", cotangent, inverse), graph.apply("mul", offset, inverse)
+            known[cotangent] = "dn"
+        terms = tuple(turned(term) for term in linear.terms)
+        back = replace(ahead, terms=terms, backward=not linear.backward, weight=None)
         dk = replace(
             back,
             name="dk",

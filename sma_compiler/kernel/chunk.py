@@ -54,10 +54,11 @@ class State:
 class Chunk:
     """The tiles of one chunk: its rows, operands [C, inner], [C, inner], [C, outer], and the path of every stream.
 
-    t0: its first position. a, b: the factors of the scores' rank-one addition; None: 1, or no addition. other: the
-    operand [C, outer] of `Walk.sums`. p, a and other are missing where only columns count. channel: the path of a gate
-    that differs by the outer channels; x and other are fp32 then. across [inner]: the decay of a state over the chunk
-    where the gate differs by the inner ones; p and s are decayed then.
+    t0: its first position. a, b: the factors of the scores' rank-one addition; None: 1, or no addition. weight: what
+    scores are multiplied with at rows; None: 1. other: the operand [C, outer] of `Walk.sums`. p, a, weight and other
+    are missing where only columns count. channel: the path of a gate that differs by the outer channels; x and other
+    are fp32 then. across [inner]: the decay of a state over the chunk where the gate differs by the inner ones; p and s
+    are decayed then.
     """
 
     t0: E
@@ -70,6 +71,7 @@ class Chunk:
     b: E | None
     other: E | None
     paths: tuple[Path, ...]
+    weight: E | None
     channel: ChannelPath | None = None
     across: E | None = None
     leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
@@ -175,7 +177,7 @@ class Chunked(Maker):
             found += [gate.log for gate in term.gates] if made is None and not self.walk.decayed else []
         if self.walk.offset is not None:
             found += self.walk.offset if rows else self.walk.offset[1:]
-        return tuple(found)
+        return (*found, self.walk.weight) if rows and self.walk.weight is not None else tuple(found)
 
     def chunk(
         self,
@@ -221,7 +223,8 @@ class Chunked(Maker):
             (term,) = walk.paths
             channel = channel_path(term, walk.backward, lowering, found, inputs.inside[walk.outer])
         b_offset = self._offset(second, lowering, valid)
-        return Chunk(t0, found, lowering, p, s, x, a, b_offset, other, paths, channel, across)
+        weight = lowering.value(walk.weight) if rows and walk.weight is not None else None
+        return Chunk(t0, found, lowering, p, s, x, a, b_offset, other, paths, weight, channel, across)
 
     def _decayed(self, place: Place, t0: E, rows: Rows) -> tuple[E, E, E]:
         """p and s of a chunk, decayed to where states come in and go out, and the decay of a state; made ahead."""

@@ -85,7 +85,7 @@ class Positions(Maker):
         """Everything that is read at a position."""
         walk = self.walk
         found = [walk.p, walk.s, walk.x, *(output.expr for output in walk.outputs)]
-        found += [x for x in walk.offset or () if x is not None]
+        found += [x for x in (*(walk.offset or ()), walk.weight) if x is not None]
         for term in walk.terms:
             found += [*term.row, *term.col, *(gate.log for gate in term.gates)]
         return tuple(found)
@@ -139,6 +139,9 @@ class Positions(Maker):
         walk = self.walk
         p, s = self.inner(inputs, lowering)
         a, b = (None if x is None else lowering.value(x) for x in walk.offset or (None, None))
+        if walk.weight is not None:
+            weight = lowering.value(walk.weight)
+            p, a = p * weight, weight if a is None else a * weight
         return Operands(p, s, lowering.value(walk.x), (a, b))
 
     def empty(self, number: int) -> State:

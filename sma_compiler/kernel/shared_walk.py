@@ -169,7 +169,7 @@ class SharedHeads(Chunked):
         if weights is not None:
             s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
         paths = self._paths(place, lowering, rows, rates, place.first, at_rows=True)
-        chunk = Chunk(place.first, rows, lowering, p, s, x, None, None, other, paths)
+        chunk = Chunk(place.first, rows, lowering, p, s, x, None, None, other, paths, None)
         sums = PathSums(self, place) if walk.sums is not None else None
         if weights is not None:
             self._pairs(chunk, sums, products, weights)

@@ -60,8 +60,9 @@ class Walk:
     name: the kernel's role ("forward", "dq", ...). p, s, x: operands; names: what kernels call them. inner, outer:
     their axes. terms: streams, told by rows and columns: `row` factors are those at r and `col` those at c, a gate's
     `query_closed` is whether the path holds r, `key_closed` whether it holds c. backward: columns lie at or after rows,
-    and the state is carried from the end. offset: the factors (a, b) of a rank-one addition to the scores. result: the
-    leaf that stands for y in the outputs. normalize: how rows are divided.
+    and the state is carried from the end. offset: the factors (a, b) of a rank-one addition to the scores. weight: what
+    scores are multiplied with at r; None: 1. result: the leaf that stands for y in the outputs. normalize: how rows
+    are divided.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Walk:
     result: Expr
     outputs: tuple[Output, ...]
     normalize: str = "none"
+    weight: Expr | None = None
     sums: Sums | None = None
 
     @property

@@ -212,6 +212,8 @@ class WalkKernel(Chunked):
             return scores
         if self.walk.offset is not None:
             b.set(scores, scores + _product(chunk.a, chunk.b))
+        if chunk.weight is not None:
+            b.set(scores, scores * chunk.weight.col)
         decays = self._decays(chunk)
         if not self.several:
             seen = scores * decays.pop() if decays else where(chunk.paths[0].support(chunk.rows), scores, 0.0)
@@ -275,6 +277,7 @@ class WalkKernel(Chunked):
         for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
             decay = path.entering()
             factors = [b.let(f"b_in{self.suffix(number)}", decay)] if decay is not None else []
+            factors += [chunk.weight] if chunk.weight is not None else []
             if self.several and sums is None:
                 factors += path.rows.factors
             starts.append((factors, self._offset_rows(chunk, state, number)))
