@@ -148,10 +148,13 @@ def compile_launch(kernel: Any, launch: Launch, target: str) -> Compiled:  # noq
         if name in constants or value is None or (isinstance(value, int) and value == 1):
             signature[name] = "constexpr"
             constexprs[(number,)] = value
+            if isinstance(value, str):
+                attributes[(number,)] = []  # so launches do, and look the kernel up by it
             continue
         signature[name] = _type(value)
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(number,)] = [["tt.divisibility", 16]]
+        if isinstance(value, Tensor | int):
+            known = isinstance(value, Tensor) or value % 16 == 0
+            attributes[(number,)] = [["tt.divisibility", 16]] if known else []
     source = triton.compiler.ASTSource(kernel, signature, constexprs, attributes)
     backend, architecture, width = TARGETS[target]
     options = {"num_warps": launch.warps}

@@ -6,11 +6,14 @@ What is learnt on the way, registers and shared memory, is kept for the cost mod
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -69,28 +72,59 @@ def compile_all(setting: Setting, wanted: Sequence[Candidate]) -> Mapping[Candid
 
 
 def compile_work(work: Mapping[Candidate, Work], workers: int) -> dict[Candidate, str]:
-    """Compile files in so many processes. Why some cannot be."""
+    """Compile files, so many at once. Why some cannot be."""
     refused: dict[Candidate, str] = {}
-    with ProcessPoolExecutor(max_workers=min(workers, len(work)), mp_context=get_context("spawn")) as pool:
-        waiting: dict[Candidate, Future[list[Resources]]] = {
-            one: pool.submit(compile_one, job) for one, job in work.items()
-        }
+    with ThreadPoolExecutor(max_workers=min(workers, len(work))) as pool:
+        waiting = {one: pool.submit(_in_a_process, job) for one, job in work.items()}
         for one, future in waiting.items():
-            try:
-                found = future.result()
-            except Exception as error:  # of the compiler, of any kind; a process that dies is one, too
-                refused[one] = f"does not compile: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            found = future.result()
+            if isinstance(found, str):
+                refused[one] = f"does not compile: {found}"
             else:
                 keep(work[one].text, work[one].target, found)
     return refused
 
 
-def compile_one(job: Work) -> list[Resources]:
-    """In another process: what the kernels need at the sizes of the setting."""
+def _in_a_process(job: Work) -> list[Resources] | str:
+    """What a file's kernels need, or why they cannot be compiled.
+
+    A program of its own, not one of `multiprocessing`, which would run the caller's script again.
+    """
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "sma_compiler.tune.compile"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    text = json.dumps(asdict(job))
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return f"the compiler's process died with status {done.returncode}"
+    return found if isinstance(found, str) else [Resources(**one) for one in found]
+
+
+def compile_one(job: Work) -> list[Resources] | str:
+    """What the kernels need at the sizes of the setting, or why they cannot be compiled."""
+    try:
+        op = program_of(job.handle).op
+        text = job.text
+        made = compile_text(text, op, {**DEFAULTS, **dict(job.sizes)}, job.dtype, job.target)
+        for sizes in job.checked:
+            compile_text(text, op, dict(sizes), job.dtype, job.target)
+        return [resources(one) for one in made]
+    except Exception as error:  # of the compiler, of any kind
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def main() -> None:
+    """One job from stdin; what was found, as the last line of stdout."""
     torch.set_num_threads(1)
-    op = program_of(job.handle).op
-    text = job.text
-    made = compile_text(text, op, {**DEFAULTS, **dict(job.sizes)}, job.dtype, job.target)
-    for sizes in job.checked:
-        compile_text(text, op, dict(sizes), job.dtype, job.target)
-    return [resources(one) for one in made]
+    given = json.load(sys.stdin)
+    sizes = tuple((axis, n) for axis, n in given["sizes"])
+    checked = tuple(tuple((axis, n) for axis, n in one) for one in given["checked"])
+    found = compile_one(Work(given["handle"], given["pick"], sizes, given["dtype"], given["target"], checked))
+    print(json.dumps(found if isinstance(found, str) else [asdict(one) for one in found]))
+
+
+if __name__ == "__main__":
+    main()
