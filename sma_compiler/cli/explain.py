@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ from sma_compiler.cli.common import (
     print_json,
 )
 from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
+from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.errors import SmaError
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.sizes import named_sizes
@@ -64,6 +66,9 @@ def explain(
             if sizes:
                 typer.echo("\n" + _shape_text(reports[-1]["at_shape"], shape or ""))
                 typer.echo("\n".join(map(str, seen)))
+                tiles = tile_counts(op.ir, op.program.plans, known, "bfloat16", "sm_90")
+                if tiles is not None:
+                    typer.echo(f"  {tiles}")
     if as_json:
         print_json(reports)
 
@@ -77,7 +82,14 @@ def _data(op: CompiledOp, sizes: Mapping[str, int]) -> dict[str, Any]:
         "facts": [facts_data(mask) for mask in op.facts.masks],
         "plans": plans_data(op.program.plans),
         "at_shape": at_shape(op.program.plans, sizes) if sizes else None,
+        "tiles": tiles_data(op, sizes),
     }
+
+
+def tiles_data(op: CompiledOp, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    """How many tiles of its mask the quadratic kernel goes over, and the work that leaves."""
+    found = tile_counts(op.ir, op.program.plans, sizes, "bfloat16", "sm_90")
+    return None if found is None else asdict(found)
 
 
 def _shape_text(found: list[dict[str, Any]], shape: str) -> str:

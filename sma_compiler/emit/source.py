@@ -8,6 +8,7 @@ from functools import partial
 
 from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients
 from sma_compiler.emit.module import library, module, with_uses
+from sma_compiler.emit.quadratic import quadratic
 from sma_compiler.emit.tiles import show_function
 from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
@@ -33,7 +34,7 @@ from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans
 
 MODULES = frozenset({"torch", "triton", "tl"})
-PLANS = ("chunked", "recurrent")
+PLANS = ("chunked", "recurrent", "quadratic")
 """The plans that kernels are emitted for."""
 DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = ("sm_80", "sm_90", "gfx942")
@@ -81,7 +82,7 @@ def emit(
     Args:
         op: the checked op.
         plans: what was decided about it.
-        plan: "chunked", "recurrent", or "auto" for the one that is faster on whole sequences.
+        plan: "chunked", "recurrent", "quadratic", or "auto" for the one that is faster on whole sequences.
         sizes: by axis; they choose the configuration, the file works at any.
         dtype: of the tensors, one of `DTYPES`; chooses the configuration.
         target: one of `TARGETS`; likewise.
@@ -95,13 +96,22 @@ def emit(
         if given not in known:
             raise UnknownOption(what, given, known)
     if plan not in ("auto", *PLANS):
-        raise NoTritonKernel(op.name, plan, f"Triton is emitted for {' and '.join(PLANS)}")
+        raise NoTritonKernel(op.name, plan, f"Triton is emitted for {', '.join(PLANS[:-1])} and {PLANS[-1]}")
     sizes = {**DEFAULTS, **sizes}
     if sizes["key"] > LARGEST_KEY:
-        raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: a state of {LARGEST_KEY} channels fits on chip")
+        held = "a tile of rows" if plan == "quadratic" else "a state"
+        raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: {held} of {LARGEST_KEY} channels fits on chip")
     if plan == "recurrent":
         return _recurrent(op, plans, sizes, choices)
+    if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
+        made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel)
+        return _emitted(header(op, plans, "quadratic"), made.builders, made.kernels, made.launchers, made.back)
     return _chunked(op, plans, sizes, dtype, target, choices)
+
+
+def usual(plans: Plans) -> str:
+    """The plan that "auto" is emitted for: chunked, but where no state of fixed size carries the contraction."""
+    return "quadratic" if {found.name for found in plans.legal} == {"quadratic"} else "chunked"
 
 
 def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:

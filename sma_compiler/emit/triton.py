@@ -126,6 +126,8 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
     match expr:
         case Call(fn=Attribute(x=Binary() as x, name=name)):
             return _parenthesised(prefix, x, f".{name}({', '.join(_arguments(expr))}){suffix}", indent)
+        case Call(fn=Attribute(x=Call() as x, name=name)) if len(f"{indent}{prefix}{show(expr.fn)}(") > WIDTH:
+            return _split(prefix, x, f".{name}({', '.join(_arguments(expr))}){suffix}", indent)
         case Binary() if suffix == ",":
             *lines, last_line = _chain(prefix, expr, indent)
             return [*lines, f"{last_line},"]

@@ -96,7 +96,7 @@ def backward(linear: Linear, graph: Graph) -> Backward:
     Raises:
         NoTritonKernel: this version has no kernel for them.
     """
-    return _Maker(linear, graph).made()
+    return Gradients(linear, graph).made()
 
 
 def needs_whole(walk: Walk) -> bool:
@@ -106,7 +106,7 @@ def needs_whole(walk: Walk) -> bool:
     return any(isinstance(node, Reduce) and node.axis == walk.outer for node in _inside(exprs))
 
 
-class _Maker:
+class Gradients:
     """Builds a `Backward`."""
 
     def __init__(self, linear: Linear, graph: Graph) -> None:
@@ -138,7 +138,8 @@ class _Maker:
         reads = [dy]
         offset = inverse = None
         if linear.normalize != "none":
-            y, norm = self._leaf("y", RESULT), self._leaf("norm", ("batch", "time", "head"))
+            kept = "lse" if linear.normalize == "softmax" else "norm"
+            y, norm = self._leaf("y", RESULT), self._leaf(kept, ("batch", "time", "head"))
             reads += [y, norm]
             offset, inverse = self._normalised(cotangent, y, norm)
         walks = self._walks(cotangent, offset, inverse)
@@ -155,7 +156,7 @@ class _Maker:
         if chain is not None:
             dq = replace(dq, sums=Sums(linear.q, "q", pairs=True))
             dk = replace(dk, sums=Sums(linear.k, "k", pairs=False))
-        if gate is not None and "key" in linear.terms[0].axes:
+        if gate is not None and "key" in linear.channels:
             dq = replace(dq, sums=Sums(linear.q, "q", pairs=True))
             dk = replace(dk, sums=Sums(linear.k, "k", pairs=False, gate=gate))
         elif gate is not None and before is not None:
@@ -183,10 +184,15 @@ class _Maker:
     def _reads_result(self, expr: Expr) -> bool:
         return any(node is self.linear.attend for node in postorder((expr,)))
 
-    def _normalised(self, cotangent: Expr, y: Expr, norm: Expr) -> tuple[Expr, Expr]:
-        """Of Y = numerator / divisor, the divisor's cotangent times the divisor, and one over the divisor."""
+    def _normalised(self, cotangent: Expr, y: Expr, norm: Expr) -> tuple[Expr, Expr | None]:
+        """Of Y = numerator / divisor, the divisor's cotangent times the divisor, and one over the divisor.
+
+        Weights under a softmax have the divisor in their exponents: None.
+        """
         graph, one = self.graph, self.graph.const(1.0)
         along = graph.apply("neg", graph.reduce("sum", graph.apply("mul", cotangent, y), "value"))
+        if self.linear.normalize == "softmax":
+            return along, None
         if self.linear.normalize == "sum":
             live = graph.apply("ne", norm, graph.const(0.0))
             return along, graph.apply("mul", live, graph.apply("div", one, norm))
@@ -208,7 +214,7 @@ class _Maker:
 
         def result(x: Expr) -> Expr:
             found: Expr = graph.mask_times(linear.attend.mask, x)
-            if linear.terms[0].axes:
+            if linear.channels:
                 found = self._leaf("sums", ("batch", "time", "head", *(axis for axis in x.axes if axis in CHANNELS)))
             self.cotangents.add(found)
             return found
@@ -315,9 +321,9 @@ class _Maker:
 
     def _channel_gate(self) -> Expr | None:
         """The leaf that stands for the gradient of a gate that differs by channel, where something depends on it."""
-        term = self.linear.terms[0]
-        if not term.axes:
+        if not self.linear.channels:
             return None
+        term = self.linear.terms[0]
         if len(term.axes) > 1:
             raise self._refused("gates with both a key and a value axis have no gradient here")
         axes = ("batch", "time", "head", *term.axes)
@@ -336,11 +342,11 @@ class _Maker:
         outputs = self._outputs("before", "value")
         if self.linear.normalize != "none" and self.op.result is not self.linear.attend:
             outputs = (Output("y", self.linear.attend, RESULT, optional=False), *outputs)
-        late = self.gated and "key" not in self.linear.terms[0].axes
+        late = self.gated and "key" not in self.linear.channels
         return replace(forward_walk(self.linear), name="again", outputs=outputs) if outputs or late else None
 
     def _chain(self) -> Chain | None:
-        if self.linear.terms[0].axes:
+        if self.linear.channels:
             return None
         several = len(self.linear.terms) > 1
         links = tuple(self._link(term, str(n) if several else "") for n, term in enumerate(self.linear.terms))

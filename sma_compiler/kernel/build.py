@@ -273,6 +273,9 @@ def where(condition: E, yes: Operand, no: Operand) -> E:
 MINUS_INFINITY = E(Unary(Tile("fp32"), "-", Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),))))
 
 
+INFINITY = E(Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),)))
+
+
 def zeros(*shape: str, dtype: str = "tl.float32") -> E:
     """A tile of zeros."""
     sizes = sequence((size(name) for name in shape), "[")
@@ -323,6 +326,7 @@ class Builder:
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
         self._blocks: list[list[Statement]] = [[]]
+        self._bound: list[str] = []
         self.helpers: set[str] = set()
 
     def fresh(self, wanted: str) -> str:
@@ -364,6 +368,7 @@ class Builder:
         expr = lift(value)
         tile = expr.node.tile
         target = Name(tile, self.fresh(name))
+        self._bound.append(target.name)
         shown = bool(tile and tile.shape) if show is None else show
         self.emit(Assign((target,), expr.node, shown))
         return E(target)
@@ -397,10 +402,19 @@ class Builder:
     def loop(self, variable: str, iterable: E, tile: Tile | None = None) -> Iterator[E]:
         """A loop; the block becomes its body."""
         name = Name(tile, self.fresh(variable))
+        self._bound.append(name.name)
         self._blocks.append([])
         yield E(name)
         body = tuple(self._blocks.pop())
         self.emit(For(name, iterable.node, body))
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """What is bound in this block is not used after it, and leaves its names free."""
+        before = len(self._bound)
+        yield
+        self._taken.difference_update(self._bound[before:])
+        del self._bound[before:]
 
     @contextmanager
     def branch(self, condition: E) -> Iterator[None]:

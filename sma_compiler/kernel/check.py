@@ -68,7 +68,7 @@ def _verify(
                         raise TileError(f"{where}: {target.name} changes its type")
                     defined.add(target.name)
             case For(variable=variable, body=inner):
-                _verify(inner, {*defined, variable.name}, types, where, optional)
+                _verify(inner, {*defined, variable.name}, dict(types), where, optional)
             case If(condition=condition, body=inner, orelse=orelse):
                 branches = [defined | optional.get(condition, frozenset()), set(defined)]
                 _verify(inner, branches[0], types, where, optional)

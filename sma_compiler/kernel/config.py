@@ -40,6 +40,18 @@ class Recurrence:
     stages: int = 1
 
 
+@dataclass(frozen=True)
+class PairConfig:
+    """A quadratic kernel. rows, columns: of a tile. chunk: positions that decays are summed over ahead."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    chunk: int
+    assembly: bool = False
+
+
 SHARED = 8
 """Heads of a group from which on their gradients of q and k are made together."""
 RECURRENT = Recurrence(elements=2048, warps=1, stages=2)
@@ -154,3 +166,33 @@ def recurrent_backward(sizes: Mapping[str, int]) -> Config:
     """The configuration of the backward walks of the recurrent plan; a chunk is what sums for gates are made over."""
     inner = power_of_two(max(sizes["key"], sizes["value"], 16))
     return Config(chunk=64, outer=max(1, RECURRENT.elements // inner), warps=RECURRENT.warps, stages=RECURRENT.stages)
+
+
+def pairs(sizes: Mapping[str, int], dtype: str, target: str) -> PairConfig:
+    """The configuration of the quadratic forward kernel."""
+    wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
+    if dtype == "float32":
+        found = PairConfig(rows=32, columns=32, warps=4, stages=1, chunk=32)
+    elif target != "sm_90":
+        found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
+    elif wide > 128:
+        found = PairConfig(rows=128, columns=64, warps=8, stages=2, chunk=64)
+    else:
+        found = PairConfig(rows=128, columns=64, warps=8 if wide > 64 else 4, stages=3, chunk=64)
+    return replace(found, assembly=target.startswith("sm_"))
+
+
+def pairs_backward(sizes: Mapping[str, int], dtype: str, target: str, *, sums: bool) -> Mapping[str, PairConfig]:
+    """The configurations of the quadratic gradients, by kernel. sums: whether pairs are summed for the mask's own."""
+    forward = pairs(sizes, dtype, target)
+    wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
+    if dtype == "float32" or target != "sm_90":
+        queries = replace(forward, columns=forward.chunk, stages=1)
+        keys = replace(queries, rows=forward.chunk, columns=forward.rows)
+    elif wide > 128:
+        queries = replace(forward, rows=64, stages=1)
+        keys = replace(queries, rows=32, columns=64)
+    else:
+        queries = replace(forward, warps=8, stages=2)
+        keys = replace(queries, rows=32, columns=64 if sums and wide > 64 else 128)
+    return {"again": forward, "dq": queries, "dkv": keys}

@@ -63,6 +63,8 @@ class Host:
                 return -self.number(x)
             case Apply(fn="sqrt", args=(x,)):
                 return self.number(x) ** 0.5
+            case Apply(fn="min" | "max" as fn, args=(a, b)):
+                return path(fn).call(self.number(a), self.number(b))
             case Apply(fn=fn, args=(a, b)):
                 return binary(_OPERATORS[fn], self.number(a), self.number(b))
         raise AssertionError(type(expr).__name__)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 
-from sma_compiler.ir.nodes import Apply, At, Const, Contraction, Expr, Param, ParamDecl, Reduce, children, postorder
+from sma_compiler.ir.nodes import (
+    Apply,
+    At,
+    Const,
+    Contraction,
+    Expr,
+    Kind,
+    Param,
+    ParamDecl,
+    Reduce,
+    children,
+    postorder,
+)
 from sma_compiler.kernel.arguments import Arguments, strided
-from sma_compiler.kernel.build import Builder, E, call, path, size
+from sma_compiler.kernel.build import Builder, E, call, lift, path, size
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.linear import plain, static_number, varies
 from sma_compiler.kernel.lower import Lowering
@@ -22,7 +35,7 @@ class Inputs:
 
     batch, head: the row of the batch and the head that the program reads; sequence: by which it keeps states.
     heads: how many heads `head` counts, on the host; None: all.
-    channels: offsets along `key` and `value`, and where they are valid.
+    channels: offsets along `key` and `value`, and where they are valid. masked: whether loads are masked.
     """
 
     def __init__(
@@ -44,6 +57,7 @@ class Inputs:
         self.heads = heads or host.heads
         self.channels: dict[str, tuple[E, E]] = {}
         self.inside: dict[str, E] = {}
+        self.masked = size("MASKED")
         self._bases: dict[str, E] = {}
         self._strides: dict[str, E] = {}
 
@@ -51,10 +65,11 @@ class Inputs:
         """Say which channels of `key` or `value` the program holds."""
         self.channels[axis] = (offsets, valid)
 
-    def enter(self, valid: E) -> None:
-        """Make the masks of a chunk whose rows are valid where `valid` is."""
+    def enter(self, valid: E | None) -> None:
+        """Make the masks of a chunk whose rows are valid where `valid` is; None: everywhere."""
         for axis, (_, held) in self.channels.items():
-            self.inside[axis] = self.builder.let(f"m_t{axis[0]}", valid.col & held.row, show=False)
+            inside = held.row if valid is None else self.builder.let(f"m_t{axis[0]}", valid.col & held.row, show=False)
+            self.inside[axis] = inside
 
     def base(self, name: str) -> E:
         """The address of a tensor's entries for this program's sequence and head."""
@@ -119,15 +134,15 @@ class Inputs:
             value = call("tl.load", address, tile=Tile("in"))
         else:
             offsets, valid = self.channels[channel]
-            value = self.builder.helper("load", address + offsets, valid, size("MASKED"), dtype="in")
-        return self.builder.let(f"b_{node.name}", value.to("fp32"))
+            value = self.builder.helper("load", address + offsets, valid, self.masked, dtype="in")
+        return self.builder.let(f"b_{node.name}", _elements(node, value, operand=False))
 
     def chunk(
-        self, exprs: Iterable[Expr], static: Lowering, t0: E, rows: E, valid: E, operands: Container[Expr]
+        self, exprs: Iterable[Expr], static: Lowering, t0: E, rows: E, valid: E | None, operands: Container[Expr]
     ) -> Lowering:
         """Load the tiles of rows t0 + rows of every parameter that some expressions read.
 
-        operands: the parameters that matrix products take as they are.
+        valid: which rows there are; None: all. operands: the parameters that matrix products take as they are.
         """
         lowering = static.extended()
         for node in self.held(exprs):
@@ -135,12 +150,16 @@ class Inputs:
                 lowering.bind(node, self._tile(node, t0, rows, valid, node in operands))
         return lowering
 
-    def _tile(self, node: Param, t0: E, rows: E, valid: E, operand: bool) -> E:
+    def _tile(self, node: Param, t0: E, rows: E, valid: E | None, operand: bool) -> E:
         channel = next((axis for axis in ("key", "value") if axis in node.axes), None)
         base = self.base(node.name)
-        address, mask = self.addresses(base, self._strides[node.name], channel, t0, rows, valid)
-        value = self.builder.helper("load", address, mask, size("MASKED"), dtype="in")
-        return self.builder.let(f"b_{node.name}", value.to("dot" if operand else "fp32"))
+        given = lift(True) if valid is None else valid
+        address, mask = self.addresses(base, self._strides[node.name], channel, t0, rows, given)
+        if channel is None and valid is None:
+            value = call("tl.load", address, tile=Tile("in", address.tile.shape))
+        else:
+            value = self.builder.helper("load", address, mask, self.masked, dtype="in")
+        return self.builder.let(f"b_{node.name}", _elements(node, value, operand))
 
     def addresses(self, base: E, stride: E, channel: str | None, t0: E, rows: E, valid: E) -> tuple[E, E]:
         """The addresses of a chunk's rows, and where they lie inside the tensor."""
@@ -193,6 +212,14 @@ class Inputs:
     def row(self) -> E:
         """The index of this program's rows in [B, H]."""
         return self.batch * self.arguments.integer("H", self.host.heads) + self.head
+
+
+def _elements(node: Param, value: E, operand: bool) -> E:
+    """What was loaded of a tensor as kernels compute with it: integers and truth values stay."""
+    if node.kind is Kind.REAL:
+        return value.to("dot" if operand else "fp32")
+    kind = Tile("int64" if node.kind is Kind.INT else "bool", value.tile.shape)
+    return E(replace(value.node, tile=kind))
 
 
 def tensors_of(exprs: Iterable[Expr]) -> tuple[Param, ...]:

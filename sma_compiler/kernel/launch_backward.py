@@ -83,6 +83,8 @@ class BackwardLauncher(Launch):
 
     by_chunk = False
     """Whether walks keep something for every chunk."""
+    states = True
+    """Whether a state comes in and goes out."""
 
     def __init__(self, made: Backward, host: Host, names: Named) -> None:
         super().__init__(made.linear, host)
@@ -126,7 +128,8 @@ class BackwardLauncher(Launch):
         host, none = self.host, lift(None).node
         given = [self.made.reads[0], *self.linear.op.params]
         options = [host.parameters[decl.name] for decl in self.made.reads[1:] if self._takes(decl)]
-        options += [self.initial, self.dstate, self.needs, host.pack]
+        options += [self.initial, self.dstate] if self.states else []
+        options += [self.needs, host.pack]
         return [
             *(Parameter(name_of(host.parameters[decl.name])) for decl in given),
             *(Parameter(name_of(x), default=none, keyword=True) for x in options),
@@ -244,7 +247,9 @@ class BackwardLauncher(Launch):
         y, norm = (host.parameters[decl.name] for decl in self.made.reads[1:])
         b.section("")
         given = [host.parameters[decl.name] for decl in op.params]
-        options: dict[str, Operand] = {"initial_state": self.initial, "return_norm": True}
+        kept = "return_lse" if self.linear.normalize == "softmax" else "return_norm"
+        options: dict[str, Operand] = {"initial_state": self.initial} if self.states else {}
+        options |= {kept: True}
         options |= {"precision": self.precision} if self.rounds else {}
         call = path(op.name).call(*given, cu_seqlens=host.pack, **options)
         if self._takes(self.made.reads[1]):
@@ -348,7 +353,11 @@ class BackwardLauncher(Launch):
         channels = not {"BK", "BV"}.isdisjoint(kernel.uses)
         grid = sequence([host.slots, host.heads, host.sizes["batch"]])
         with b.branch(self.by_chain):
+            self._ends()
             b.do(kernel.launch(grid, {**constants, **wide}, 4 if channels else 1))
+
+    def _ends(self) -> None:
+        """Make what the chain rule begins with, where kernels have not made it."""
 
     def _give(self) -> None:
         """Add the parts of each gradient, and sum what several entries share."""
@@ -371,10 +380,11 @@ class BackwardLauncher(Launch):
                         total = gradient
                     b.set(gradient, total.attr("to").call(dtype))
         gradients = b.let("gradients", sequence(found))
-        states = list(self.names.before.values())
-        carried = states[0] if len(states) == 1 else sequence(states)
-        with b.branch(self._first_state.given()):
-            b.set(gradients, gradients + sequence([carried]))
+        if self.states:
+            states = list(self.names.before.values())
+            carried = states[0] if len(states) == 1 else sequence(states)
+            with b.branch(self._first_state.given()):
+                b.set(gradients, gradients + sequence([carried]))
         b.give(gradients)
 
     def _reduced(self, piece: Piece, decl: ParamDecl) -> E:
@@ -403,18 +413,21 @@ class BackwardLauncher(Launch):
             if self._takes(decl):
                 what = "its result" if decl is made.reads[1] else "what it divided rows by"
                 lines.append(f"    {name_of(host.parameters[decl.name])}: {what}; None: it is computed again.")
+        if self.states:
+            lines += [
+                f"    {name_of(self.initial)}: as {op.name} took it.",
+                f"    {name_of(self.dstate)}: the cotangent of the state that it returned; None: 0.",
+            ]
+        end = ";" if self.states else "."
         lines += [
-            f"    {name_of(self.initial)}: as {op.name} took it.",
-            f"    {name_of(self.dstate)}: the cotangent of the state that it returned; None: 0.",
             f"    {name_of(self.needs)}: of which tensors gradients are needed, a bool for each; None: of all.",
             f"    {name_of(host.pack)}: as {op.name} took it.",
             *([f'    {name_of(self.precision)}: of fp32 matrix products, "ieee" or "tf32".'] if self.rounds else []),
             "",
             "Returns:",
-            f"    A tuple: the gradients of {names}, each None where it is not needed;",
-            "    then, where there was an initial state, its gradient.",
+            f"    A tuple: the gradients of {names}, each None where it is not needed{end}",
         ]
-        return lines
+        return [*lines, "    then, where there was an initial state, its gradient."] if self.states else lines
 
 
 SUMS = ", and sums over pairs for gates and factors"

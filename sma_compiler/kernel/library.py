@@ -84,6 +84,12 @@ def over_tiles(p, mask, step, count):
 
 
 @triton.jit
+def between(p, slot, origin, mask=None):
+    """What lies between two chunks, of running totals in fp64."""
+    return (tl.load(p + slot, mask=mask) - tl.load(p + origin)).to(tl.float32)
+
+
+@triton.jit
 def store(p, x, mask, MASKED: tl.constexpr):
     """Write a tile, rounded to the tensor's dtype, where `mask` is true."""
     if MASKED:
@@ -250,7 +256,8 @@ def gelu(x):
 @triton.jit
 def gelu_slope(x):
     """The derivative of gelu: the normal distribution function plus x times its density."""
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    normal = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    return normal + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
 @triton.jit
@@ -297,6 +304,39 @@ def dense(x):
 def new(wanted, shape, dtype, device):
     """A tensor to write to; None where it is not wanted."""
     return torch.empty(shape, dtype=dtype, device=device) if wanted else None
+
+
+def before(x):
+    """What comes before each entry of the last axis, summed in fp64."""
+    return x.cumsum(-1, dtype=torch.float64) - x
+
+
+def along_paths(late, early, late_closed, early_closed):
+    """What all pairs have whose path holds a position, [B, T, H], from sums over pairs at either end, [B, H, T]."""
+    over = (late.double() - early).flip(-1).cumsum(-1).flip(-1)
+    if not late_closed:
+        over -= late
+    if early_closed:
+        over += early
+    return over.float().transpose(1, 2)
+
+
+def runs(turns, cu_seqlens):
+    """Where the run of every position begins and where it ends, [B, T]; one begins where `turns` is true."""
+    time = turns.shape[1]
+    at = torch.arange(time + 1, device=turns.device)
+    first = at == 0
+    if cu_seqlens is not None:
+        first = first.index_fill(0, cu_seqlens.long(), True)
+    turns = torch.nn.functional.pad(turns, (0, 1), value=True) | first
+    begin = (at * turns).cummax(1).values
+    end = torch.maximum(~turns * time, at).flip(1).cummin(1).values.flip(1)
+    return begin[:, :-1].int().contiguous(), end[:, 1:].int().contiguous()
+
+
+def changes(ids):
+    """Where an id differs from the one before it, [B, T]; also at the start."""
+    return torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
 
 
 def of_groups(x, heads):

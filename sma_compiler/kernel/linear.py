@@ -83,6 +83,11 @@ class Linear:
     normalize: str
     backward: bool
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The axes of channels that its gates tell apart."""
+        return self.terms[0].axes if self.terms else ()
+
 
 def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
     """The op as a member of the family. exact: see `Term`.
@@ -107,7 +112,7 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
     mask = choice.site.decomposition
     graph = plans.graph
     diagonal = _diagonal(graph, mask.near) if mask.near else None
-    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or _foreign(nodes) or _axes(op, attend)
+    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes) or axes_refused(op, attend)
     axes = channels_of(gate.log for stream in mask.streams for gate in stream.gates)
     if not why and (axes or diagonal is not None):
         why = _unfit_channels(mask.streams, attend, axes, plan)
@@ -233,7 +238,7 @@ def _times(graph: Graph, operand: Expr, factors: Iterable[Expr]) -> Expr:
     return operand
 
 
-def _foreign(nodes: Iterable[Expr]) -> str:
+def foreign(nodes: Iterable[Expr]) -> str:
     """Why the expressions around the contraction have no tile form."""
     for node in nodes:
         match node:
@@ -253,7 +258,8 @@ def _in_mask(node: Expr) -> bool:
     return bool(node.positions & {"i", "j"})
 
 
-def _axes(op: Op, attend: Attend) -> str:
+def axes_refused(op: Op, attend: Attend) -> str:
+    """Why the axes of the contraction are none that tiles have."""
     if "key" not in attend.q.axes or "key" not in attend.k.axes:
         return "q or k has no key axis"
     if "value" not in attend.v.axes or "value" in (*attend.q.axes, *attend.k.axes) or "key" in attend.v.axes:

@@ -59,6 +59,10 @@ class Lowering:
         """Give the tile that holds an expression."""
         self._done[expr] = value
 
+    def bound(self) -> dict[Expr, E]:
+        """Every expression that has a tile, with the tile."""
+        return dict(self._done)
+
     def raw(self, expr: Expr) -> E:
         """The tile that holds an expression which was bound, in its own dtype."""
         return self._done[plain(expr)]
@@ -105,9 +109,10 @@ class Lowering:
                 return values[0].eq(False)
             case _ if fn in _BINARY:
                 return _BINARY[fn](*values)
-            case _ if fn in _TRITON:
-                return pointwise(f"tl.{fn}", values[0])
-        return self.builder.helper(fn, values[0])
+        (value,) = (x.to("fp32") if x.tile.dtype in ("int32", "int64") else x for x in values)
+        if fn in _TRITON:
+            return pointwise(f"tl.{fn}", value)
+        return self.builder.helper(fn, value)
 
     def _power(self, exponent: Expr, base: E, power: E) -> E:
         if isinstance(exponent, Const) and float(exponent.value).is_integer() and abs(exponent.value) <= _LARGEST_POWER:

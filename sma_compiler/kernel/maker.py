@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 
 from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import Builder, E, call, lift
-from sma_compiler.kernel.config import Config
+from sma_compiler.kernel.config import Config, PairConfig
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.nodes import Function, Tile
 
-CONSTANTS = ("C", "BK", "BV", "K", "V", "MASKED", "PINNED", "DOT", "PRECISION", "STAGES")
+CONSTANTS = ("C", "BM", "BN", "BK", "BV", "K", "V", "MASKED", "PINNED", "DOT", "PRECISION", "STAGES")
 """Names that every chunked kernel is compiled for."""
 
 
@@ -27,7 +27,7 @@ class Maker(ABC):
         """The kernel."""
 
 
-def pinned(config: Config, first: E) -> E:
+def pinned(config: Config | PairConfig, first: E) -> E:
     """Whether kernels on tensors like `first` may hold assembly: Triton's interpreter takes none."""
     return first.attr("device").attr("type").ne("cpu") if config.assembly else lift(False)
 

@@ -45,12 +45,15 @@ def sequence(b: Builder, arguments: Arguments, host: Host, index: E, chunk: E | 
     return Span(batch, index, begin, end, slot)
 
 
-def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E) -> Span:
-    """One chunk: `begin` is its first position, `end` that of its sequence. index: of the batch's row, int64."""
+def chunk(b: Builder, arguments: Arguments, host: Host, slot: E, index: E, extent: str = "C") -> Span:
+    """One chunk: `begin` is its first position, `end` that of its sequence. index: of the batch's row, int64.
+
+    extent: the size that says how many positions a chunk has.
+    """
     of, begin, end = _names(b, ("i_s", "int64"), ("t0", "int32"), ("end", "int32"))
     count = arguments.integer("S", host.sequences)
     given = (_pack(arguments, host), index, slot, _length(arguments, host), count)
-    _call(b, "find_chunk", (of, begin, end), *given, size("C"))
+    _call(b, "find_chunk", (of, begin, end), *given, size(extent))
     return Span(index, of, begin, end, slot)
 
 

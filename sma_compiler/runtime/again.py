@@ -108,5 +108,5 @@ def _direct(
         or result_dtype(program.op, arguments.tensors, torch.float32) != params[0].dtype
     ):
         return None
-    job = make_job(program, wanted.plan, call.precision, kernel, arguments, training=True)
+    job = make_job(program, wanted.plan, call.precision, kernel, arguments, keep=True)
     return Direct(job, kernel, [places[id(x)] for x in params])

@@ -138,13 +138,14 @@ def wanted_kernel(
     """
     leaves = [*arguments.tensors.values(), *(x for state in states if isinstance(state, State) for x in state.values())]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    carries = bool(states) or call.want_state
     if call.plan == "auto" and not call.step and arguments.sizes["time"] and arguments.sizes["batch"]:
         pick = tuned(program, arguments, training)
         if pick is not None and call.backend in ("auto", pick.backend):
             backend = "torch" if pick.backend == "torch" else call.backend
-            return Wanted(pick.plan, backend, training, packed, call.want_lse, tuned=True)
+            return Wanted(pick.plan, backend, training, packed, call.want_lse, tuned=True, states=carries)
     plan = "recurrent" if call.step and not training else call.plan
-    return Wanted(plan, call.backend, training, packed, call.want_lse)
+    return Wanted(plan, call.backend, training, packed, call.want_lse, states=carries)
 
 
 def _run_kernel(
@@ -162,7 +163,8 @@ def _run_kernel(
     try:
         if call.step and kernel.step is not None and plain(tuple(arguments.tensors.values())):
             return run_step(program, kernel, arguments, state, call.inplace)
-        return run_kernel(program, wanted.plan, call.precision, kernel, arguments, state, bounds, call.want_state)
+        asked = call.want_state, call.want_lse
+        return run_kernel(program, wanted.plan, call.precision, kernel, arguments, state, bounds, *asked)
     except KernelTooLarge as error:
         if (call.plan, call.backend) != ("auto", "auto"):
             raise

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from sma_compiler.call_errors import dims_text
+from sma_compiler.emit.source import usual
+from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.ir.nodes import Kind
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.program import Program
@@ -90,6 +92,8 @@ class Explanation:
         asked = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
         choices = self.program.plans.choices
         reason = self.program.kernels.refusal("auto", self.sizes)
-        on_gpus = f"torch: {reason}" if reason else "triton, chunked"
+        on_gpus = f"torch: {reason}" if reason else f"triton, {usual(self.program.plans)}"
         lines = [f"At {asked}", *(f"  {each.site.name:<12} {pick(each, sizes)}" for each in choices)]
+        tiles = tile_counts(self.program.op, self.program.plans, sizes, "bfloat16", "sm_90")
+        lines += [] if tiles is None else [f"  {tiles}"]
         return "\n".join([*lines, f"  {'on GPUs':<12} {on_gpus}"])

@@ -18,16 +18,14 @@ from sma_compiler.runtime.replay import form, plain
 
 Number = int | float
 
-SAVED = ("y", "norm")
-"""What gradients of a normalised op take besides its arguments: the quotient, if that is the result; the divisors."""
-
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """What to compute.
 
     plan: a name, or "auto". numbers: the number parameters in the order of the spec. want_state: whether the state
-    behind the last position is wanted; want_norm: whether the divisors of a normalised op are, for its gradients.
+    behind the last position is wanted; want_norm: whether the divisors of a normalised op are (under a softmax their
+    logarithms), for its gradients or for the caller.
     states: how many tensors the initial state has. packed: whether there are `cu_seqlens`.
     kernel: what carries it out; None: what is found for the tensors.
     """
@@ -132,7 +130,8 @@ def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor
 
     def run() -> tuple[Tensor, ...]:
         options = kernel.rounding(job.precision)
-        wanted = {"return_state": job.want_state} | ({"return_norm": True} if job.want_norm else {})
+        wanted = {"return_state": True} if job.want_state else {}
+        wanted |= {f"return_{kernel.kept}": True} if job.want_norm else {}
         with on(tensors[0].device, job.program, job.plan):
             found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, **options)
         return flat(found)
@@ -160,7 +159,8 @@ def backward(
 
     def run() -> tuple[Tensor, ...]:
         keywords = given.keywords | kernel.rounding(job.precision)
-        keywords |= {name: x for name, x in zip(SAVED, saved, strict=False) if name in kernel.backward_keywords}
+        kept = zip(("y", kernel.kept), saved, strict=False)  # the quotient, if that is the result, and the divisors
+        keywords |= {name: x for name, x in kept if name in kernel.backward_keywords}
         if dstates:
             keywords["dstate"] = joined(dstates)
         keywords["needs"] = tuple(needs[: job.params])

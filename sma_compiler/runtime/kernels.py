@@ -63,6 +63,11 @@ class Kernel:
         return frozenset(inspect.signature(self.forward).parameters)
 
     @cached_property
+    def kept(self) -> str:
+        """What the forward launcher may return of every row for the gradients: "norm", "lse", or "" for nothing."""
+        return next((name for name in ("norm", "lse") if f"return_{name}" in self.keywords), "")
+
+    @cached_property
     def backward_keywords(self) -> frozenset[str]:
         """The parameters of the launcher of the gradients; none where there is none."""
         return frozenset() if self.backward is None else frozenset(inspect.signature(self.backward).parameters)

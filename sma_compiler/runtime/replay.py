@@ -315,7 +315,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.steps.append(_Allocation(found, made))
             else:
                 self.steps.append(_Operation(func, *slotted, made))
-            if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor):
+            if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor) and not self.broken:
                 base, offset = self._places.get(slotted[0][0].number, (slotted[0][0].number, 0))
                 self._places[made[0]] = base, offset + found.data_ptr() - args[0].data_ptr()
         return found

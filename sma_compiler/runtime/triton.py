@@ -30,7 +30,7 @@ GRID = 65535
 class Wanted(NamedTuple):
     """What a call needs of a kernel. training: gradients; packed: `cu_seqlens`; lse: the log-sum-exp of its rows.
 
-    tuned: whether plan and backend are those of a record.
+    tuned: whether plan and backend are those of a record. states: whether one comes in or goes out.
     """
 
     plan: str
@@ -39,6 +39,7 @@ class Wanted(NamedTuple):
     packed: bool
     lse: bool
     tuned: bool = False
+    states: bool = False
 
 
 def kernel_for(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel | None:
@@ -77,13 +78,15 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
     def refuse(reason: str) -> NoTritonKernel:
         return NoTritonKernel(program.op.name, wanted.plan, reason)
 
-    if wanted.lse:
-        raise refuse("return_lse has none")
     if arguments.sizes["batch"] == 0:
         raise refuse("an empty batch needs none")
     if arguments.sizes["batch"] > GRID:
         raise refuse(f"a launch takes a batch of {GRID} at most")
     found = find_kernel(program, wanted.plan, arguments.sizes, list(arguments.tensors.values()))
+    if wanted.states and "initial_state" not in found.keywords:
+        raise refuse("states have none")
+    if wanted.lse and (wanted.training or found.kept != "lse"):
+        raise refuse(f"return_lse{' of a call with gradients' if wanted.training else ''} has none")
     if wanted.packed and "cu_seqlens" not in found.keywords:
         raise refuse("packs have none")
     if wanted.training and found.backward is None:
@@ -102,6 +105,7 @@ def run_kernel(
     state: Mapping[str, Tensor] | None,
     bounds: Tensor | None,
     want_state: bool,
+    want_lse: bool = False,
 ) -> Result:
     """A call by its kernel, differentiable. bounds: `cu_seqlens` of a pack."""
     kernels = program.kernels
@@ -115,7 +119,7 @@ def run_kernel(
         precision,
         kernel,
         arguments,
-        training=training,
+        keep=training or want_lse,
         want_state=want_state,
         states=len(states),
         packed=bool(packs),
@@ -123,7 +127,7 @@ def run_kernel(
     result, *others = run(job, (*params, *states, *packs))
     result = result.to(result_dtype(program.op, arguments.tensors, torch.float32))
     if not want_state:
-        return Result(result, None, None)
+        return Result(result, None, others[-1] if want_lse else None)
     after = {"position": _position(state, arguments.sizes, bounds, result.device)}
     return Result(result, after | _states_out(others, kernels.streams, kernels.normalised), None)
 
@@ -135,14 +139,14 @@ def make_job(
     kernel: Kernel,
     arguments: Arguments,
     *,
-    training: bool,
+    keep: bool,
     want_state: bool = False,
     states: int = 0,
     packed: bool = False,
 ) -> Job:
-    """A job for these arguments. Other arguments: see `Job`."""
+    """A job for these arguments. keep: whether what rows are divided by is wanted. Other arguments: see `Job`."""
     numbers = tuple(arguments.numbers[decl.name] for decl in program.op.params if decl.number)
-    norm = training and program.kernels.normalised
+    norm = keep and bool(kernel.kept)
     return Job(program, plan, precision, numbers, want_state, norm, states, packed, kernel)
 
 

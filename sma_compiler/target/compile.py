@@ -32,6 +32,7 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -114,7 +115,8 @@ def compile_text(
         y = getattr(module, op.name)(**arguments, **pack)
         backward = getattr(module, f"{op.name}_backward", None)
         if backward is not None:
-            saved = {"y": y, "norm": torch.empty(y.shape[:3], dtype=torch.float32, device="meta")}
+            divisors = torch.empty(y.shape[:3], dtype=torch.float32, device="meta")
+            saved = {"y": y, "norm": divisors, "lse": divisors}
             known = inspect.signature(backward).parameters
             saved = {name: x for name, x in saved.items() if name in known}
             backward(torch.empty_like(y), **arguments, **saved, **pack)

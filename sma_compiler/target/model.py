@@ -23,6 +23,10 @@ from sma_compiler.target.resources import Resources
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 TENSOR_CORES = 0.33
 """Part of the rate of a large matrix product that products of tiles reach, in a loop that waits for each."""
+PAIR_PRODUCTS = 0.5
+"""The same of the quadratic plan's products, whose tiles are wider."""
+PAIR_ROWS, PAIR_COLUMNS = 128, 64
+"""Of its tiles."""
 PAIRS, VALUES, STATE = 10.0, 8.0, 3.0
 """Simple operations for each pair of a chunk, each value of a tile and chunk, each number of the state and chunk."""
 CACHE = 3.0
@@ -44,7 +48,8 @@ BACKWARD_SUMS = 1.3
 class Shape:
     """Sizes of a contraction. group: heads that q and k have. varying: whether gates vary in time.
 
-    gated: whether pairs have a weight that is an exponential. streams: of the mask.
+    gated: whether pairs have a weight that is an exponential. streams: of the mask. live: part of the tiles of pairs
+    that hold any.
     """
 
     batch: int
@@ -58,6 +63,7 @@ class Shape:
     varying: bool
     normalised: bool
     streams: int = 1
+    live: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,25 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     seconds = max(math.ceil(waves) * alone, *units.values()) + device.launch
     part = Part("forward", seconds, programs, resident, waves, units)
     return Predicted((part,), (Part("walks", 4.0 * seconds, programs, resident, waves, units),))
+
+
+def quadratic(shape: Shape, device: Device) -> Predicted:
+    """The kernels of the quadratic plan: products of tiles, and an exponential for each pair."""
+    heads = shape.batch * shape.head
+    pairs = heads * shape.live * float(shape.time) ** 2
+    rate = device.single if shape.dtype == "float32" else device.matrix * PAIR_PRODUCTS
+    width = max(16, power_of_two(shape.key)) + max(16, power_of_two(shape.value))
+
+    programs = heads * math.ceil(shape.time / PAIR_ROWS)
+    waves = programs / device.processors
+    turns = math.ceil(math.ceil(shape.time / PAIR_COLUMNS) * shape.live) + 1
+
+    def part(role: str, products: float) -> Part:
+        units = {"tensor cores": products * pairs * width / rate, "exponentials": pairs / device.exps}
+        seconds = max(*units.values(), math.ceil(waves) * turns * device.latency)
+        return Part(role, seconds + device.launch, programs, 1, waves, units)
+
+    return Predicted((part("forward", 2.0),), (part("dq", 3.0), part("dkv", 4.0)))
 
 
 def _stream(role: str, shape: Shape, device: Device, bytes_: float) -> Part:

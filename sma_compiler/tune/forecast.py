@@ -8,13 +8,14 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from sma_compiler.emit.source import DEFAULTS, PLANS
+from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
 from sma_compiler.kernel.config import Config, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.plan.cost import BACKWARD, seconds
 from sma_compiler.plan.devices import Device
 from sma_compiler.runtime.program import Program, concrete
-from sma_compiler.target.model import Predicted, Shape, chunked, recurrent
+from sma_compiler.target.model import Predicted, Shape, chunked, quadratic, recurrent
 from sma_compiler.target.resources import Resources
 from sma_compiler.tune.usage import by_role, known
 
@@ -95,8 +96,14 @@ def configured(
     device: Device,
     used: Mapping[str, Resources] = MappingProxyType({}),
 ) -> Forecast:
-    """A file's kernels, by its configurations. used: what compiled kernels need, by role."""
+    """A file's kernels, by its configurations; those of the quadratic plan have none that a tuner chooses.
+
+    used: what compiled kernels need, by role.
+    """
     base = configs.get("recurrent")
+    if not configs:
+        found = quadratic(shape, device)
+        return Forecast("triton", plan, found.seconds(backward=False), found.seconds(backward=True), found)
     if isinstance(base, Recurrence):
         found = recurrent(shape, base, device)
     else:
@@ -111,6 +118,7 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
     known = {**DEFAULTS, **sizes}
     member = program.kernels.member
     gates = [gate for term in member.terms for gate in term.gates] if member else []
+    tiles = tile_counts(program.op, program.plans, known, dtype, "sm_90")
     return Shape(
         known["batch"],
         known["time"],
@@ -123,6 +131,7 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
         varying=any("t" in gate.log.positions for gate in gates),
         normalised=program.kernels.normalised,
         streams=max(1, len(member.terms) if member else 1),
+        live=0.5 if tiles is None else tiles.operations / max(tiles.dense, 1),
     )
 
 

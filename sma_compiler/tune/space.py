@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product, zip_longest
 from typing import Any
 
-from sma_compiler.emit.source import DEFAULTS, PLANS, emit
+from sma_compiler.emit.source import DEFAULTS, PLANS, emit, usual
 from sma_compiler.kernel.choices import WALKS, Choices
 from sma_compiler.kernel.config import Config, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
@@ -21,8 +21,6 @@ HOPELESS = 8.0
 """Times the best prediction: plans beyond it are not measured."""
 PROGRAMS = (0, 264, 528)
 """How many programs a long sequence is cut for; 0: it is not."""
-USUAL = "chunked"
-"""The plan that `emit` takes for "auto"."""
 LONG = 64
 """Chunks from which on cutting sequences is worth a try."""
 
@@ -51,7 +49,7 @@ def auto_candidate(setting: Setting) -> Candidate:
         except NoTritonKernel:
             pass
         else:
-            return Candidate("triton", USUAL)
+            return Candidate("triton", usual(setting.program.plans))
     program, row = setting.program, row_of(setting.device)
     chosen = program.choose("auto", setting.sizes, setting.numbers, row)
     for name in (*(plan.name for plan in program.plans.legal), "auto"):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel import pair_specs
 from kernel.channel_specs import CHANNEL_LIBRARY, CHANNEL_SPECS
 from kernel.channel_specs import compiled as by_channel
 from kernel.gradient_specs import GRADIENT_SPECS
@@ -25,6 +26,7 @@ LONG = {"B": 1, "T": 131072, "H": 24, "K": 128, "V": 64}
 
 
 RECURRENT = ("linear_attention_normalized", "mamba2", "rwkv6")
+QUADRATIC = ("attention", "alibi", "forgetting")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,15 @@ RECURRENT = ("linear_attention_normalized", "mamba2", "rwkv6")
 def test_text_is_golden(name: str, plan: str, request: pytest.FixtureRequest) -> None:
     text = (compiled(name) if name in LIBRARY else library(name)).source(plan, SHAPE)
     path = GOLDEN / (f"{name}.py.txt" if plan == "chunked" else f"{name}_{plan}.py.txt")
+    if request.config.getoption("--update-golden"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_quadratic_text_is_golden(name: str, request: pytest.FixtureRequest) -> None:
+    text = library(name).source("quadratic", SHAPE)
+    path = GOLDEN / f"{name}.py.txt"
     if request.config.getoption("--update-golden"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
@@ -49,6 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
         op.save(found / f"{name}_recurrent.py", "recurrent", SHAPE)
+    for name in (*pair_specs.LIBRARY, *pair_specs.PAIR_SPECS):
+        pair_specs.compiled(name).save(found / f"{name}_quadratic.py", "quadratic", SHAPE)
     return found
 
 
@@ -94,7 +107,6 @@ def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("attention", "softmax"),
         ("rwkv4", "softmax"),
         ("delta_net", "kernels exist for one `attend`"),
         ("hydra", "kernels exist for one `attend`"),

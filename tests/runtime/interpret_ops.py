@@ -133,7 +133,7 @@ def refusals(op: sma.CompiledOp) -> float:
     many = {name: x[:1].expand(65536, *x.shape[1:]) if name in batched else x for name, x in arguments.items()}
     double = {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
     for wrong, kind, message in (
-        ({**arguments, "plan": "quadratic"}, NoKernel, "no Triton kernel for plan='quadratic'"),
+        ({**arguments, "plan": "quadratic", "return_state": True}, NoKernel, "for plan='quadratic': states have none"),
         (many, NoKernel, "a launch takes a batch of 65535 at most"),
         (double, NoDoublePrecision, "take bfloat16, float16 and float32, but 'q' is float64"),
     ):

@@ -49,12 +49,17 @@ def test_tensors_of_the_cpu_are_refused() -> None:
 
 def test_explain_says_what_runs_an_op_and_why() -> None:
     text = str(sma.library("retention").explain({"K": 64}))
-    assert "\n  triton       chunked, recurrent in bf16, fp16 and fp32 on GPUs, with gradients chunked" in text
+    assert (
+        "\n  triton       chunked, recurrent, quadratic in bf16, fp16 and fp32 on GPUs, with gradients chunked" in text
+    )
     assert text.endswith("\n  on GPUs      triton, chunked")
     text = str(sma.library("retention").explain({"K": 2048}))
     assert "\n  on GPUs      torch: key = 2048: a state of 256 channels fits on chip" in text
-    text = str(sma.library("attention").explain({"K": 64}))
-    assert "\n  triton       no kernel: softmax" in text
+    text = str(sma.library("attention").explain({"K": 64, "T": 4096}))
+    assert "\n  triton       quadratic in bf16, fp16 and fp32 on GPUs, with gradients quadratic" in text
+    assert "\n  quadratic tiles of 128 x 64 a head: 992 full, 64 partial, 992 skipped; " in text
+    text = str(sma.library("delta_net").explain({"K": 64}))
+    assert "\n  triton       no kernel: kernels exist for one `attend`" in text
 
 
 @pytest.mark.gpu

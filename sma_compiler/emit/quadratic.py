@@ -1,0 +1,111 @@
+"""The quadratic plan's file: kernels that go over the tiles of pairs, and launchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sma_compiler.emit.gradients import Gradients
+from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel import config
+from sma_compiler.kernel.build import lift
+from sma_compiler.kernel.chain import ChainKernel
+from sma_compiler.kernel.config import PairConfig
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.gate_kernel import Gates
+from sma_compiler.kernel.host import host, tensors
+from sma_compiler.kernel.launch_pairs import PairLauncher, pair_names
+from sma_compiler.kernel.launch_pairs_backward import PairBackwardLauncher, pair_tensors
+from sma_compiler.kernel.maker import Maker
+from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.pair_backward import pair_backward
+from sma_compiler.kernel.pair_forward import PairForward
+from sma_compiler.kernel.pair_gradients import KeyGradient, QueryGradient
+from sma_compiler.kernel.pairs import LARGEST, Pairs, pairs
+from sma_compiler.kernel.prepare import Kernel
+from sma_compiler.kernel.walk import forward_walk
+from sma_compiler.plan.choose import Plans
+
+ROLES = ("gates", "forward", "again", "dq", "dkv", "chain")
+"""What the kernels of a file are for."""
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """What a file holds."""
+
+    builders: tuple[Maker, ...]
+    kernels: tuple[Kernel, ...]
+    launchers: tuple[Function, ...]
+    back: Gradients
+
+
+def quadratic(
+    op: Op,
+    plans: Plans,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    reserved: frozenset[str],
+    kernel: Callable[[Maker, str], Kernel],
+) -> Quadratic:
+    """The kernels and launchers of an op. reserved: names of the file. kernel: makes one from its builder, by a name.
+
+    Raises:
+        NoTritonKernel: there are none for the op, or at these sizes.
+    """
+    if sizes["value"] > LARGEST:
+        reason = f"value = {sizes['value']}: a program holds all channels of a row, at most {LARGEST}"
+        raise NoTritonKernel(op.name, "quadratic", reason)
+    member = pairs(op, plans)
+    roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
+    held = frozenset({*reserved, *roles.values()})
+    names = host(member.linear, held)
+    walk = forward_walk(member.linear)
+    read, named = pair_names(member, names), tensors(walk, names)
+    builders: dict[str, Maker] = {}
+    if names.gates:
+        builders["gates"] = Gates(walk.paths, names, held)
+    builders["forward"] = PairForward(member, walk, names, read, named, held)
+    kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
+    chosen = config.pairs(sizes, dtype, target)
+    launcher = PairLauncher(member, names, read, named).build(kernels, chosen)
+
+    def configured(sums: bool) -> Mapping[str, PairConfig]:
+        return config.pairs_backward(sizes, dtype, target, sums=sums)
+
+    back = _gradients(member, configured, held, kernel)
+    return Quadratic(tuple(builders.values()), tuple(kernels.values()), (launcher,), back)
+
+
+def _gradients(
+    member: Pairs,
+    configured: Callable[[bool], Mapping[str, PairConfig]],
+    reserved: frozenset[str],
+    kernel: Callable[[Maker, str], Kernel],
+) -> Gradients:
+    """The backward pass of an op. configured: its configurations, by whether pairs are summed for the mask's sake."""
+    try:
+        back = pair_backward(member)
+    except NoTritonKernel as error:
+        return Gradients(refused=error.reason)
+    op, made = member.op, back.made
+    name = f"{op.name}_backward"
+    outer = host(member.linear, reserved, back.extra, name=name)
+    read = pair_names(member, outer)
+    names, named = pair_tensors(back, outer)
+    builders: dict[str, Maker] = {}
+    if made.before is not None:
+        builders["again"] = PairForward(member, made.before, outer, read, named.walks["again"], reserved)
+    builders["dq"] = QueryGradient(member, back, outer, read, names, reserved, "i")
+    builders["dkv"] = KeyGradient(member, back, outer, read, names, reserved, "j")
+    if made.chain is not None:
+        one, options = lift(1), {"backward": False, "apart": False}
+        builders["chain"] = ChainKernel(made.chain, outer, named.chain, reserved, one, one, **options)
+    kernels = {role: kernel(builder, f"{op.name}_{role}_kernel") for role, builder in builders.items()}
+    ahead = {}
+    if outer.gates:
+        ahead["gates"] = kernel(Gates(forward_walk(member.linear).paths, outer, reserved), f"{op.name}_gates_kernel")
+    launcher = PairBackwardLauncher(member, back, outer, read, names, named)
+    built = launcher.launcher(name, {**kernels, **ahead}, configured(bool(back.sums)))
+    return Gradients(tuple(builders.values()), tuple(kernels.values()), (built,))

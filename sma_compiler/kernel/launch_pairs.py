@@ -1,0 +1,174 @@
+"""The launcher of the quadratic plan: the function that is named after the op and takes its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
+from sma_compiler.kernel.check import UNUSED
+from sma_compiler.kernel.config import PairConfig
+from sma_compiler.kernel.host import SIZES, Host, Tensors, suffix
+from sma_compiler.kernel.maker import pinned
+from sma_compiler.kernel.nodes import Function, Parameter
+from sma_compiler.kernel.pair_places import PairNames
+from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of
+from sma_compiler.kernel.support import Run
+
+
+def pair_names(pairs: Pairs, host: Host) -> PairNames:
+    """Name what the kernels of a launcher read beside the op's parameters."""
+    fresh = host.builder.fresh
+    runs = {
+        (turns, end): path(fresh("run_end" if end else "run_start")) for turns in pairs.turns for end in (False, True)
+    }
+    before = {
+        (number, part): path(fresh(f"{part}_before{suffix(number, len(pairs.linear.terms))}"))
+        for number, part in host.gates
+        if part.endswith("all")
+    }
+    return PairNames(runs, before)
+
+
+class Ahead:
+    """What the launchers of the quadratic plan do before their kernels."""
+
+    def __init__(self, launch: Launch, pairs: Pairs, names: PairNames, *, columns: bool) -> None:
+        """columns: whether kernels go over rows, too, for each tile of columns."""
+        self.launch = launch
+        self.runs = {*pairs.support.runs, *(pairs.support.transposed(pairs.graph).runs if columns else ())}
+        self.host = launch.host
+        self.b = launch.b
+        self.pairs = pairs
+        self.names = names
+
+    def make(self, gates: Kernel | None, constants: Mapping[str, Operand]) -> None:
+        """Make what kernels read beside the parameters: where runs begin and end, and the decays of paths."""
+        b, host = self.b, self.host
+        for turns in self.pairs.turns:
+            b.section("Where the run of each position begins and ends")
+            tensor = host.parameters[turns.tensor.name]
+            told = tensor if turns.resets else path("changes").call(tensor)
+            spread = told.attr("expand").call(host.sizes["batch"], host.sizes["time"])
+            ends = [
+                self.names.runs[turns, end] if Run(turns, end) in self.runs else path(UNUSED) for end in (False, True)
+            ]
+            b.assign(ends, path("runs").call(spread, host.pack))
+        if gates is not None:
+            self.launch.gates(gates, {**constants, "MASKED": self.ragged(constants)})
+            for (number, part), before in self.names.before.items():
+                b.set(before, path("before").call(host.gates[number, part]))
+            b.section("")
+
+    def ragged(self, constants: Mapping[str, Operand]) -> E:
+        """Whether some chunk may be short."""
+        return either(self.host.pack.given(), (self.host.sizes["time"] % lift(constants["C"])).ne(0))
+
+    def constants(self, precision: E, config: PairConfig, kernels: Mapping[str, Kernel]) -> dict[str, Operand]:
+        """Name the tiles of channels, and give what kernels are compiled for."""
+        b, host = self.b, self.host
+        b.section("Tiles: all channels of a head, rows by columns")
+        key, value = host.sizes["key"], host.sizes["value"]
+        wide_k = b.let("BK", path("max").call(16, path("triton.next_power_of_2").call(key)))
+        wide_v = b.let("BV", path("max").call(16, path("triton.next_power_of_2").call(value)))
+        masked = either(key.ne(wide_k), value.ne(wide_v))
+        if any("MASKED" in kernel.uses for role, kernel in kernels.items() if role not in ("gates", "chain")):
+            masked = b.let("masked", masked)
+        operand = b.let("operand", path("coarsest").call(*self.launch.operands()))
+        return {
+            "C": config.chunk,
+            "BK": wide_k,
+            "BV": wide_v,
+            "K": key,
+            "V": value,
+            "MASKED": masked,
+            "PINNED": pinned(config, self.launch.first),
+            "DOT": operand,
+            "PRECISION": precision,
+        }
+
+    def tiles(self, extent: int) -> E:
+        """How many tiles of a size a row of the batch has, without reading where the sequences of a pack begin."""
+        host = self.host
+        time = host.sizes["time"]
+        packed = time // extent + host.sequences
+        return self.b.let("tiles", choose(host.pack.missing(), path("triton.cdiv").call(time, extent), packed))
+
+
+def shape_of_tiles(config: PairConfig) -> dict[str, Operand]:
+    """What a kernel with a configuration is compiled for."""
+    return {"BM": config.rows, "BN": config.columns, "STAGES": config.stages}
+
+
+class PairLauncher(Launch):
+    """Builds the launcher of the forward kernel."""
+
+    def __init__(self, pairs: Pairs, host: Host, names: PairNames, named: Tensors) -> None:
+        super().__init__(pairs.linear, host)
+        self.pairs = pairs
+        self.before = Ahead(self, pairs, names, columns=False)
+        self.named = named
+        fresh = self.b.fresh
+        self.asked = path(fresh("return_lse" if pairs.softmax else "return_norm")) if named.norm is not None else None
+
+    def build(self, kernels: Mapping[str, Kernel], config: PairConfig) -> Function:
+        """The launcher. kernels: `forward`, and where gates vary in time `gates`."""
+        b, host, op = self.b, self.host, self.linear.op
+        none, no = lift(None).node, lift(False).node
+        precision = path(b.fresh("precision"))
+        parameters = [
+            *(Parameter(name_of(host.parameters[decl.name])) for decl in op.params),
+            *([Parameter(name_of(self.asked), default=no, keyword=True)] if self.asked is not None else []),
+            Parameter(name_of(host.pack), default=none, keyword=True),
+            Parameter(name_of(precision), default=lift("ieee").node, keyword=True),
+        ]
+        self.sizes()
+        self.checks()
+        self.sequences()
+        batch, time, heads, _, value = (host.sizes[axis] for axis in SIZES)
+        constants = self.before.constants(precision, config, kernels)
+        if host.gates:
+            self.slots(lift(config.chunk))
+        y, norm = self.named.outputs["y"], self.named.norm
+        b.set(y, self.empty([batch, time, heads, value], self.first.attr("dtype")))
+        if norm is not None and self.asked is not None:
+            b.set(
+                norm,
+                path("new").call(
+                    self.asked, sequence([batch, time, heads]), path("torch.float32"), self.first.attr("device")
+                ),
+            )
+        self.before.make(kernels.get("gates"), constants)
+        grid = sequence([self.before.tiles(config.rows), heads, batch])
+        b.do(kernels["forward"].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
+        if norm is None or self.asked is None:
+            b.give(y)
+        else:
+            b.give(choose(self.asked, sequence([y, norm]), y))
+        return b.function(op.name, self.doc(), parameters, jit=False)
+
+    def doc(self) -> list[str]:
+        """The launcher's docstring."""
+        lines = [f"{self.linear.op.name}: quadratic, of the tiles that hold live pairs.", "", "Args:"]
+        lines += self.doc_of_parameters()
+        if self.asked is not None:
+            what = (
+                "the logarithm of the sum of each row's weights" if self.pairs.softmax else "what rows are divided by"
+            )
+            lines.append(f"    {name_of(self.asked)}: whether to return {what}, fp32, [B, T, H].")
+        lines += [
+            f"    {name_of(self.host.pack)}: a pack: [S + 1], where each of S sequences begins, and the end.",
+            '    precision: of fp32 matrix products, "ieee" or "tf32".',
+            "",
+            "Returns:",
+            f"    y: [B, T, H, V], in the dtype of {self.tensors[0].name}.",
+        ]
+        return lines
+
+    def doc_of_parameters(self) -> list[str]:
+        """A line for each parameter of the op."""
+        lines = []
+        for decl in self.linear.op.params:
+            grouped = "head" in decl.dims and bool({"key", "value"} & set(decl.dims))
+            lines.append(f"    {decl.name}: {'a number' if decl.number else shape_of(decl, grouped)}.")
+        return lines

@@ -1,0 +1,154 @@
+"""The backward launcher of the quadratic plan: `op_backward`, the gradients of every tensor that an op takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sma_compiler.kernel.build import E, Operand, lift, path, sequence
+from sma_compiler.kernel.check import UNUSED
+from sma_compiler.kernel.config import PairConfig
+from sma_compiler.kernel.host import SIZES, Host, Tensors
+from sma_compiler.kernel.inputs import tensors_of
+from sma_compiler.kernel.launch_backward import BackwardLauncher, Named
+from sma_compiler.kernel.launch_pairs import Ahead, shape_of_tiles
+from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.pair_backward import PairBackward, whole_groups
+from sma_compiler.kernel.pair_gradients import PairTensors
+from sma_compiler.kernel.pair_places import PairNames
+from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.prepare import Kernel, either, size_of
+
+SUMS = "sums"
+"""The name under which sums over pairs are kept among the outputs of walks."""
+
+
+def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
+    """Name everything that the kernels of a backward pass read and write."""
+    fresh, made = host.builder.fresh, back.made
+    written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
+    written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
+    sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in back.sums}
+    delta = lift(None) if back.delta is None else host.parameters[back.delta.name]
+    one = lift(1)
+    walks = {
+        walk.name: Tensors(one, one, {output.name: written[output.name] for output in walk.outputs})
+        for walk in made.walks
+    }
+    walks[SUMS] = Tensors(one, one, sums)
+    outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
+    named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
+    return PairTensors(written, sums, delta, path(fresh("groups"))), named
+
+
+class PairBackwardLauncher(BackwardLauncher):
+    """Builds the launcher."""
+
+    states = False
+
+    def __init__(
+        self, pairs: Pairs, back: PairBackward, host: Host, names: PairNames, tensors: PairTensors, named: Named
+    ) -> None:
+        super().__init__(back.made, host, named)
+        self.back = back
+        self.before = Ahead(self, pairs, names, columns=True)
+        self.pair_names = tensors
+
+    def launcher(self, name: str, kernels: Mapping[str, Kernel], configs: Mapping[str, PairConfig]) -> Function:
+        """The launcher. kernels, configs: by walk ("again", "dq", "dkv"), and `chain` and `gates` where there are."""
+        b, host = self.b, self.host
+        self.sizes()
+        self.checks()
+        self._cotangents()
+        self.sequences()
+        constants = self.before.constants(self.precision, configs["dq"], kernels)
+        self.whole = {axis: lift(constants[f"B{axis[0].upper()}"]) for axis in ("key", "value")}
+        if host.gates or self.made.chain is not None:
+            self.slots(lift(configs["dq"].chunk))
+        self._needs()
+        self._again()
+        self._groups()
+        self.before.make(kernels.get("gates"), constants)
+        self._start(kernels, constants, configs)
+        if self.made.chain is not None:
+            self._chain(kernels["chain"], {**constants, "MASKED": self.before.ragged(constants)})
+        self._give()
+        return b.function(name, self._doc(), self._parameters(), jit=False)
+
+    def _needs(self) -> None:
+        b = self.b
+        b.section(
+            "Which gradients are asked for" + (", and whether sums over pairs are needed" if self.back.sums else "")
+        )
+        with b.branch(self.needs.missing()):
+            b.set(self.needs, sequence([lift(True)]) * len(self.tensors))
+        made = {piece.param for piece in self.made.pieces}
+        b.assign([need if name in made else path(UNUSED) for name, need in self.need.items()], self.needs)
+        if self.back.sums:
+            outputs = {output.name for output in self.made.chain.outputs} if self.made.chain is not None else set()
+            b.set(self.by_chain, either(*self._needed({*outputs, *(one.tensor for one in self.back.sums)})))
+
+    def _groups(self) -> None:
+        """How many groups of heads have keys and values of their own."""
+        host = self.host
+        held = [node for node in tensors_of(whole_groups(self.back)) if "head" in node.axes]
+        groups = self.pair_names.groups
+        if any(node.name not in host.shared for node in held):
+            self.b.set(groups, host.heads)
+            return
+        counts = [size_of(host, host.decls[node.name], "head") for node in held]
+        self.b.set(groups, path("max").call(1, *counts))
+        if len(counts) > 1:
+            with self.b.branch(either(*((groups % count).ne(0) for count in counts))):
+                self.b.set(groups, host.heads)
+
+    def _heads(self, tensor: str) -> E:
+        of_keys = (*self.made.dk.outputs, *self.made.dv.outputs)
+        return self.pair_names.groups if tensor in {output.name for output in of_keys} else self.host.heads
+
+    def _start(
+        self, kernels: Mapping[str, Kernel], constants: Mapping[str, Operand], configs: Mapping[str, PairConfig]
+    ) -> None:
+        """Launch what goes over pairs."""
+        b, host, made = self.b, self.host, self.made
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
+        fp32 = path("torch.float32")
+
+        def launch(role: str, along: int, count: E) -> None:
+            config = configs[role]
+            grid = sequence([self.before.tiles(along), count, batch])
+            b.do(kernels[role].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
+
+        if made.before is not None:
+            b.section("What needs the contraction itself, once more")
+            for output in made.before.outputs:
+                self._output(output.name)
+            launch("again", configs["again"].rows, heads)
+        b.section("Queries" + (", and what rows of pairs sum to" if self.back.at("i") else ""))
+        for output in made.dq.outputs:
+            self._output(output.name)
+        for one in self.back.sums:
+            b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, [batch, heads, time], fp32))
+        if self.back.delta is not None:
+            b.set(self.pair_names.delta, self.empty([batch, time, heads], fp32))
+        keys = (*made.dk.outputs, *made.dv.outputs)
+        sums = [self.by_chain] if self.back.sums else []
+        of_keys = [*self._needed(output.name for output in keys), *sums]
+        of_queries = [*self._needed(output.name for output in made.dq.outputs), *sums]
+        first = [*of_queries, *(of_keys if self.back.delta is not None else ())]
+        with b.branch(either(*dict.fromkeys(first))):
+            launch("dq", configs["dq"].rows, heads)
+        b.section("Keys and values" + (", and what columns of pairs sum to" if self.back.at("j") else ""))
+        for output in keys:
+            self._output(output.name)
+        with b.branch(either(*dict.fromkeys(of_keys))):
+            launch("dkv", configs["dkv"].columns, self.pair_names.groups)
+
+    def _ends(self) -> None:
+        b, host, sums = self.b, self.host, self.pair_names.sums
+        for leaf, tensor in self.back.ends:
+            b.set(host.parameters[leaf.name], sums[tensor].attr("transpose").call(1, 2))
+        for gate in self.back.paths:
+            closed = gate.along.gate
+            ends = sums[gate.late], sums[gate.early]
+            total = path("along_paths").call(*ends, closed.query_closed, closed.key_closed)
+            b.set(host.parameters[gate.leaf.name], total)

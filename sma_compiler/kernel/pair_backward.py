@@ -1,0 +1,187 @@
+"""The gradients of the quadratic plan: those of the operands as contractions, and those of what the mask reads.
+
+The cotangent of a pair's weight (under a softmax of its logarithm) goes through the derivative of the weight by each
+leaf, and is summed over the other end of the pairs. A log gate's gradient is what all pairs have whose path holds its
+position u: those with the late end from u on, less those with the early end from u on as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import Apply, Expr, Kind, Param, ParamDecl, postorder
+from sma_compiler.kernel.backward import ROWS, Backward, Chain, Gradients
+from sma_compiler.kernel.chain import is_cut
+from sma_compiler.kernel.derive import gradients, unplaced
+from sma_compiler.kernel.gates import LOWEST
+from sma_compiler.kernel.linear import varies
+from sma_compiler.kernel.pairs import Along, End, Pairs
+from sma_compiler.kernel.score import LN2
+from sma_compiler.kernel.walk import Output
+from sma_compiler.source import NOWHERE
+
+AT = ("batch", "time", "head")
+"""The axes of what the mask reads at an end of pairs, as the chain rule goes on from it."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What is summed over the other end of the pairs of each position of one end ("i" or "j"): [B, H, T].
+
+    tensor: its name on the host. expr: of the pairs, it reads `PairBackward.cotangent`. path: whose end it is, where a
+    gate is summed along a path: pairs of a position with itself, which both ends have, are left out if `apart`.
+    """
+
+    tensor: str
+    end: str
+    expr: Expr
+    path: Along | None = None
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class PathGradient:
+    """The gradient of a log gate, from the sums at both ends. leaf: what the chain rule reads; late, early: tensors."""
+
+    along: Along
+    leaf: Param
+    late: str
+    early: str
+
+
+@dataclass(frozen=True)
+class PairBackward:
+    """How the gradients of an op are computed.
+
+    made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs. delta: what is
+    added to the cotangents of weights in each row; None: nothing is. sums: what is summed over pairs. paths: gates.
+    ends: by the leaf that the chain rule reads, the sum that it stands for.
+    """
+
+    made: Backward
+    cotangent: Param
+    delta: Param | None
+    sums: tuple[Sum, ...]
+    paths: tuple[PathGradient, ...]
+    ends: tuple[tuple[Param, str], ...]
+
+    def at(self, end: str) -> tuple[Sum, ...]:
+        """What is summed for the positions of one end."""
+        return tuple(one for one in self.sums if one.end == end)
+
+    @property
+    def extra(self) -> tuple[ParamDecl, ...]:
+        """The tensors that kernels of the backward pass read beside the parameters."""
+        leaves = [path.leaf for path in self.paths] + [leaf for leaf, _ in self.ends]
+        leaves += [] if self.delta is None else [self.delta]
+        return (*self.made.reads, *(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in leaves))
+
+
+def pair_backward(pairs: Pairs) -> PairBackward:
+    """The gradients of an op.
+
+    Raises:
+        NoTritonKernel: this version has no kernel for them.
+    """
+    return _PairGradients(pairs).all()
+
+
+class _PairGradients(Gradients):
+    """Builds a `PairBackward`."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        super().__init__(pairs.linear, pairs.graph)
+        self.pairs = pairs
+        self.taken |= pairs.taken
+        self.sums: list[Sum] = []
+        self.gates: list[PathGradient] = []
+        self.ends: list[tuple[Param, str]] = []
+
+    def all(self) -> PairBackward:
+        """All of it."""
+        self.cotangent = self._leaf("dweight", ())
+        made = self.made()
+        offset = made.dq.offset
+        delta = None if offset is None else self._leaf("delta", AT)
+        return PairBackward(made, self.cotangent, delta, tuple(self.sums), tuple(self.gates), tuple(self.ends))
+
+    def _chain(self) -> Chain | None:
+        """The sums over pairs, and the chain rule from them to the parameters."""
+        graph, pairs = self.graph, self.pairs
+        if pairs.weight is None:
+            return None
+        if pairs.vanishing:
+            raise self._refused("a factor of the mask may be 0, where its logarithm has no derivative")
+        real = [end for end in pairs.ends if end.leaf.kind is Kind.REAL]
+        static = [x for x in self.leaves if not varies(x) and any(node is x for node in postorder((pairs.weight,)))]
+        leaves = [*(end.leaf for end in real), *(along.leaf for along in pairs.paths), *static]
+        found = gradients(graph, [(self._differentiable(pairs.weight), self.cotangent)], leaves)
+        handed: list[tuple[Expr, Expr]] = []
+        cut: list[Expr] = []
+        for end in real:
+            if end.leaf in found and self._reads_leaves(end.x):
+                handed.append((unplaced(graph, end.x), self._end(end, found[end.leaf])))
+        for along in pairs.paths:
+            log = unplaced(graph, along.gate.log)
+            if along.leaf in found and self._reads_leaves(log):
+                handed.append((log, self._gate(along, log, found[along.leaf])))
+                cut.append(log)
+        for param in static:
+            if param in found:
+                tensor = self._piece(param, "pairs", ROWS[1:])
+                self.sums.append(Sum(tensor, "i", found[param]))
+        outputs: list[Output] = []
+        made = gradients(graph, handed, self.leaves, cut)
+        for param in self._in(made):
+            along_axis = "time" if varies(param) else "slot"
+            axes = ("batch", along_axis, "head")
+            outputs.append(Output(self._piece(param, "chain", axes), made[param], axes))
+        return Chain((), tuple(outputs)) if outputs else None
+
+    def _differentiable(self, weight: Expr) -> Expr:
+        """The weight with a slope also where its logarithm is -inf: there the cotangent is 0."""
+        graph, one = self.graph, self.graph.const(1.0)
+        safe: dict[Expr, Expr] = {}
+        for node in postorder((weight,)) if self.pairs.softmax else ():
+            if isinstance(node, Apply) and node.fn == "log" and not self._is_static(node.args[0]):
+                (x,) = node.args
+                safe[node] = graph.apply("log", graph.apply("where", graph.apply("gt", x, graph.const(0.0)), x, one))
+        return graph.replace(weight, safe)
+
+    def _is_static(self, expr: Expr) -> bool:
+        """Whether an expression is the same for all pairs."""
+        pairs = self.pairs
+        varying = {pairs.i, pairs.j, *(end.leaf for end in pairs.ends), *(along.leaf for along in pairs.paths)}
+        return varying.isdisjoint(postorder((expr,)))
+
+    def _reads_leaves(self, expr: Expr) -> bool:
+        return any(node in self.leaves for node in postorder((expr,)) if isinstance(node, Param))
+
+    def _end(self, end: End, expr: Expr) -> Param:
+        """The gradient of what a tensor has at one end."""
+        leaf = self._leaf(f"d{end.leaf.name}", AT)
+        self.sums.append(Sum(leaf.name, end.end, expr))
+        self.ends.append((leaf, leaf.name))
+        return leaf
+
+    def _gate(self, along: Along, log: Expr, expr: Expr) -> Expr:
+        """The gradient of a log gate; exactly 0 where it is a cut."""
+        graph = self.graph
+        leaf = self._leaf("dgate", AT)
+        late, early = "j" if along.early == "i" else "i", along.early
+        names = [f"late_{leaf.name}", f"early_{leaf.name}"]
+        apart = along.gate.key_closed != along.gate.query_closed
+        for name, end in zip(names, (late, early), strict=True):
+            self.sums.append(Sum(name, end, expr, along, apart))
+        self.gates.append(PathGradient(along, leaf, *names))
+        if not is_cut(along.gate):
+            return leaf
+        below = graph.apply("lt", log, graph.const(LOWEST * LN2))
+        return graph.apply("where", below, graph.const(0.0), leaf)
+
+
+def whole_groups(made: PairBackward) -> tuple[Expr, ...]:
+    """What a program of the gradients of keys and values reads once for all heads of a group."""
+    linear = made.made.linear
+    outputs = (*made.made.dk.outputs, *made.made.dv.outputs)
+    return (linear.k, linear.v, *(output.expr for output in outputs))

@@ -1,0 +1,306 @@
+"""The kernels of the quadratic plan's gradients: of queries by tiles of rows, of keys and values by tiles of columns.
+
+Weights are computed again from what the forward pass kept of every row. With dN the cotangent of the rows before they
+are divided, and D that of the divisor (under a softmax -dY . y), a pair's weight w has the cotangent dN_i . v_j + D_i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import Const, Expr
+from sma_compiler.kernel.build import INFINITY, MINUS_INFINITY, E, call, dot, exp2, lift, reduce_sum, where, zeros
+from sma_compiler.kernel.derive import gradients
+from sma_compiler.kernel.gates import LOG2E
+from sma_compiler.kernel.host import Host
+from sma_compiler.kernel.inputs import Inputs
+from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.maker import program
+from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.kernel.pair_backward import PairBackward, whole_groups
+from sma_compiler.kernel.pair_kernel import EXTENTS, PairKernel
+from sma_compiler.kernel.pair_places import PairNames, Place, Seen, Side, Visit
+from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.positions import number_of
+from sma_compiler.kernel.score import PairLowering
+
+
+@dataclass(frozen=True)
+class PairTensors:
+    """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped."""
+
+    outputs: dict[str, E]
+    sums: dict[str, E]
+    delta: E
+    groups: E
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What every row of pairs has: the logarithm of its sum in base 2, and the cotangent of its divisor; None: 0."""
+
+    lse: E | None
+    delta: E | None
+
+
+class PairGradient(PairKernel):
+    """What the kernels share."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        back: PairBackward,
+        host: Host,
+        names: PairNames,
+        tensors: PairTensors,
+        reserved: frozenset[str],
+        own: str,
+    ) -> None:
+        super().__init__(pairs, host, names, reserved, own)
+        self.back = back
+        self.tensors = tensors
+        self.dn = back.made.dk.s
+        self.summed = back.at(own)
+        self.totals: dict[str, E] = {}
+
+    def products(self) -> tuple[Expr, ...]:
+        """The operands of matrix products."""
+        return (*super().products(), self.dn)
+
+    def pair_exprs(self) -> tuple[Expr, ...]:
+        """The expressions that are lowered for pairs."""
+        return (*self.pairs.exprs, *(one.expr for one in self.summed))
+
+    @property
+    def lse(self) -> Expr | None:
+        """The logarithms of the sums of rows."""
+        return None if not self.pairs.softmax else self.back_leaf(2)
+
+    def back_leaf(self, number: int) -> Expr:
+        """A tensor that the backward pass reads beside the parameters."""
+        decl = self.back.made.reads[number]
+        return self.pairs.graph.param(decl.name, decl.kind, decl.dims, False)
+
+    def rows_lse(self, side: Side) -> E | None:
+        """The logarithms of the sums of rows in base 2; of a row without weights one that leaves every pair 0."""
+        if self.lse is None:
+            return None
+        found = self.b.let("b_l", side.lowering.value(self.lse) * LOG2E)
+        return self.b.let("b_l", where(found.eq(MINUS_INFINITY), INFINITY, found))
+
+    def pair(
+        self, pair: PairLowering, scores: E, dweights: E, scale: E | None, rows: tuple[E | None, E | None]
+    ) -> tuple[E, E]:
+        """The weights of a tile's pairs and the cotangents of their scores, from scores and products of cotangents.
+
+        rows: what rows have, laid out along the tile: the logarithm of the sum, and the cotangent of the divisor.
+        """
+        b, pairs = self.b, self.pairs
+        lse, delta = rows
+        if delta is not None:
+            b.set(dweights, dweights + delta)
+        if lse is not None:
+            scores = self.exponents(pair, scores, scale) - lse
+            if pair.seen is not None:
+                scores = where(pair.seen, scores, MINUS_INFINITY)
+            weights = b.let("b_p", exp2(scores))
+            b.set(dweights, weights * dweights)
+            self.add_sums(pair, dweights)
+            return weights, dweights
+        if scale is not None:
+            b.set(scores, scores * scale)
+        slope: E | None = None
+        activated = scores
+        if pairs.activation != "none":
+            pair.bind(pairs.score, scores)
+            one = pairs.graph.const(1.0)
+            whole = pairs.graph.apply(pairs.activation, pairs.score)
+            slope = pair.value(gradients(pairs.graph, [(whole, one)], [pairs.score])[pairs.score])
+            activated = b.named("b_f", pair.value(whole))
+        weight = None if pairs.weight is None else b.let("b_w", number_of(pairs.weight, pair))
+        if pair.seen is not None:
+            b.set(dweights, where(pair.seen, dweights, 0.0))
+            if weight is not None:
+                b.set(weight, where(pair.seen, weight, 0.0))
+            else:
+                activated = where(pair.seen, activated, 0.0)
+        if weight is not None and pairs.weight is not None:
+            pair.bind(pairs.weight, weight)
+            self.add_sums(pair, dweights * activated)
+            activated = activated * weight
+            b.set(dweights, dweights * weight)
+        weights = b.named("b_p", activated)
+        if slope is not None:
+            b.set(dweights, dweights * slope)
+        return weights, dweights
+
+    def start_sums(self) -> None:
+        """Sums over the other end of pairs, of 0."""
+        extent = EXTENTS[self.own]
+        self.totals = {one.tensor: self.b.let(f"b_{one.tensor}", zeros(extent)) for one in self.summed}
+
+    def add_sums(self, pair: PairLowering, cotangent: E) -> None:
+        """Add a tile's pairs to the sums, where these are asked for."""
+        if not self.summed:
+            return
+        b = self.b
+        with b.scope(), b.branch(self._first_sum().given()):
+            made = pair.extended()
+            made.bind(self.back.cotangent, b.named("b_z", cotangent))
+            for one in self.summed:
+                value = made.value(one.expr)
+                if pair.seen is not None:
+                    live = pair.seen
+                    if one.apart:
+                        live = live & made.value(self.pairs.i).ne(made.value(self.pairs.j))
+                    value = where(live, value, 0.0)
+                b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(value, 1))
+
+    def _first_sum(self) -> E:
+        return self.arguments.pointer(self.summed[0].tensor, self.tensors.sums[self.summed[0].tensor])
+
+    def write_sums(self, inputs: Inputs, own: Side) -> None:
+        """Write the sums of one head, [B, H, T]."""
+        if not self.summed:
+            return
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        with self.b.branch(self._first_sum().given()):
+            for one in self.summed:
+                pointer = self.arguments.pointer(one.tensor, self.tensors.sums[one.tensor])
+                at = pointer + inputs.row() * length + own.positions
+                self.b.do(call("tl.store", at, self.totals[one.tensor], mask=own.valid, tile=Tile("ptr")))
+
+
+class QueryGradient(PairGradient):
+    """Builds the kernel of the queries' gradients; it also keeps the cotangents of divisors, [B, T, H]."""
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, linear, walk = self.b, self.pairs.linear, self.back.made.dq
+        place = self.place()
+        inputs = self.inputs(place, b.let("i_h", program(1).to("int64")))
+        b.section("Where the rows of this head begin")
+        outputs = tuple(output.expr for output in walk.outputs)
+        offset = () if self.back.made.dk.offset is None else self.back.made.dk.offset[1:]
+        kept = () if self.lse is None else (self.lse,)
+        at_rows = (linear.q, self.dn, *offset, *kept, *outputs)
+        every = (*at_rows, linear.k, linear.v, *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
+        static = inputs.static((*every, *self.pair_exprs()))
+        scale = self.scale(static)
+        b.section("The rows of this program")
+        own = self.own_side(place, inputs, static, at_rows)
+        q = self.operand(own, linear.q, "q", "key")
+        dn = self.operand(own, self.dn, "dn", "value")
+        lse = self.rows_lse(own)
+        delta = None
+        if offset:
+            delta = b.let(
+                "b_delta", b.helper("keep", own.lowering.value(offset[0]), own.valid or lift(True), lift(True))
+            )
+            base, stride = inputs.made("delta", self.arguments.pointer("delta", self.tensors.delta), None)
+            b.do(call("tl.store", base + own.positions * stride, delta, mask=own.valid, tile=Tile("ptr")))
+        seen = self.see(place, own)
+        dq = b.let("b_dq", zeros("BM", "BK"))
+        self.start_sums()
+        rows = (None if lse is None else lse.col, None if delta is None else delta.col)
+
+        def body(visit: Visit) -> None:
+            other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
+            k = self.operand(other, linear.k, "k", "key")
+            v = self.operand(other, linear.v, "v", "value")
+            pair = self.lowering(place, own, other, static, visit, seen)
+            scores = b.let("b_s", self.product(q, k))
+            dweights = b.let("b_dp", self.product(dn, v))
+            _, ds = self.pair(pair, scores, dweights, scale, rows)
+            b.set(dq, dot(ds.to("dot"), k, dq))
+
+        self.visits(place, body)
+        b.section("Output")
+        own.lowering.bind(walk.result, scaled_by(self, dq, static))
+        for output in walk.outputs:
+            self.write(inputs, own, output, self.tensors.outputs[output.name])
+        self.write_sums(inputs, own)
+        doc = ("One program sums the gradients of one tile of queries over the keys that they see.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+
+class KeyGradient(PairGradient):
+    """Builds the kernel of the gradients of keys and values: one program for all heads that share them."""
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, linear, made = self.b, self.pairs.linear, self.back.made
+        place = self.place()
+        group = self.inputs(place, b.let("i_g", program(1).to("int64")), self.tensors.groups)
+        b.section("Where the rows of these heads begin")
+        shared = whole_groups(self.back)
+        of_group = group.static((*shared, self.pairs.scale))
+        b.section("The columns of this program")
+        held = self.own_side(place, group, of_group, shared, weighed=False)
+        k = self.operand(held, linear.k, "k", "key")
+        v = self.operand(held, linear.v, "v", "value")
+        seen = self.see(place, held)
+        dk, dv = b.let("b_dk", zeros("BN", "BK")), b.let("b_dv", zeros("BN", "BV"))
+        b.space()
+        heads = self.arguments.constant("HEADS", self.host.heads // self.tensors.groups)
+        with b.loop("i_r", call("range", heads, tile=Tile("int32")), Tile("int32")) as i_r:
+            b.section("One of the heads that share them")
+            head = b.let("i_h", group.head * heads + i_r)
+            self._head(place, group, head, held, seen, (k, v), (dk, dv))
+        b.section("Output")
+        held.lowering.bind(made.dk.result, scaled_by(self, dk, of_group))
+        held.lowering.bind(made.dv.result, dv)
+        for output in (*made.dk.outputs, *made.dv.outputs):
+            self.write(group, held, output, self.tensors.outputs[output.name])
+        doc = ("One program sums the gradients of one tile of keys and values over the queries that see them.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _head(
+        self,
+        place: Place,
+        group: Inputs,
+        head: E,
+        held: Side,
+        seen: Seen,
+        operands: tuple[E, E],
+        totals: tuple[E, E],
+    ) -> None:
+        """Add what one head brings."""
+        b, linear = self.b, self.pairs.linear
+        (k, v), (dk, dv) = operands, totals
+        inputs = Inputs(b, self.arguments, self.host, place.span.batch, head, place.span.sequence)
+        inputs.channels = group.channels
+        delta = () if self.back.delta is None else (self.back.delta,)
+        kept = () if self.lse is None else (self.lse,)
+        at_rows = (linear.q, self.dn, *delta, *kept)
+        every = (*at_rows, *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
+        static = inputs.static((*every, *self.pair_exprs()))
+        scale = self.scale(static)
+        own = self.own_side(place, inputs, static, ())
+        own.valid = held.valid
+        self.start_sums()
+
+        def body(visit: Visit) -> None:
+            other = self.other_side(place, inputs, static, visit, at_rows)
+            q = self.operand(other, linear.q, "q", "key")
+            dn = self.operand(other, self.dn, "dn", "value")
+            lse = self.rows_lse(other)
+            rows = (None if lse is None else lse.row, None if not delta else other.lowering.value(delta[0]).row)
+            pair = self.lowering(place, own, other, static, visit, seen)
+            scores = b.let("b_s", self.product(k, q))
+            dweights = b.let("b_dp", self.product(v, dn))
+            weights, ds = self.pair(pair, scores, dweights, scale, rows)
+            b.set(dv, dot(weights.to("dot"), dn, dv))
+            b.set(dk, dot(ds.to("dot"), q, dk))
+
+        self.visits(place, body)
+        self.write_sums(inputs, own)
+
+
+def scaled_by(kernel: PairKernel, total: E, static: Lowering) -> E:
+    """A gradient of queries or keys with the scale of the scores."""
+    scale = kernel.pairs.scale
+    if isinstance(scale, Const) and scale.value == 1:
+        return total
+    kernel.b.set(total, total * static.value(scale))
+    return total

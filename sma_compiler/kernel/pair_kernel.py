@@ -1,0 +1,413 @@
+"""What the quadratic kernels share: a program has the tile of its own positions and goes over the tiles it pairs with.
+
+The forward pass and the gradients of queries own rows and go over columns; the gradients of keys and values own columns
+and go over rows. Tiles of pairs are [own, other]. A tile that every own position sees whole needs no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+
+from sma_compiler.ir.graph import COMPARISONS
+from sma_compiler.ir.nodes import Apply, Const, Expr, children, postorder
+from sma_compiler.kernel import rows as rows_of
+from sma_compiler.kernel.ahead import Split, split
+from sma_compiler.kernel.build import (
+    E,
+    Operand,
+    arange,
+    call,
+    dot,
+    lift,
+    pointwise,
+    reduce_sum,
+    size,
+    trans,
+    where,
+)
+from sma_compiler.kernel.gates import LOG2E
+from sma_compiler.kernel.host import SIZES, Host, suffix
+from sma_compiler.kernel.inputs import EXTENT, Inputs, shared_nodes
+from sma_compiler.kernel.linear import is_tensor, plain
+from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.maker import Maker, program
+from sma_compiler.kernel.nodes import Tile
+from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
+from sma_compiler.kernel.pairs import Along, Pairs
+from sma_compiler.kernel.positions import number_of
+from sma_compiler.kernel.rows import Span
+from sma_compiler.kernel.score import PairLowering, PathEnds
+from sma_compiler.kernel.support import Bound, value
+from sma_compiler.kernel.walk import Output
+
+EXTENTS = {"i": "BM", "j": "BN"}
+"""How many positions a tile has of each end of pairs."""
+LETTERS = {"i": "m", "j": "n"}
+"""What names of each end's positions end in."""
+RELATIVE = frozenset({"sub", *COMPARISONS})
+
+
+class PairKernel(Maker):
+    """What the kernels share. own: the end that a program owns."""
+
+    def __init__(self, pairs: Pairs, host: Host, names: PairNames, reserved: frozenset[str], own: str) -> None:
+        super().__init__(host, reserved)
+        self.pairs = pairs
+        self.names = names
+        self.own = own
+        self.other = "j" if own == "i" else "i"
+        self.support = pairs.support if own == "i" else pairs.support.transposed(pairs.graph)
+        self.relative = _relative(pairs)
+        self.path_rows: dict[tuple[int, str], E] = {}
+        self.origin = lift(0)
+        self.extent = {True: EXTENTS[self.own], False: EXTENTS[self.other]}
+
+    def place(self) -> Place:
+        """Say which program this is; of tiles that see more the further they lie, the last come first."""
+        b, letter = self.b, LETTERS[self.own]
+        b.section(f"Which {'rows' if self.own == 'i' else 'columns'}, head and sequence")
+        tile: Operand = program(0)
+        if self.own == "i" and self.support.hi is not None:
+            tile = call("tl.num_programs", 0, tile=Tile("int32")) - 1 - program(0)
+        slot = b.let(f"i_{letter}", tile)
+        i_b = b.let("i_b", program(2).to("int64"))
+        own = rows_of.chunk(b, self.arguments, self.host, slot, i_b, self.extent[True])
+        with b.branch(own.begin >= own.end):
+            b.give(None)
+        whole = rows_of.sequence(b, self.arguments, self.host, own.sequence)
+        last = b.let("last", pointwise("tl.minimum", own.begin + size(self.extent[True]), own.end, dtype="int32") - 1)
+        offsets = {x: b.let(f"o_{LETTERS[x]}", arange(EXTENTS[x]), show=False) for x in (self.own, self.other)}
+        span = Span(own.batch, own.sequence, whole.begin, own.end, whole.slot)
+        return Place(span, whole.begin, own.begin, last, offsets)
+
+    def inputs(self, place: Place, head: E, heads: E | None = None) -> Inputs:
+        """The parameters of one head."""
+        b = self.b
+        found = Inputs(b, self.arguments, self.host, place.span.batch, head, place.span.sequence, heads)
+        for axis in ("key", "value"):
+            letter = axis[0]
+            offsets = b.let(f"o_{letter}", arange(EXTENT[axis]), show=False)
+            found.use_channels(axis, offsets, b.let(f"m_{letter}", offsets < size(SIZES[axis]), show=False))
+        return found
+
+    def at_end(self, letter: str) -> tuple[Expr, ...]:
+        """What the mask reads at one end of pairs."""
+        return tuple(end.x for end in self.pairs.ends if end.end == letter)
+
+    def static_exprs(self) -> tuple[Expr, ...]:
+        """What is read of expressions of pairs, beside their ends."""
+        return (*self.pairs.exprs, self.pairs.scale)
+
+    def own_side(
+        self, place: Place, inputs: Inputs, static: Lowering, exprs: Iterable[Expr], *, weighed: bool = True
+    ) -> Side:
+        """Load the program's own tile. weighed: with what the mask reads there."""
+        offsets = place.offsets[self.own]
+        if weighed:
+            self.start_paths(place, inputs)
+            self.b.space()
+        valid = self.b.let(f"v_{LETTERS[self.own]}", place.start + offsets < place.span.end, show=False)
+        return self._side(place, inputs, static, self.own, place.start, valid, exprs, weighed=weighed)
+
+    def other_side(self, place: Place, inputs: Inputs, static: Lowering, visit: Visit, exprs: Iterable[Expr]) -> Side:
+        """Load a tile that is visited."""
+        valid = None
+        if visit.masked:
+            positions = visit.start + place.offsets[self.other]
+            valid = self.b.let(f"v_{LETTERS[self.other]}", positions < place.span.end, show=False)
+        return self._side(place, inputs, static, self.other, visit.start, valid, exprs)
+
+    def _side(
+        self,
+        place: Place,
+        inputs: Inputs,
+        static: Lowering,
+        letter: str,
+        start: E,
+        valid: E | None,
+        exprs: Iterable[Expr],
+        *,
+        weighed: bool = True,
+    ) -> Side:
+        """Load one end of pairs. weighed: with what the mask reads there."""
+        offsets = place.offsets[letter]
+        inputs.masked = size("MASKED") if valid is None else lift(True)
+        inputs.enter(valid)
+        exprs = (*exprs, *(self.at_end(letter) if weighed else ()))
+        kept = {plain(x) for x in self.products() if is_tensor(x)}
+        lowering = inputs.chunk(exprs, static, start, offsets, valid, kept)
+        lowering.rows = EXTENTS[letter]
+        positions = self.b.let(f"t_{LETTERS[letter]}", start + offsets, show=False)
+        side = Side(letter, letter == self.own, start, offsets, positions, valid, dict(inputs.inside), lowering)
+        for along in self.pairs.paths if weighed else ():
+            side.paths[along.leaf] = self._path_end(place, along, side, start)
+        return side
+
+    def products(self) -> tuple[Expr, ...]:
+        """The operands of matrix products."""
+        linear = self.pairs.linear
+        return linear.q, linear.k, linear.v
+
+    def operand(self, side: Side, expr: Expr, name: str, axis: str) -> E:
+        """An operand as a matrix product takes it; what is computed is 0 outside the tensor."""
+        b = self.b
+        if is_tensor(expr):
+            return side.lowering.raw(expr).to("dot")
+        computed = side.lowering.value(expr)
+        masked = size("MASKED") if side.valid is None else lift(True)
+        kept = b.helper("keep", b.let(f"b_{name}", computed), side.inside[axis], masked)
+        return b.let(f"b_{name}", b.helper("pin", kept.to("dot"), size("PINNED"), dtype="dot"))
+
+    def _path_end(self, place: Place, along: Along, side: Side, start: E) -> tuple[E, E | None]:
+        """log2 of the decay from the start of the own tile to one end of a path, and how many cuts lie between."""
+        b = self.b
+        made = self._split(along)
+        end = "col" if along.early == side.letter and made.two_ended else "row"
+        tag = suffix(along.number, len(self.pairs.linear.terms))
+        first = place.span.slot + (start - place.begin) // size("C")
+        slot, mask = first, None
+        if side.own:
+            slot, mask = first + place.offsets[side.letter] // size("C"), side.valid
+        found: list[E | None] = []
+        for name, total in ((end, "all"), (f"cut_{end}", "cut_all")):
+            if name not in made.arrays:
+                found.append(None)
+                continue
+            own, totals = self.path_rows[along.number, name], self.path_rows[along.number, total]
+            whole = name.startswith("cut")
+            at = own + side.positions
+            tile = Tile("int32" if whole else "fp32", at.tile.shape)
+            if side.valid is None:
+                inner = call("tl.load", at, tile=tile)
+            else:
+                inner = call("tl.load", at, mask=side.valid, other=0, tile=tile)
+            value = b.let(f"b_{name}{tag}_{LETTERS[side.letter]}", inner)
+            b.helpers.add("between")
+            given: tuple[Operand, ...] = (totals, slot, self.origin, *(() if mask is None else (mask,)))
+            gap = call("between", *given, tile=Tile("fp32", slot.tile.shape))
+            b.set(value, value + (b.let("n_gap", gap).to("int32") if whole else gap))
+            found.append(value)
+        exponent, cuts = found
+        assert exponent is not None
+        return exponent, cuts
+
+    def _split(self, along: Along) -> Split:
+        made = split(self.pairs.linear.terms[along.number])
+        assert made is not None
+        return made
+
+    def start_paths(self, place: Place, inputs: Inputs) -> None:
+        """Take the addresses of what was made ahead of paths, of one head."""
+        b = self.b
+        if not self.pairs.paths:
+            return
+        b.section("Where its paths are summed")
+        self.origin = b.let("origin", place.span.slot + (place.start - place.begin) // size("C"))
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        slots = rows_of.slots(self.arguments, self.host)
+        for along in self.pairs.paths:
+            tag = suffix(along.number, len(self.pairs.linear.terms))
+            for name in self._split(along).arrays:
+                if name.endswith("all"):
+                    total = self.names.before[along.number, name]
+                    pointer = self.arguments.pointer(f"{name}_before{tag}", total) + inputs.row() * slots
+                else:
+                    made = self.host.gates[along.number, name]
+                    pointer = self.arguments.pointer(f"{name}{tag}", made) + inputs.row() * length
+                self.path_rows[along.number, name] = b.let(f"p_{name}{tag}", pointer)
+
+    def see(self, place: Place, own: Side) -> Seen:
+        """What every own position sees."""
+        b, bounds = self.b, InKernel(self.arguments, self.host, self.names, place, own.valid)
+        letter = LETTERS[self.own]
+        lo = hi = None
+        if self.pairs.support.exact and self.support.lo is not None:
+            lo = b.let(f"lo_{letter}", value(self.support.lo, own.positions, bounds))
+        if self.pairs.support.exact and self.support.hi is not None:
+            end = pointwise("tl.minimum", value(self.support.hi, own.positions, bounds), place.span.end, dtype="int32")
+            hi = b.let(f"hi_{letter}", end)
+        return Seen(lo, hi)
+
+    def visits(self, place: Place, body: Callable[[Visit], None]) -> None:
+        """Go over the tiles that the own one sees something of; `body` builds what is done with one.
+
+        Those that every own position sees whole come first, then those on either side of them.
+        """
+        b, wide = self.b, size(self.extent[False])
+        letter = LETTERS[self.other]
+        begin, bounds = place.begin, InKernel(self.arguments, self.host, self.names, place)
+
+        def clipped(bound: Bound | None, position: E, default: E) -> E:
+            if bound is None:
+                return default
+            held = pointwise("tl.maximum", b.named("bound", value(bound, position, bounds)), begin, dtype="int32")
+            return held if default is begin else pointwise("tl.minimum", held, default, dtype="int32")
+
+        def over(first: Operand, stop: E, masked: bool, skip: tuple[E, E] | None = None) -> None:
+            steps = call("tl.range", first, stop, tile=Tile("int32"), num_stages=size("STAGES"))
+            with b.scope(), b.loop(f"i_{letter}", steps, Tile("int32")) as tile:
+                if skip is not None:
+                    near, far = skip
+                    tile = b.let(f"n_{letter}", tile + where(tile < near, 0, far - near))
+                body(Visit(b.let(f"{letter}0", begin + tile * wide), masked))
+
+        support = self.support
+        b.section(
+            "Tiles that are seen: from `near` to `far` whole" if self.pairs.support.exact else "Tiles that are seen"
+        )
+        end = clipped(support.hi, place.last, place.span.end)
+        first = lift(0)
+        stop = call("tl.cdiv", end - begin, wide, tile=Tile("int32"))
+        if support.lo is not None:
+            lowest = b.let("lowest", clipped(support.lo, place.start, begin))
+            end = b.named("highest", end)
+            first = b.let("first", (lowest - begin) // wide)
+            stop = where(lowest < end, call("tl.cdiv", end - begin, wide, tile=Tile("int32")), first)
+        stop = b.let("stop", stop)
+        if not self.pairs.support.exact:
+            over(first, stop, masked=True)
+            return
+        near = first
+        if support.lo is not None:
+            shared = call("tl.cdiv", clipped(support.lo, place.last, begin) - begin, wide, tile=Tile("int32"))
+            near = b.let("near", pointwise("tl.minimum", shared, stop, dtype="int32"))
+        shared = b.named("shared", clipped(support.hi, place.start, place.span.end))
+        far = b.let("far", (shared - begin) // wide)
+        if support.lo is not None:
+            b.set(far, pointwise("tl.maximum", far, near, dtype="int32"))
+        b.space()
+        over(near, far, masked=False)
+        b.space()
+        if support.lo is None:
+            over(far, stop, masked=True)
+        else:
+            over(first, stop - (far - near), masked=True, skip=(near, far))
+
+    def lowering(
+        self, place: Place, own: Side, other: Side, static: Lowering, visit: Visit, seen: Seen
+    ) -> PairLowering:
+        """What the expressions of a tile's pairs are lowered by. static: what does not vary in time."""
+        b, pairs = self.b, self.pairs
+        live = self._live(place, own, other, seen) if visit.masked else None
+        leaves: dict[Expr, E] = static.bound()
+        for side in (own, other):
+            leaf = pairs.i if side.letter == "i" else pairs.j
+            leaves[leaf] = side.laid(side.positions if self.relative else side.positions - place.begin)
+            for end in pairs.ends:
+                if end.end == side.letter:
+                    leaves[end.leaf] = side.laid(side.lowering.value(end.x))
+        paths = {along.leaf: self._path(along, own, other, leaves) for along in pairs.paths}
+        made = PairLowering(b, leaves, paths, shared_nodes(self.pair_exprs()), live)
+        apart = pairs.graph.apply("sub", pairs.i, pairs.j)
+        if any(node is apart for node in postorder(self.pair_exprs())):
+            made.bind(apart, b.let("b_apart", leaves[pairs.i] - leaves[pairs.j]))
+        if pairs.condition is not None:
+            condition = made.value(pairs.condition)
+            made.seen = b.let(self.live_name, condition if live is None else live & condition)
+        return made
+
+    @property
+    def live_name(self) -> str:
+        """What the tile of live pairs is called."""
+        return "m_mn" if self.own == "i" else "m_nm"
+
+    def pair_exprs(self) -> tuple[Expr, ...]:
+        """The expressions that are lowered for pairs."""
+        return self.pairs.exprs
+
+    def _live(self, place: Place, own: Side, other: Side, seen: Seen) -> E | None:
+        """Where own positions see other ones, by the support."""
+        if not self.pairs.support.exact:
+            return None if other.valid is None else other.laid(other.valid)
+        at = other.laid(other.positions)
+        live = at < (own.laid(seen.hi) if seen.hi is not None else place.span.end)
+        if seen.lo is not None:
+            live = (at >= own.laid(seen.lo)) & live
+        return self.b.let(self.live_name, live)
+
+    def _path(self, along: Along, own: Side, other: Side, leaves: dict[Expr, E]) -> E:
+        """log2 of the decay along a path, of every pair of a tile."""
+        pairs = self.pairs
+        ends = {side.letter: side for side in (own, other)}
+        early, late = ends[along.early], ends["j" if along.early == "i" else "i"]
+        places = {"i": leaves[pairs.i], "j": leaves[pairs.j]}
+        apart = places[late.letter] - places[early.letter]
+        empty = None
+        if not along.one_sided:
+            both = along.gate.key_closed and along.gate.query_closed
+            empty = apart < (0 if both else 1)
+        (b_late, late_cuts), (b_early, early_cuts) = late.paths[along.leaf], early.paths[along.leaf]
+        found = PathEnds(late.laid(b_late), early.laid(b_early), empty=empty)
+        if late_cuts is not None and early_cuts is not None:
+            found = replace(found, late_cuts=late.laid(late_cuts), early_cuts=early.laid(early_cuts))
+        return found.exponent
+
+    def product(self, own: E, other: E) -> E:
+        """The scores of a tile."""
+        return dot(own, trans(other))
+
+    def scale(self, static: Lowering) -> E | None:
+        """What scores are multiplied by, under a softmax times log2(e); None: 1."""
+        scale = self.pairs.scale
+        one = isinstance(scale, Const) and scale.value == 1
+        if not self.pairs.softmax:
+            return None if one else static.value(scale)
+        return lift(LOG2E) if one else self.b.let("scale", static.value(scale) * LOG2E)
+
+    def exponents(self, pair: PairLowering, scores: E, scale: E | None) -> E:
+        """log2 of the weights that a softmax divides, of scores [own, other]."""
+        found = scores if scale is None else scores * scale
+        if self.pairs.weight is not None:
+            found = found + self.b.named("b_bias", pair.scaled(self.pairs.weight))
+        self.b.set(scores, found)
+        return scores
+
+    def weights(self, pair: PairLowering, scores: E, scale: E | None) -> E:
+        """The weights of pairs without a softmax, 0 where they are not live."""
+        b, pairs = self.b, self.pairs
+        found = self.activated(pair, scores if scale is None else scores * scale)
+        if pairs.weight is not None:
+            found = found * number_of(pairs.weight, pair)
+        if pair.seen is not None:
+            found = where(pair.seen, found, 0.0)
+        return b.let("b_w", found)
+
+    def activated(self, pair: PairLowering, scores: E) -> E:
+        """The activation of scaled scores."""
+        pairs = self.pairs
+        if pairs.activation == "none":
+            return scores
+        pair.bind(pairs.score, self.b.let("b_score", scores))
+        return pair.value(pairs.graph.apply(pairs.activation, pairs.score))
+
+    def write(self, inputs: Inputs, own: Side, output: Output, tensor: E) -> None:
+        """Write an output at own positions: its channels, or their sum."""
+        b = self.b
+        value = own.lowering.value(output.expr)
+        pointer = self.arguments.pointer(output.name, tensor)
+        outer = next((axis for axis in ("value", "key") if axis in output.axes), None)
+        with b.branch(pointer.given()) if output.optional else nullcontext():
+            if outer is None:
+                axis = "value" if value.tile.shape[1] == "BV" else "key"
+                summed = reduce_sum(b.helper("keep", value, own.inside[axis], lift(True)), 1)
+                length = self.arguments.integer("T", self.host.sizes["time"])
+                heads = self.arguments.integer("H" if inputs.heads is self.host.heads else "G", inputs.heads)
+                at = pointer + (inputs.batch * heads + inputs.head) * length + own.positions
+                b.do(call("tl.store", at, summed, mask=own.valid, tile=Tile("ptr")))
+                return
+            base, stride = inputs.made(output.name, pointer, outer)
+            at, _ = inputs.addresses(base, stride, outer, own.start, own.offsets, lift(True))
+            b.helpers.add("store")
+            b.do(call("store", at, value, own.inside[outer], lift(True), tile=Tile("ptr")))
+
+
+def _relative(pairs: Pairs) -> bool:
+    """Whether expressions of pairs read positions against each other only, so that these may count from anywhere."""
+    ends = {pairs.i, pairs.j}
+    for node in postorder(pairs.exprs):
+        both = isinstance(node, Apply) and node.fn in RELATIVE and ends == set(node.args)
+        if not both and not ends.isdisjoint(children(node)):
+            return False
+    return ends.isdisjoint(pairs.exprs)

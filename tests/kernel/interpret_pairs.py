@@ -1,0 +1,187 @@
+"""Runs quadratic files in Triton's interpreter against the fp64 reference; prints errors as JSON. A process of its own:
+the interpreter is chosen when Triton is imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from kernel.pair_specs import LIBRARY, PAIR_SPECS, compiled
+from torch import Tensor
+
+from sma_compiler.ir.nodes import Kind, Op
+from sma_compiler.kernel import config
+from sma_compiler.oracle.values import named
+from sma_compiler.reference import evaluate
+from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.target.compile import load_text
+
+Arguments = dict[str, Tensor | float]
+SHAPES = {
+    "odd": ("float32", {"batch": 1, "time": 75, "head": 2, "key": 20, "value": 24}, 1),
+    "even": ("float16", {"batch": 1, "time": 48, "head": 1, "key": 16, "value": 16}, 1),
+    "one": ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
+}
+"""dtype, sizes, and how many heads q, k and v have."""
+ONCE = ("attention", "forgetting", "squared_relu")
+"""The ops that are run at a single position."""
+PACKED = ("prefix_in_document", "forgetting", "simple_gla")
+"""The ops that are run as a pack, with other strides, and for one gradient at a time."""
+STARTS = (0, 1, 1, 20, 75)
+"""Where the sequences of a pack begin, and its end."""
+MUTANTS = {
+    "flipped mask": ("attention", "t_n[None, :] < hi_m[:, None]", "t_n[None, :] >= hi_m[:, None]"),
+    "late mask": ("sliding_window", "t_n[None, :] >= lo_m[:, None]", "t_n[None, :] > lo_m[:, None]"),
+    "fewer tiles": ("attention", "tl.range(far, stop,", "tl.range(far, stop - 1,"),
+    "no decay": ("forgetting", "b_row_m[:, None] - b_row_n[None, :]", "b_row_n[None, :] * 0.0"),
+    "no totals": ("simple_gla", "(tl.load(p + slot, mask=mask) - tl.load(p + origin))", "tl.load(p + origin)"),
+    "no shrinking": ("attention", "b_norm * b_shrink", "b_norm"),
+    "no delta": ("attention", "b_dp = b_dp + b_delta[:, None]", "b_dp = b_dp"),
+    "no scale": ("attention", "b_dq = b_dq * factor", "b_dq = b_dq"),
+    "open path": ("forgetting", "early_dgate, True, False)", "early_dgate, False, False)"),
+    "one head": ("alibi", "i_g * HEADS + i_r", "i_g * HEADS"),
+    "no slope": ("alibi", "* b_apart", "* 0.0 * b_apart"),
+}
+"""For each the op, a text of its file and what takes its place."""
+RESULT = ("batch", "time", "head", "value")
+TILE = 16
+
+
+def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Arguments:
+    """Random arguments; gates are log gates from 0 to -0.5, some of them -1e3 and -inf; ids make runs."""
+    torch.manual_seed(0)
+    found: Arguments = {}
+    for decl in op.params:
+        if decl.number:
+            found[decl.name] = 21
+            continue
+        shape = [group if axis == "head" and decl.name in "qkv" else sizes[axis] for axis in decl.dims]
+        value = torch.randn(shape)
+        if decl.kind is Kind.INT:
+            value = (torch.arange(shape[1]).expand(shape) * 5 // 97) % 3
+        elif decl.kind is Kind.BOOL:
+            value = value > -0.5
+        elif decl.name in ("g", "h", "a"):
+            value = -0.5 * torch.rand(shape)
+        elif decl.name in ("gamma", "s", "slope"):
+            value = 0.5 + 0.4 * torch.rand(shape)
+        elif decl.name in "qkv":
+            value = value.to(getattr(torch, dtype))
+        found[decl.name] = value
+        if decl.name == "g" and sizes["time"] > 70:
+            for position, gate in ((20, -math.inf), (41, -1e3), (65, -math.inf)):
+                value[:, position] = gate
+    return found
+
+
+def module(op: CompiledOp, dtype: str, old: str = "", new: str = "") -> ModuleType:
+    """An op's file with tiles of 32 by 16, so that short sequences have several; `old` replaced by `new`."""
+    small = config.PairConfig(rows=2 * TILE, columns=TILE, warps=4, stages=1, chunk=TILE)
+    config.pairs = lambda *_, **__: small
+    turned = config.PairConfig(rows=TILE, columns=2 * TILE, warps=4, stages=1, chunk=TILE)
+    config.pairs_backward = lambda *_, **__: {"again": small, "dq": small, "dkv": turned}
+    text = op.source("quadratic", {}, dtype)
+    assert old in text, old
+    with tempfile.TemporaryDirectory() as folder:
+        return load_text(text.replace(old, new) if old else text, Path(folder))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative error in the mean square, of 0 the absolute one; infinite where it is not finite."""
+    if not bool(found.isfinite().all()):
+        return math.inf
+    return float((found.double() - expected).norm() / max(float(expected.norm()), 0.3 * expected.numel() ** 0.5))
+
+
+def run(op: CompiledOp, made: ModuleType, dtype: str, sizes: dict[str, int], group: int) -> dict[str, float]:
+    """The errors of the result and of every gradient."""
+    given = arguments(op.ir, sizes, dtype, group)
+    wide: Arguments = {}
+    leaves: dict[str, Tensor] = {}
+    for name, x in given.items():
+        real = isinstance(x, Tensor) and x.is_floating_point()
+        wide[name] = x.double().requires_grad_() if isinstance(x, Tensor) and real else x
+        if real:
+            leaves[name] = wide[name]  # type: ignore[assignment]
+    expected = named(evaluate(op.ir, wide), op.ir.result.axes).aligned(RESULT)
+    found = {"y": error(getattr(made, op.name)(**given), expected.detach())}
+    dy = torch.randn(expected.shape, dtype=getattr(torch, dtype))
+    wanted = torch.autograd.grad(
+        expected, list(leaves.values()), dy.double(), allow_unused=True, materialize_grads=True
+    )
+    launched = getattr(made, f"{op.name}_backward")(dy, **given)
+    names = [decl.name for decl in op.ir.params if not decl.number]
+    grads = dict(zip(names, launched, strict=True))
+    return found | {name: error(grads[name], want) for name, want in zip(leaves, wanted, strict=True)}
+
+
+def part(op: Op, given: Arguments, start: int, stop: int) -> Arguments:
+    """The arguments of some positions."""
+    long = {decl.name for decl in op.params if "time" in decl.dims}
+    return {name: x[:, start:stop] if name in long and isinstance(x, Tensor) else x for name, x in given.items()}
+
+
+def packed(op: CompiledOp, made: ModuleType) -> dict[str, float]:
+    """How far a pack is from its sequences alone, other strides from these, one gradient from all of them."""
+    dtype, sizes, group = SHAPES["odd"]
+    given = arguments(op.ir, sizes, dtype, group)
+    launch, backward = getattr(made, op.name), getattr(made, f"{op.name}_backward")
+    starts = torch.tensor(STARTS, dtype=torch.int32)
+    spans = [span for span in pairwise(STARTS) if span[0] < span[1]]
+    alone = torch.cat([launch(**part(op.ir, given, *span)) for span in spans], 1)
+    dy = torch.randn(alone.shape)
+    found = {"y packed": error(launch(**given, cu_seqlens=starts), alone.double())}
+    whole = backward(dy, **given, cu_seqlens=starts)
+    pieces = [backward(dy[:, a:b], **part(op.ir, given, a, b)) for a, b in spans]
+    tensors = [decl for decl in op.ir.params if not decl.number]
+    for number, decl in enumerate(tensors):
+        if decl.kind is Kind.REAL:
+            parts = [piece[number] for piece in pieces]
+            joined = torch.cat(parts, 1) if "time" in decl.dims else torch.stack(parts).sum(0)
+            found[f"{decl.name} packed"] = error(whole[number], joined.double())
+    strided = {name: spread(x) if isinstance(x, Tensor) else x for name, x in given.items()}
+    plain, other = backward(dy, **given), backward(spread(dy), **strided)
+    for number, decl in enumerate(tensors):
+        if decl.kind is Kind.REAL:
+            found[f"{decl.name} strided"] = error(other[number], plain[number].double())
+            one = backward(dy, **given, needs=tuple(other is decl for other in tensors))
+            assert [x is None for x in one] == [other is not decl for other in tensors]
+            found[f"{decl.name} alone"] = error(one[number], plain[number].double())
+    return found
+
+
+def spread(x: Tensor) -> Tensor:
+    """The same tensor with a stride of 2 along every dimension, and NaN or -1 between."""
+    wide = torch.full([2 * n for n in x.shape], math.nan if x.is_floating_point() else -1, dtype=x.dtype)
+    held = wide[tuple(slice(None, None, 2) for _ in x.shape)]
+    held.copy_(x)
+    return held
+
+
+def main(names: list[str]) -> None:
+    """Print the errors of every op and shape, of packs, and of mutants."""
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        if name in MUTANTS:
+            mutated, old, new = MUTANTS[name]
+            op = compiled(mutated)
+            found[name] = run(op, module(op, "float32", old, new), *SHAPES["odd"])
+            continue
+        op = compiled(name)
+        made = {dtype: module(op, dtype) for dtype in ("float32", "float16")}
+        for shape, (dtype, sizes, group) in SHAPES.items():
+            if shape != "one" or name in ONCE:
+                found[f"{name} {shape}"] = run(op, made[dtype], dtype, sizes, group)
+        if name in PACKED:
+            found[f"{name} packed"] = packed(op, made["float32"])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [*LIBRARY, *PAIR_SPECS, *MUTANTS])

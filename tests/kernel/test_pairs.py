@@ -1,0 +1,47 @@
+"""The quadratic plan's files in Triton's interpreter against the fp64 reference, and mutants that must not agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from kernel.pair_specs import LIBRARY, PAIR_SPECS
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"odd": 6e-6, "even": 4e-3, "one": 1e-6, "packed": 1e-6}
+"""Relative errors: of fp32 sums over a few hundred products, and of fp16 operands; sums over time are the worst."""
+MUTANTS = (
+    *("flipped mask", "late mask", "fewer tiles", "no decay", "no totals"),
+    *("no shrinking", "no delta", "no scale", "open path", "one head", "no slope"),
+)
+
+
+@cache
+def errors() -> dict[str, dict[str, float]]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_pairs"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", [*LIBRARY, *PAIR_SPECS])
+def test_results_and_gradients_match_the_reference(name: str) -> None:
+    pytest.importorskip("triton")
+    found = {key: one for key, one in errors().items() if key.split()[0] == name}
+    assert {f"{name} odd", f"{name} even"} <= set(found)
+    for key, each in found.items():
+        assert max(each.values()) < LIMITS[key.split()[1]], each
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_do_not(name: str) -> None:
+    pytest.importorskip("triton")
+    assert max(errors()[name].values()) > 1e-2

@@ -1,0 +1,40 @@
+"""Kernels of the quadratic plan compile for GPUs, and stay within registers and shared memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel.pair_specs import compiled
+
+from sma_compiler.runtime.sizes import named_sizes
+from sma_compiler.target.resources import resources
+
+pytest.importorskip("triton")
+from sma_compiler.target.compile import compile_text
+
+SHAPE = {"B": 4, "T": 8192, "H": 16, "K": 128, "V": 128}
+ROLES = {"attention": ["forward", "dq", "dkv"], "forgetting": ["gates", "forward", "gates", "dq", "dkv", "chain"]}
+
+
+@pytest.mark.parametrize(("name", "width"), [("attention", 128), ("forgetting", 128), ("forgetting", 64)])
+def test_kernels_hold_their_tiles(name: str, width: int) -> None:
+    op = compiled(name)
+    shape = {**SHAPE, "K": width, "V": width}
+    made = compile_text(op.source("quadratic", shape), op.ir, named_sizes(op.name, shape), "bfloat16", "sm_90")
+    assert [one.launch.kernel for one in made] == [f"{name}_{role}_kernel" for role in ROLES[name]]
+    for one in made:
+        found = resources(one)
+        assert found.spilled < 256, found
+        assert found.shared <= 227 * 1024, found
+        if not one.launch.kernel.endswith(("gates_kernel", "chain_kernel")):
+            assert found.tensor_cores["wgmma"], found
+
+
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_other_targets(target: str) -> None:
+    op = compiled("document_window")
+    text = op.source("quadratic", SHAPE, target=target)
+    starts = torch.empty(9, dtype=torch.int32, device="meta")
+    shape = {**SHAPE, "B": 1}
+    made = compile_text(text, op.ir, named_sizes(op.name, shape), "bfloat16", target, starts)
+    assert all(one.binary for one in made)
