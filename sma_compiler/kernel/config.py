@@ -42,7 +42,10 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class PairConfig:
-    """A quadratic kernel. rows, columns: of a tile. chunk: positions that decays are summed over ahead."""
+    """A quadratic kernel. rows, columns: of a tile. chunk: positions that decays are summed over ahead.
+
+    least: channels of a tile where a head has fewer.
+    """
 
     rows: int
     columns: int
@@ -50,6 +53,7 @@ class PairConfig:
     stages: int
     chunk: int
     assembly: bool = False
+    least: int = 16
 
 
 SHARED = 8
@@ -176,9 +180,9 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str) -> PairConfig:
     elif target != "sm_90":
         found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
     elif wide > 128:
-        found = PairConfig(rows=128, columns=64, warps=8, stages=2, chunk=64)
+        found = PairConfig(rows=128, columns=64, warps=8, stages=2, chunk=64, least=64)
     else:
-        found = PairConfig(rows=128, columns=64, warps=8 if wide > 64 else 4, stages=3, chunk=64)
+        found = PairConfig(rows=128, columns=64, warps=8, stages=3, chunk=64, least=64)
     return replace(found, assembly=target.startswith("sm_"))
 
 

@@ -69,8 +69,8 @@ class Ahead:
         b, host = self.b, self.host
         b.section("Tiles: all channels of a head, rows by columns")
         key, value = host.sizes["key"], host.sizes["value"]
-        wide_k = b.let("BK", path("max").call(16, path("triton.next_power_of_2").call(key)))
-        wide_v = b.let("BV", path("max").call(16, path("triton.next_power_of_2").call(value)))
+        wide_k = b.let("BK", path("max").call(config.least, path("triton.next_power_of_2").call(key)))
+        wide_v = b.let("BV", path("max").call(config.least, path("triton.next_power_of_2").call(value)))
         masked = either(key.ne(wide_k), value.ne(wide_v))
         if any("MASKED" in kernel.uses for role, kernel in kernels.items() if role not in ("gates", "chain")):
             masked = b.let("masked", masked)
