@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sma_compiler.emit import cached
 from sma_compiler.emit.gradients import Gradients
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
@@ -26,7 +27,7 @@ from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.plan.choose import Plans
 
-ROLES = ("gates", "forward", "again", "dq", "dkv", "chain")
+ROLES = ("gates", "forward", "again", "dq", "dkv", "chain", *cached.ROLES)
 """What the kernels of a file are for."""
 
 
@@ -75,7 +76,9 @@ def quadratic(
         return config.pairs_backward(sizes, dtype, target, sums=sums)
 
     back = _gradients(member, configured, held, kernel)
-    return Quadratic(tuple(builders.values()), tuple(kernels.values()), (launcher,), back)
+    more = cached.continued(member, plans, sizes, target, held, kernel)
+    made = (*builders.values(), *more.builders), (*kernels.values(), *more.kernels)
+    return Quadratic(*made, (launcher, *more.launchers), back)
 
 
 def _gradients(

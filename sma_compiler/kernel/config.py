@@ -56,6 +56,8 @@ class PairConfig:
     least: int = 16
 
 
+CACHED = 8 * MULTIPROCESSORS
+"""Programs that share caches: those of an H100 eight times over, so that the last to end matter little."""
 SHARED = 8
 """Heads of a group from which on their gradients of q and k are made together."""
 RECURRENT = Recurrence(elements=2048, warps=1, stages=2)
@@ -98,6 +100,13 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
     return replace(found, assembly=target.startswith("sm_"))
+
+
+def cached(sizes: Mapping[str, int], target: str) -> PairConfig:
+    """The configuration of the kernels for new positions; `rows` is at most, `columns` slots of the cache."""
+    wide = max(sizes["key"], sizes["value"])
+    columns = 64 if wide <= 128 else 32
+    return PairConfig(rows=64, columns=columns, warps=4, stages=3 if target == "sm_90" else 2, chunk=64)
 
 
 def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:

@@ -135,7 +135,7 @@ class Inputs:
         else:
             offsets, valid = self.channels[channel]
             value = self.builder.helper("load", address + offsets, valid, self.masked, dtype="in")
-        return self.builder.let(f"b_{node.name}", _elements(node, value, operand=False))
+        return self.builder.let(f"b_{node.name}", elements(node, value, operand=False))
 
     def chunk(
         self, exprs: Iterable[Expr], static: Lowering, t0: E, rows: E, valid: E | None, operands: Container[Expr]
@@ -159,7 +159,7 @@ class Inputs:
             value = call("tl.load", address, tile=Tile("in", address.tile.shape))
         else:
             value = self.builder.helper("load", address, mask, self.masked, dtype="in")
-        return self.builder.let(f"b_{node.name}", _elements(node, value, operand))
+        return self.builder.let(f"b_{node.name}", elements(node, value, operand))
 
     def addresses(self, base: E, stride: E, channel: str | None, t0: E, rows: E, valid: E) -> tuple[E, E]:
         """The addresses of a chunk's rows, and where they lie inside the tensor."""
@@ -214,7 +214,7 @@ class Inputs:
         return self.batch * self.arguments.integer("H", self.host.heads) + self.head
 
 
-def _elements(node: Param, value: E, operand: bool) -> E:
+def elements(node: Param, value: E, operand: bool) -> E:
     """What was loaded of a tensor as kernels compute with it: integers and truth values stay."""
     if node.kind is Kind.REAL:
         return value.to("dot" if operand else "fp32")

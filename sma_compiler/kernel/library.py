@@ -90,6 +90,17 @@ def between(p, slot, origin, mask=None):
 
 
 @triton.jit
+def oldest_slot(p, seen, SLOTS):
+    """The slot of a ring that is first in time: behind the newest position. p: positions of slots, -1 in empty ones.
+
+    A ring that is not full ends in its last slot, or begins in its first one.
+    """
+    last = tl.load(p + SLOTS - 1, mask=SLOTS > 0, other=-1).to(tl.int32)
+    behind = tl.where(last >= 0, seen + SLOTS - 1 - last, seen)
+    return behind % tl.maximum(SLOTS, 1)
+
+
+@triton.jit
 def store(p, x, mask, MASKED: tl.constexpr):
     """Write a tile, rounded to the tensor's dtype, where `mask` is true."""
     if MASKED:

@@ -18,13 +18,23 @@ from sma_compiler.backend_errors import KernelTooLarge
 from sma_compiler.call_errors import NoLogSumExp, UnknownBackend, UnknownPrecision
 from sma_compiler.ir.nodes import Op
 from sma_compiler.runtime.args import Arguments, bind, check_pack, check_turns, check_values, self_check
+from sma_compiler.runtime.cached import run_cached
 from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.pack import Bucket, Pack, make_pack
 from sma_compiler.runtime.program import Program, row_of
 from sma_compiler.runtime.replay import plain
 from sma_compiler.runtime.self_check import check_kernel
 from sma_compiler.runtime.state import State
-from sma_compiler.runtime.state_layout import check_state, empty_state, fit_slots, join_rows, own_memory
+from sma_compiler.runtime.state_layout import (
+    alike,
+    all_heads,
+    check_state,
+    empty_state,
+    fit_slots,
+    in_order,
+    join_rows,
+    own_memory,
+)
 from sma_compiler.runtime.triton import Wanted, kernel_for, run_kernel, run_step
 from sma_compiler.runtime.tuned import tuned
 from sma_compiler.torch_plans.run import Result, run_op
@@ -93,8 +103,11 @@ def execute(
     outputs: list[Tensor | State] = [_without_time(op, found.result) if call.step else found.result]
     if call.want_state:
         assert found.state is not None
-        after = fit_slots(op.label, found.state, state) if call.inplace and state is not None else found.state
-        outputs.append(State(program.spec_hash, {name: own_memory(tensor) for name, tensor in after.items()}))
+        after = found.state if state is None else alike(program, found.state, state)
+        after = fit_slots(op.label, after, state) if call.inplace and state is not None else after
+        kept = state if call.inplace and state is not None else {}
+        tensors = {name: x if x is kept.get(name) else own_memory(x) for name, x in after.items()}
+        outputs.append(State(program.spec_hash, tensors))
     if call.want_lse:
         assert found.lse is not None
         outputs.append(found.lse)
@@ -144,7 +157,8 @@ def wanted_kernel(
         if pick is not None and call.backend in ("auto", pick.backend):
             backend = "torch" if pick.backend == "torch" else call.backend
             return Wanted(pick.plan, backend, training, packed, call.want_lse, tuned=True, states=carries)
-    plan = "recurrent" if call.step and not training else call.plan
+    steps = any(plan.name == "recurrent" for plan in program.plans.legal)
+    plan = "recurrent" if call.step and not training and steps else call.plan
     return Wanted(plan, call.backend, training, packed, call.want_lse, states=carries)
 
 
@@ -161,6 +175,9 @@ def _run_kernel(
     if self_check():
         check_kernel(program, wanted.plan, kernel, arguments)
     try:
+        if kernel.cached is not None and wanted.states:
+            wants = {"want_state": call.want_state, "want_lse": call.want_lse, "inplace": call.inplace}
+            return run_cached(program, wanted.plan, call.precision, kernel, arguments, state, **wants)
         if call.step and kernel.step is not None and plain(tuple(arguments.tensors.values())):
             return run_step(program, kernel, arguments, state, call.inplace)
         asked = call.want_state, call.want_lse
@@ -175,6 +192,7 @@ def _run_kernel(
 def _run_torch(
     program: Program, call: Call, arguments: Arguments, state: Tensors | None, bounds: Tensor | None
 ) -> Result:
+    state = None if state is None else all_heads(program, arguments, in_order(state))
     if bounds is None:
         return _run(program, call, arguments, state)
     return _run_pack(program, call, arguments, state, make_pack(bounds, arguments.sizes["time"]))

@@ -14,9 +14,11 @@ import torch
 
 from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel.cached import Cached, cached
 from sma_compiler.kernel.choices import read_plan
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
+from sma_compiler.kernel.pairs import pairs
 from sma_compiler.plan.choose import Plans
 from sma_compiler.runtime.load import load, remember, remembered
 from sma_compiler.runtime.replay import Replays
@@ -57,6 +59,11 @@ class Kernel:
         """The launcher of a step, where the file has one."""
         return getattr(self.module, f"{self.name}_step", None)
 
+    @property
+    def cached(self) -> Callable[..., Any] | None:
+        """The launcher of new positions after a cache, where the file has one."""
+        return getattr(self.module, f"{self.name}_cached", None)
+
     @cached_property
     def keywords(self) -> frozenset[str]:
         """The parameters of the op's launcher: not all files round, or take packs."""
@@ -95,6 +102,14 @@ class Kernels:
             except NoTritonKernel:
                 continue
         return None
+
+    @cached_property
+    def cached(self) -> Cached | None:
+        """The op as kernels continue it from a cache; None: they do not."""
+        try:
+            return cached(pairs(self.op, self.plans), self.plans)
+        except NoTritonKernel:
+            return None
 
     @property
     def normalised(self) -> bool:

@@ -197,7 +197,9 @@ class CompiledOp:
             dtype: of the tensors that will be passed; the state itself is fp32, and fp64 for fp64.
             device: of the tensors that will be passed.
             sizes: of the op's axes by name or letter (`head=8, key=64` or `H=8, K=64`); and the op's integer
-                parameters by name: without the width of a window its cache has `capacity` slots.
+                parameters by name: without the width of a window its cache has `capacity` slots. `group` or `G`: how
+                many heads the tensors have that a cache keeps as they are given, where heads share them. Such a cache
+                may also have their dtype: `op.empty_state(...).to(torch.bfloat16)`; later states are like it.
 
         Raises:
             CallError: a size is missing, unknown or not positive; the dtype is no floating-point one that tensors may

@@ -1,7 +1,9 @@
 """What the tensors of a state look like: the empty state, the check of a given one, caches of different sizes.
 
-Tensors of a cache, `<contraction>.cache.<name>` [B, slots, ...], hold earlier positions in order, the newest last;
-`pos` says which, -1 in an empty slot. A cache may have any number of slots: empty ones stand in front.
+Tensors of a cache, `<contraction>.cache.<name>` [B, slots, ...], hold earlier positions; `pos` says which, -1 in an
+empty slot. A cache may have any number of slots, a ring in the order of time: empty ones stand before the oldest
+position, and each new one goes behind the newest. Calls return it turned so that the newest is last; kernels that write
+into a state leave it as it lies.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sma_compiler.call_errors import CapacityExceeded, ForeignState, ForgottenPositions, NotAState, StateMismatch
-from sma_compiler.ir.nodes import Kind
+from sma_compiler.ir.nodes import Kind, Param, ParamDecl
+from sma_compiler.kernel.linear import plain
 from sma_compiler.runtime.args import Arguments, Number, readable, self_check
 from sma_compiler.runtime.pack import Pack
 from sma_compiler.runtime.program import Program
@@ -61,9 +64,42 @@ def empty_state(
         compute=compute,
         device=device,
     )
-    if not open_ended:
-        return state
-    return {name: _with_slots(name, tensor, capacity or 0) for name, tensor in state.items()}
+    if open_ended:
+        state = {name: _with_slots(name, tensor, capacity or 0) for name, tensor in state.items()}
+    for name in as_given(program) if "group" in sizes else ():
+        state[name] = state[name][:, :, : sizes["group"]].contiguous()
+    return state
+
+
+def as_given(program: Program) -> dict[str, ParamDecl]:
+    """What a cache holds of tensors as they are given, by name: it may have their heads and their dtype."""
+    member = program.kernels.cached
+    if member is None:
+        return {}
+    decls = {decl.name: decl for decl in program.op.params}
+    name = program.plans.of(member.pairs.linear.attend).site.name
+    held = {f"{name}.cache.{part}": plain(member.held[part]) for part in ("k", "v")}
+    return {name: decls[x.name] for name, x in held.items() if isinstance(x, Param) and "head" in x.axes}
+
+
+def all_heads(program: Program, arguments: Arguments, state: Tensors) -> dict[str, Tensor]:
+    """The state with every head and in the dtype of the computation, as plans of the torch backend take it."""
+    found = dict(state)
+    for name in as_given(program):
+        x, heads = state[name], arguments.sizes["head"]
+        if x.shape[2] != heads:
+            x = x.repeat_interleave(heads // x.shape[2], 2, output_size=heads)
+        found[name] = x.to(arguments.compute)
+    return found
+
+
+def alike(program: Program, after: Tensors, before: Tensors) -> dict[str, Tensor]:
+    """The new state with as many heads as the old one has, in its dtype."""
+    found = dict(after)
+    for name in as_given(program):
+        x, heads = after[name], before[name].shape[2]
+        found[name] = (x if x.shape[2] == heads else x[:, :, :: x.shape[2] // heads]).to(before[name].dtype)
+    return found
 
 
 def _with_slots(name: str, tensor: Tensor, slots: int) -> Tensor:
@@ -71,7 +107,9 @@ def _with_slots(name: str, tensor: Tensor, slots: int) -> Tensor:
     if not in_cache(name):
         return tensor
     missing = slots - tensor.shape[1]
-    if missing <= 0:
+    if missing == 0:
+        return tensor
+    if missing < 0:
         return tensor[:, -missing:]
     padding = (0, 0) * (tensor.dim() - 2) + (missing, 0)
     return functional.pad(tensor, padding, value=-1 if _is_positions(name) else 0)
@@ -93,9 +131,14 @@ def check_state(program: Program, arguments: Arguments, rows: int, state: object
     if list(state) != list(expected):
         raise StateMismatch(op, "position", "list of names beside", list(state), list(expected))
     slots: dict[str, int] = {}
+    given = as_given(program)
     for name, (shape, dtype) in expected.items():
         tensor = state[name]
         found, wanted = list(tensor.shape), [rows, *shape]
+        if name in given and len(found) == len(wanted):
+            own = arguments.tensors[given[name].name]
+            wanted[2] = found[2] if found[2] == own.shape[given[name].dims.index("head")] else wanted[2]
+            dtype = tensor.dtype if tensor.dtype == own.dtype else dtype
         if in_cache(name) and len(found) == len(wanted):
             wanted[1] = slots.setdefault(name.rpartition(".")[0], found[1])
         if found != wanted:
@@ -171,6 +214,26 @@ def fit_slots(op: str, after: Tensors, before: Tensors) -> dict[str, Tensor]:
         name: _with_slots(name, tensor, before[name].shape[1]) if in_cache(name) else tensor
         for name, tensor in after.items()
     }
+
+
+def in_order(state: Tensors) -> dict[str, Tensor]:
+    """The state with the newest position of each row in the last slot of its caches, however kernels left them."""
+    found = dict(state)
+    for name, places in state.items():
+        slots = places.shape[1] if _is_positions(name) else 0
+        if slots < 2:
+            continue
+        newest, last = places.max(1)
+        behind = torch.where(newest < 0, 0, last + 1)
+        if readable(places) and places.device.type == "cpu" and not bool((behind % slots).any()):
+            continue
+        turned = (behind[:, None] + torch.arange(slots, device=places.device)) % slots
+        cache = name.removesuffix("pos")
+        for other, x in state.items():
+            if other.startswith(cache):
+                index = turned.reshape(*turned.shape, *[1] * (x.dim() - 2))
+                found[other] = x.gather(1, index.expand(x.shape))
+    return found
 
 
 def own_memory(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from sma_compiler.runtime.job import Job, find_kernel, flat, joined, on
 from sma_compiler.runtime.kernels import Kernel, has_triton, interpreted
 from sma_compiler.runtime.opaque import run
 from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.replay import plain
 from sma_compiler.torch_plans.run import Result, result_dtype
 
 STATE = "attend0.S"
@@ -84,7 +85,7 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
         raise refuse(f"a launch takes a batch of {GRID} at most")
     found = find_kernel(program, wanted.plan, arguments.sizes, list(arguments.tensors.values()))
     if wanted.states and "initial_state" not in found.keywords:
-        raise refuse("states have none")
+        _check_cached(wanted, found, arguments, refuse)
     if wanted.lse and (wanted.training or found.kept != "lse"):
         raise refuse(f"return_lse{' of a call with gradients' if wanted.training else ''} has none")
     if wanted.packed and "cu_seqlens" not in found.keywords:
@@ -94,6 +95,18 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
     if wanted.training and wanted.packed and "cu_seqlens" not in found.backward_keywords:
         raise refuse("gradients of packs have none")
     return found
+
+
+def _check_cached(wanted: Wanted, found: Kernel, arguments: Arguments, refuse: Callable[[str], NoTritonKernel]) -> None:
+    """Refuse a call with a state that no kernel after a cache makes."""
+    if found.cached is None:
+        raise refuse("states have none")
+    if wanted.training:
+        raise refuse("gradients of calls with a cache have none")
+    if wanted.packed:
+        raise refuse("packs with a cache have none")
+    if not plain(tuple(arguments.tensors.values())):
+        raise refuse("calls with a cache that torch traces or maps have none")
 
 
 def run_kernel(

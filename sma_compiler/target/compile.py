@@ -100,16 +100,8 @@ def compile_text(
     Raises:
         ImportError: Triton is not installed.
     """
-    from triton.runtime.jit import JITFunction
 
-    with tempfile.TemporaryDirectory() as folder:
-        module = load_text(text, Path(folder))
-        launches: list[Launch] = []
-        kernels = {}
-        for name, value in list(vars(module).items()):
-            if isinstance(value, JITFunction) and name.endswith("_kernel"):
-                kernels[name] = value
-                setattr(module, name, _Recorder(value, launches))
+    def call(module: ModuleType) -> None:
         arguments = example(op, sizes, dtype, "meta")
         pack = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         y = getattr(module, op.name)(**arguments, **pack)
@@ -123,6 +115,23 @@ def compile_text(
         step = getattr(module, f"{op.name}_step", None)
         if step is not None:
             step(**_at_one_position(op, arguments))
+
+    return compile_call(text, call, target)
+
+
+def compile_call(text: str, call: Callable[[ModuleType], object], target: str) -> list[Compiled]:
+    """Compile every kernel that a call of an emitted file's functions launches, on tensors of the device `meta`."""
+    from triton.runtime.jit import JITFunction
+
+    with tempfile.TemporaryDirectory() as folder:
+        module = load_text(text, Path(folder))
+        launches: list[Launch] = []
+        kernels = {}
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction) and name.endswith("_kernel"):
+                kernels[name] = value
+                setattr(module, name, _Recorder(value, launches))
+        call(module)
         return [compile_launch(kernels[launch.kernel], launch, target) for launch in launches]
 
 
