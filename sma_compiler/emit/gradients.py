@@ -116,8 +116,9 @@ def chunked_walks(
     """The configuration of each chunked walk. varying: whether gates vary in time."""
 
     def chosen(walk: Walk) -> Config:
-        if any(walk.outer in term.axes for term in walk.terms):
-            return choices.apply(walk.name, config.by_channel(common))
+        if member.terms[0].axes:
+            usual = config.by_channel(common, sizes[walk.inner], decayed=walk.decayed)
+            return choices.apply(walk.name, usual)
         usual = config.gradient(
             common,
             sizes[walk.inner],

@@ -123,7 +123,9 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     walk = forward_walk(member)
     usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
     channels = bool(walk.terms[0].axes)
-    chosen = choices.apply("forward", config.by_channel(usual) if channels and not walk.decayed else usual)
+    if channels:
+        usual = config.by_channel(usual, sizes[walk.inner], decayed=walk.decayed)
+    chosen = choices.apply("forward", usual)
     if channels:
         chosen = replace(chosen, programs=0, scores=False)
     cut = chosen.programs > 0

@@ -147,12 +147,17 @@ def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normali
     return replace(common, stages=3 if plain or narrow else 2)
 
 
-def by_channel(common: Config) -> Config:
-    """The configuration of a walk whose gates differ by its outer channels: pairs take most of its registers.
+def by_channel(common: Config, inner: int, *, decayed: bool) -> Config:
+    """The configuration of a walk whose gates differ by channels, of its inner axis (`decayed`) or of its outer one.
 
-    Triton 3.6 cannot prefetch for loops that hold such branches.
+    Of the outer ones, pairs take most of its registers, and Triton 3.6 cannot prefetch for loops that hold such
+    branches. inner: channels of the axis that its scores contract.
     """
-    return replace(common, warps=8 if common.chunk >= 64 else common.warps, stages=1)
+    if common.chunk < 64:
+        return replace(common, stages=1)
+    if decayed:
+        return replace(common, outer=min(common.outer, 64), warps=8 if inner > 128 else 4, stages=2, scores=False)
+    return replace(common, warps=8, stages=1)
 
 
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:

@@ -114,7 +114,8 @@ class BackwardLauncher(Launch):
         if "scores" in kernels:
             term = self.linear.terms[0]
             wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
-            self.decayed(kernels["scores"], term, {**constants, **wide})
+            walk = next(walk for walk in self.made.walks if walk.decayed)
+            self.decayed(kernels["scores"], term, (walk.p, walk.s), {**constants, **wide})
         if config.programs:
             self.cut(self.names.chain, lift(constants["C"]), self.names.tiles["key"], config)
             b.space()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sma_compiler.ir.nodes import ParamDecl
+from sma_compiler.ir.nodes import Expr, ParamDecl, Reduce, postorder
 from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.config import Config
@@ -122,8 +122,8 @@ class Launch:
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
         b.section("")
 
-    def decayed(self, kernel: Kernel, term: Term, constants: Mapping[str, Operand]) -> None:
-        """Make the weighted scores of every chunk, and its operands decayed to its start and to its end."""
+    def decayed(self, kernel: Kernel, term: Term, operands: Iterable[Expr], constants: Mapping[str, Operand]) -> None:
+        """Make the weighted scores of every chunk, and its late and early operands decayed to its ends."""
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         channels = host.sizes[term.axes[0]]
@@ -133,6 +133,10 @@ class Launch:
         for part in ("late", "early"):
             b.set(host.decayed[part], self.empty([batch, time, heads, channels], operand))
         b.set(host.decayed["across"], self.empty([batch, heads, host.slots, channels], fp32))
+        axis = term.axes[0]
+        extent = f"B{axis[0].upper()}"
+        if not any(isinstance(node, Reduce) and node.axis == axis for node in postorder(operands)):
+            constants = {**constants, extent: path("min").call(64, constants[extent])}
         b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, 8))
         b.section("")
 
