@@ -100,13 +100,14 @@ class Inputs:
         shared = self.heads // host.attr("shape").at(decl.dims.index("head"))
         return self.head // self.arguments.constant(f"{name.upper()}_SHARED", shared)
 
-    def static(self, exprs: Iterable[Expr]) -> Lowering:
+    def static(self, exprs: Iterable[Expr], rows: str = "C") -> Lowering:
         """Take the addresses of every parameter that the expressions read, and load what does not vary in time.
 
-        The numbers known at the launch are bound too: expressions of all these lower from the result.
+        The numbers known at the launch are bound too: expressions of all these lower from the result. rows: the size
+        that the first axis of tiles has, that of time or, at one position, of a channel.
         """
         exprs = tuple(exprs)
-        lowering = Lowering(self.builder, {}, "C", shared_nodes(exprs))
+        lowering = Lowering(self.builder, {}, rows, shared_nodes(exprs))
         for node in maximal_numbers(exprs):
             lowering.bind(node, self._number(node))
         tensors = self.held(exprs)
@@ -132,10 +133,22 @@ class Inputs:
         channel = next((axis for axis in ("key", "value") if axis in node.axes), None)
         if channel is None:
             value = call("tl.load", address, tile=Tile("in"))
+        elif {"key", "value"} <= set(node.axes):
+            value = self._square(node, address)
         else:
             offsets, valid = self.channels[channel]
             value = self.builder.helper("load", address + offsets, valid, self.masked, dtype="in")
         return self.builder.let(f"b_{node.name}", elements(node, value, operand=False))
+
+    def _square(self, node: Param, address: E) -> E:
+        """Load what a tensor has for every pair of the program's channels, [key, value]."""
+        (o_k, m_k), (o_v, m_v) = self.channels["key"], self.channels["value"]
+        decl, host = self.host.decls[node.name], self.host.parameters[node.name]
+        far = next(axis for axis in decl.dims if axis in ("key", "value"))
+        stride = self.arguments.stride(node.name, far, host, decl.dims.index(far))
+        rows, columns = (o_k * stride, o_v) if far == "key" else (o_k, o_v * stride)
+        mask = m_k.col & m_v.row
+        return self.builder.helper("load", address + (rows.col + columns.row), mask, size("MASKED"), dtype="in")
 
     def chunk(
         self, exprs: Iterable[Expr], static: Lowering, t0: E, rows: E, valid: E | None, operands: Container[Expr]

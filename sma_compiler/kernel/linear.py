@@ -27,6 +27,7 @@ from sma_compiler.ir.nodes import (
     Op,
     Param,
     Position,
+    Reduce,
     Rename,
     Rope,
     Size,
@@ -112,7 +113,7 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
     mask = choice.site.decomposition
     graph = plans.graph
     diagonal = _diagonal(graph, mask.near) if mask.near else None
-    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes) or axes_refused(op, attend)
+    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes, plan) or axes_refused(op, attend)
     axes = channels_of(gate.log for stream in mask.streams for gate in stream.gates)
     if not why and (axes or diagonal is not None):
         why = _unfit_channels(mask.streams, attend, axes, plan)
@@ -238,7 +239,7 @@ def _times(graph: Graph, operand: Expr, factors: Iterable[Expr]) -> Expr:
     return operand
 
 
-def foreign(nodes: Iterable[Expr]) -> str:
+def foreign(nodes: Iterable[Expr], plan: str = "") -> str:
     """Why the expressions around the contraction have no tile form."""
     for node in nodes:
         match node:
@@ -250,6 +251,10 @@ def foreign(nodes: Iterable[Expr]) -> str:
                 return "positions have no tile form"
             case Param(axes=axes) if not set(axes) <= KNOWN_AXES:
                 return f"`{node.name}` has an axis that tiles lack"
+            case Param(axes=axes) if {"key", "value"} <= set(axes) and plan != "recurrent":
+                return f"`{node.name}` has both a key and a value axis"
+            case Reduce(x=x) if {"key", "value"} <= set(x.axes):
+                return "a sum over one of two axes of channels has no tile form"
     return ""
 
 

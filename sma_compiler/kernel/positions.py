@@ -197,7 +197,8 @@ class Positions(Maker):
             name = self.suffix(number)
             product = _step(gates[0], lowering)
             for gate in gates[1:]:
-                product = product * _step(gate, lowering)
+                left, right = lowering.together(product, _step(gate, lowering))
+                product = left * right
             value = self.b.let(f"b_decay{name}", product)
             rest = None
             if len(gates) == 1 and not varies(gates[0].log) and not _is_log(gates[0]):

@@ -33,7 +33,7 @@ class Recurrent(Positions):
         inputs, span, tile = self._place()
         rows = {output.name: self._rows(inputs, output) for output in walk.outputs if not output.optional}
         exprs = (*self.exprs(), *([walk.sums.other] if walk.sums is not None else []))
-        static = inputs.static(exprs)
+        static = inputs.static(exprs, EXTENT[walk.inner])
         self.static_decays(static)
         sums: PositionSums | ChannelPositions | None = None
         if walk.sums is not None:

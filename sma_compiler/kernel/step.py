@@ -63,7 +63,7 @@ class Step(Positions):
         """Load every tensor that some expressions read."""
         exprs = tuple(exprs)
         self.b.section("This position")
-        return self.position(inputs, exprs, inputs.static(exprs), None)
+        return self.position(inputs, exprs, inputs.static(exprs, EXTENT[self.walk.inner]), None)
 
     def _all_tiles(self, inputs: Inputs, tiles: E) -> None:
         """The sums of the keys, then one tile after another."""

@@ -35,6 +35,11 @@ op constant(q, k, v, s: [head, key], g: [time, head]):
 op bonus(q, k, v, w: [time, head, value], u: [head, value]):
     return attend(causal * where(i == j, u, exp(sum(w[t], j < t < i))), q, k, v, scale=0.5)
 """,
+    "both": """
+op both(q, k, v, g: [time, head, key], h: [time, head, value], e: [head, value, key]):
+    L = decay(g) * decay(h) * decay(-exp(e) * sigmoid(h))
+    return attend(L, q, k, v)
+""",
 }
 
 
