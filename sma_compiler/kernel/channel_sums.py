@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sma_compiler.kernel.build import E, call, reduce_sum, size, where, zeros
-from sma_compiler.kernel.gates import LOWEST, scaled
+from sma_compiler.kernel.gates import LOWEST
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import slots
 
@@ -56,38 +56,34 @@ class ChannelSums:
             kept = b.let("b_kept", b.helper("load", at, mask, size("MASKED"), dtype="in"))
             b.set(self.anchor, reduce_sum(state.matrix * kept.to("fp32"), 0))
 
-    def weigh(self, chunk: Chunk, path: ChannelPath, y: E, near: E, own: E | None) -> None:
+    def weigh(self, chunk: Chunk, path: ChannelPath, y: E, near: E, pairs: E, own: E | None) -> None:
         """Leave what late ends have, or make the gradient, and add the chunk's pairs to the rows.
 
-        y, near: rows without their factors: what comes through the state, and what pairs of two positions bring. own:
-        what positions have with themselves. Tiles are made one after another, so that few are held at once.
+        y, near: what comes through the state, and what pairs of two positions bring; pairs: their weights. own: what
+        positions have with themselves. Tiles are made one after another, so that few are held at once.
         """
         b, kernel = self.b, self.kernel
         assert chunk.other is not None
-        factors = chunk.paths[0].rows.factors
         pointer = kernel.arguments.pointer("late_sums", self.named["late", 0])
         outer, inputs = kernel.walk.outer, self.place.inputs
         begin = inputs.made("late_sums", pointer, outer)
         at, mask = inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
-        whole = y + near
+        whole = y + near if own is None else y + near + own
         if self.asked.pairs:
-            b.set(y, whole)
             b.helpers.add("store")
             with b.branch(pointer.given()):
-                weights = scaled(chunk.other * y, factors, column=True)
+                weights = chunk.other * y + pairs
                 b.do(call("store", at, weights, mask, size("MASKED"), tile=Tile("ptr")))
-            if own is not None:
-                b.set(y, y + own)
+            b.set(y, whole)
             return
         assert self.asked.gate is not None
         assert self.anchor is not None
-        early = b.let("b_early", scaled(chunk.other * y, factors, column=True))
-        b.set(y, whole if own is None else whole + own)
+        early = b.let("b_early", chunk.other * y)
+        b.set(y, whole)
         b.section("Gradients of the log gates")
         late = b.let("b_late", zeros("C", kernel.outer))
         with b.branch(pointer.given()):
             b.set(late, b.helper("load", at, mask, size("MASKED")))
-        pairs = b.let("b_pairs", scaled(chunk.other * near, factors, column=True))
         b.helpers |= {"sums_after", "sums_before"}
         after = call("sums_after", late - pairs, True, tile=late.tile)
         before = call("sums_before", early, False, tile=late.tile)
@@ -97,6 +93,6 @@ class ChannelSums:
         if path.early_closed:
             b.set(over, over + (early + pairs))
         if path.late_closed and path.early_closed and own is not None:
-            b.set(over, over + scaled(chunk.other * own, factors, column=True))
+            b.set(over, over + chunk.other * own)
         b.set(over, where(path.steps < LOWEST, 0.0, over))
         chunk.lowering.bind(self.asked.gate, over)

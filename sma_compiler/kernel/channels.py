@@ -18,7 +18,7 @@ from sma_compiler.kernel.build import Builder, E, call, exp2, path, pointwise, r
 from sma_compiler.kernel.gates import Rows, log2_of
 from sma_compiler.kernel.linear import Term, is_tensor, varies
 from sma_compiler.kernel.lower import Lowering
-from sma_compiler.kernel.nodes import Tile
+from sma_compiler.kernel.nodes import Name, Tile
 
 CUT = -1e4
 """What a log2 gate is at least: 64 of them are a finite number, and the power of one is 0."""
@@ -74,11 +74,26 @@ class ChannelPath:
         tile = Tile("fp32", ("C", "C"))
         return call("channel_scores", *given, path("DOT"), path("PRECISION"), tile=tile)
 
-    def product(self, scores: E, x: E, rows: Rows) -> E:
-        """Scores times the weights of pairs times x, [C, N], without what positions have with themselves."""
-        given = (scores, x, self.steps, rows.offsets, self.backward, self.late_closed, self.early_closed)
+    def product(self, scores: E, x: E, other: E | None, rows: Rows) -> tuple[E, E]:
+        """Scores times the weights of pairs times x, [C, N], without what positions have with themselves.
+
+        And the same times `other`; None: where there is none.
+        """
+        b, tile = self.builder, self.steps.tile
+        near, pairs = (E(Name(tile, b.fresh(name))) for name in ("b_near", "b_pairs"))
+        given = (
+            scores,
+            x,
+            x if other is None else other,
+            self.steps,
+            rows.offsets,
+            self.backward,
+            self.late_closed,
+            self.early_closed,
+        )
         self.builder.helpers.add("channel_product")
-        return call("channel_product", *given, path("DOT"), path("PRECISION"), tile=self.steps.tile)
+        b.assign((near, pairs), call("channel_product", *given, path("DOT"), path("PRECISION"), tile=tile))
+        return near, pairs
 
     def _sums(self, helper: str, closed: bool) -> E:
         self.builder.helpers.add(helper)

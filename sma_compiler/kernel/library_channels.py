@@ -123,38 +123,20 @@ def channel_scores(
 
 
 @triton.jit
-def product_by_halves(
-    a,
-    x,
-    g,
-    o_c,
-    BACKWARD: tl.constexpr,
-    QUERY: tl.constexpr,
-    KEY: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """`channel_product`, pairs as in `scores_by_halves`."""
-    y = tl.zeros([g.shape[0], g.shape[1]], dtype=tl.float32)
-    size = 1
-    while size < g.shape[0]:
-        late, early = by_halves(g, o_c, size, QUERY, KEY)
-        if BACKWARD:
-            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
-            values = (x * late).to(DOT)
-            y += early * tl.dot(weights.to(DOT), values, input_precision=PRECISION)
-        else:
-            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
-            values = (x * early).to(DOT)
-            y += late * tl.dot(weights.to(DOT), values, input_precision=PRECISION)
-        size *= 2
-    return y
+def weighed(weights, x, at_x, w, at_w, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """Pairs' weights times x, decayed: the rows, and the sums of the pairs' weights times w.
+
+    Whether summed by rows or by columns, pairs round alike: what two such sums share cancels.
+    """
+    product = tl.dot(weights.to(DOT), (x * at_x).to(DOT), input_precision=PRECISION)
+    return at_w * product, (w * at_w).to(DOT).to(tl.float32) * product
 
 
 @triton.jit
 def channel_product(
     a,
     x,
+    w,
     g,
     o_c,
     BACKWARD: tl.constexpr,
@@ -165,22 +147,31 @@ def channel_product(
 ):
     """Sum over c of a[r, c] x[c, n] times 2 ** (the sum of g[t, n] along the path between them), over c < r.
 
-    BACKWARD: over c > r. QUERY, KEY: whether the path holds its late and its early end. One product in bf16, where no
-    power leaves its range.
+    And the same times w[r, n]. BACKWARD: over c > r. QUERY, KEY: whether the path holds its late and its early end.
+    One product in bf16, where no power leaves its range; else as in `scores_by_halves`.
     """
+    y = tl.zeros([g.shape[0], g.shape[1]], dtype=tl.float32)
+    z = tl.zeros([g.shape[0], g.shape[1]], dtype=tl.float32)
+    size = 1
     if tl.bfloat16 == DOT:
         if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
             late, early = from_middle(g, o_c, QUERY, KEY)
             if BACKWARD:
-                weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0).to(DOT)
-                values = (x * late).to(DOT)
-                y = early * tl.dot(weights, values, input_precision=PRECISION)
+                weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)
+                y, z = weighed(weights, x, late, w, early, DOT, PRECISION)
             else:
-                weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0).to(DOT)
-                values = (x * early).to(DOT)
-                y = late * tl.dot(weights, values, input_precision=PRECISION)
+                weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0)
+                y, z = weighed(weights, x, early, w, late, DOT, PRECISION)
+            size = g.shape[0]
+    while size < g.shape[0]:
+        late, early = by_halves(g, o_c, size, QUERY, KEY)
+        if BACKWARD:
+            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
+            more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
         else:
-            y = product_by_halves(a, x, g, o_c, BACKWARD, QUERY, KEY, DOT, PRECISION)
-    else:
-        y = product_by_halves(a, x, g, o_c, BACKWARD, QUERY, KEY, DOT, PRECISION)
-    return y
+            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
+            more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
+        y += more
+        z += sums
+        size *= 2
+    return y, z

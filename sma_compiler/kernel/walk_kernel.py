@@ -176,13 +176,14 @@ class WalkKernel(Chunked):
         b = self.b
         assert chunk.p is not None
         b.section(f"Pairs with what lies {'after' if self.walk.backward else 'before'} the chunk, through the state")
-        y = b.let("b_y", dot(chunk.p, state.matrix.to("dot")) * path.entering())
+        factors = chunk.paths[0].rows.factors
+        y = b.let("b_y", scaled(dot(chunk.p, state.matrix.to("dot")) * path.entering(), factors, column=True))
         b.section("Pairs inside the chunk")
         scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
-        weighted = scaled(scores, chunk.paths[0].columns.factors, column=False)
+        weighted = scaled(scores, [*chunk.paths[0].columns.factors, *factors], column=False)
         if weighted is not scores:
             b.set(scores, weighted)
-        near = b.let("b_near", path.product(scores, chunk.x, chunk.rows))
+        near, pairs = path.product(scores, chunk.x, chunk.other, chunk.rows)
         own: E | None = None
         decay = path.own()
         if not path.strict:
@@ -191,12 +192,9 @@ class WalkKernel(Chunked):
             own = b.let("b_diagonal", own).col * chunk.x
             own = b.let("b_own", own if decay is None else own * decay)
         if sums is not None:
-            sums.weigh(chunk, path, y, near, own)
+            sums.weigh(chunk, path, y, near, pairs, own)
         else:
             b.set(y, y + near if own is None else y + near + own)
-        factors = chunk.paths[0].rows.factors
-        if factors:
-            b.set(y, scaled(y, factors, column=True))
         return y
 
     def _pairs(self, chunk: Chunk, made: E | None, sums: PathSums | None) -> E:

@@ -49,7 +49,7 @@ MUTANTS = {
     "no decay to the end": ("chunked", "b_k * tl.exp2(sums_after(b_g_2, False))", "b_k"),
     "no anchor": ("chunked", "(b_anchor * tl.exp2(tl.sum(b_g_2, 0)))[None, :]", "0.0"),
     "sums from the start": ("chunked", "sums_after(b_late - b_pairs, True)", "sums_before(b_late - b_pairs, True)"),
-    "pairs twice": ("chunked", "y += late *", "y += 2 * late *"),
+    "pairs twice": ("chunked", "y += more", "y += 2 * more"),
     "no late ends": ("recurrent", "b_over = b_over + (b_late - b_early)", "b_over = b_over - b_early"),
     "one decay": ("recurrent", "b_decay[None, :]", "1.0"),
 }
