@@ -56,11 +56,9 @@ class ChannelSums:
             kept = b.let("b_kept", b.helper("load", at, mask, size("MASKED"), dtype="in"))
             b.set(self.anchor, reduce_sum(state.matrix * kept.to("fp32"), 0))
 
-    def weigh(self, chunk: Chunk, path: ChannelPath, y: E, near: E, pairs: E, own: E | None) -> None:
-        """Leave what late ends have, or make the gradient, and add the chunk's pairs to the rows.
-
-        y, near: what comes through the state, and what pairs of two positions bring; pairs: their weights. own: what
-        positions have with themselves. Tiles are made one after another, so that few are held at once.
+    def weigh(self, chunk: Chunk, path: ChannelPath, y: E, scores: E, own: E | None) -> None:
+        """Add what the chunk's pairs bring to rows y, which have what comes through the state; leave what late ends
+        have of both, or make the gradient. own: what positions have with themselves. Few tiles are held at once.
         """
         b, kernel = self.b, self.kernel
         assert chunk.other is not None
@@ -68,18 +66,17 @@ class ChannelSums:
         outer, inputs = kernel.walk.outer, self.place.inputs
         begin = inputs.made("late_sums", pointer, outer)
         at, mask = inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
-        whole = y + near if own is None else y + near + own
+        through = b.let("b_through", chunk.other * y)
         if self.asked.pairs:
+            path.add_product(scores, chunk.x, y, chunk.rows, chunk.other, through)
             b.helpers.add("store")
             with b.branch(pointer.given()):
-                weights = chunk.other * y + pairs
-                b.do(call("store", at, weights, mask, size("MASKED"), tile=Tile("ptr")))
-            b.set(y, whole)
+                b.do(call("store", at, through, mask, size("MASKED"), tile=Tile("ptr")))
             return
         assert self.asked.gate is not None
         assert self.anchor is not None
-        early = b.let("b_early", chunk.other * y)
-        b.set(y, whole)
+        pairs, early = b.let("b_pairs", zeros("C", kernel.outer)), through
+        path.add_product(scores, chunk.x, y, chunk.rows, chunk.other, pairs)
         b.section("Gradients of the log gates")
         late = b.let("b_late", zeros("C", kernel.outer))
         with b.branch(pointer.given()):

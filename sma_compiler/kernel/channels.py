@@ -74,26 +74,27 @@ class ChannelPath:
         tile = Tile("fp32", ("C", "C"))
         return call("channel_scores", *given, path("DOT"), path("PRECISION"), tile=tile)
 
-    def product(self, scores: E, x: E, other: E | None, rows: Rows) -> tuple[E, E]:
-        """Scores times the weights of pairs times x, [C, N], without what positions have with themselves.
+    def add_product(self, scores: E, x: E, y: E, rows: Rows, other: E | None = None, sums: E | None = None) -> None:
+        """Add scores times the weights of pairs times x, [C, N], to y, and the same times `other` to `sums`.
 
-        And the same times `other`; None: where there is none.
+        What positions have with themselves is left out.
         """
         b, tile = self.builder, self.steps.tile
-        near, pairs = (E(Name(tile, b.fresh(name))) for name in ("b_near", "b_pairs"))
-        given = (
-            scores,
-            x,
-            x if other is None else other,
-            self.steps,
+        unused = E(Name(tile, b.fresh("b_unused")))
+        tensors = (scores, x, x if other is None else other, y, y if sums is None else sums, self.steps)
+        b.helpers.add("channel_product")
+        made = call(
+            "channel_product",
+            *tensors,
             rows.offsets,
             self.backward,
             self.late_closed,
             self.early_closed,
+            path("DOT"),
+            path("PRECISION"),
+            tile=tile,
         )
-        self.builder.helpers.add("channel_product")
-        b.assign((near, pairs), call("channel_product", *given, path("DOT"), path("PRECISION"), tile=tile))
-        return near, pairs
+        b.assign((y, unused if sums is None else sums), made)
 
     def _sums(self, helper: str, closed: bool) -> E:
         self.builder.helpers.add(helper)

@@ -137,6 +137,8 @@ def channel_product(
     a,
     x,
     w,
+    y,
+    z,
     g,
     o_c,
     BACKWARD: tl.constexpr,
@@ -145,23 +147,23 @@ def channel_product(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sum over c of a[r, c] x[c, n] times 2 ** (the sum of g[t, n] along the path between them), over c < r.
+    """y plus the sum over c of a[r, c] x[c, n] times 2 ** (the sum of g[t, n] along the path between them), c < r.
 
-    And the same times w[r, n]. BACKWARD: over c > r. QUERY, KEY: whether the path holds its late and its early end.
+    And z plus the same times w[r, n]. BACKWARD: c > r. QUERY, KEY: whether the path holds its late and its early end.
     One product in bf16, where no power leaves its range; else as in `scores_by_halves`.
     """
-    y = tl.zeros([g.shape[0], g.shape[1]], dtype=tl.float32)
-    z = tl.zeros([g.shape[0], g.shape[1]], dtype=tl.float32)
     size = 1
     if tl.bfloat16 == DOT:
         if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
             late, early = from_middle(g, o_c, QUERY, KEY)
             if BACKWARD:
                 weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)
-                y, z = weighed(weights, x, late, w, early, DOT, PRECISION)
+                more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
             else:
                 weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0)
-                y, z = weighed(weights, x, early, w, late, DOT, PRECISION)
+                more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
+            y += more
+            z += sums
             size = g.shape[0]
     while size < g.shape[0]:
         late, early = by_halves(g, o_c, size, QUERY, KEY)

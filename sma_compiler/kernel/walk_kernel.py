@@ -183,7 +183,6 @@ class WalkKernel(Chunked):
         weighted = scaled(scores, [*chunk.paths[0].columns.factors, *factors], column=False)
         if weighted is not scores:
             b.set(scores, weighted)
-        near, pairs = path.product(scores, chunk.x, chunk.other, chunk.rows)
         own: E | None = None
         decay = path.own()
         if not path.strict:
@@ -192,9 +191,11 @@ class WalkKernel(Chunked):
             own = b.let("b_diagonal", own).col * chunk.x
             own = b.let("b_own", own if decay is None else own * decay)
         if sums is not None:
-            sums.weigh(chunk, path, y, near, pairs, own)
+            sums.weigh(chunk, path, y, scores, own)
         else:
-            b.set(y, y + near if own is None else y + near + own)
+            path.add_product(scores, chunk.x, y, chunk.rows)
+        if own is not None:
+            b.set(y, y + own)
         return y
 
     def _pairs(self, chunk: Chunk, made: E | None, sums: PathSums | None) -> E:
