@@ -154,7 +154,8 @@ def channel_product(
     """
     size = 1
     if tl.bfloat16 == DOT:
-        if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
+        widest = tl.max(tl.sum(tl.abs(g), 0), 0)
+        if widest < 100.0:
             late, early = from_middle(g, o_c, QUERY, KEY)
             if BACKWARD:
                 weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)
