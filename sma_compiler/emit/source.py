@@ -31,7 +31,7 @@ from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
-from sma_compiler.plan.choose import Plans
+from sma_compiler.plan.choose import Plans, usual
 
 MODULES = frozenset({"torch", "triton", "tl"})
 PLANS = ("chunked", "recurrent", "quadratic")
@@ -107,11 +107,6 @@ def emit(
         made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel)
         return _emitted(header(op, plans, "quadratic"), made.builders, made.kernels, made.launchers, made.back)
     return _chunked(op, plans, sizes, dtype, target, choices)
-
-
-def usual(plans: Plans) -> str:
-    """The plan that "auto" is emitted for: chunked, but where no state of fixed size carries the contraction."""
-    return "quadratic" if {found.name for found in plans.legal} == {"quadratic"} else "chunked"
 
 
 def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:

@@ -97,6 +97,11 @@ def plan(op: Op) -> Plans:
     )
 
 
+def usual(plans: Plans) -> str:
+    """The plan that kernels for "auto" follow: chunked, but where no state of fixed size carries the contraction."""
+    return "quadratic" if {found.name for found in plans.legal} == {"quadratic"} else "chunked"
+
+
 def _why(choices: tuple[Choice, ...], name: str) -> str:
     """The reasons of all contractions, each once."""
     return "; ".join(dict.fromkeys(dict(choice.refused)[name] for choice in choices))

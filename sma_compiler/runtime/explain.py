@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from sma_compiler.call_errors import dims_text
-from sma_compiler.emit.source import usual
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.ir.nodes import Kind
+from sma_compiler.plan.choose import usual
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state_layout import in_cache, layout

@@ -7,10 +7,11 @@ from dataclasses import replace
 from itertools import product, zip_longest
 from typing import Any
 
-from sma_compiler.emit.source import DEFAULTS, PLANS, emit, usual
+from sma_compiler.emit.source import DEFAULTS, PLANS, emit
 from sma_compiler.kernel.choices import WALKS, Choices
 from sma_compiler.kernel.config import Config, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.plan.choose import usual
 from sma_compiler.runtime.kernels import has_triton, target_of
 from sma_compiler.runtime.program import row_of
 from sma_compiler.tune.forecast import Forecast, configured, kernel_forecast, shape_of, torch_forecast

@@ -42,7 +42,7 @@ def test_a_second_process_neither_emits_nor_waits() -> None:
         found.append(json.loads(done.stdout))
     (first_emitted, _), (second_emitted, seconds) = found
     assert (first_emitted, second_emitted) == (True, False)
-    assert seconds < 2.0  # under 1 s on a machine with nothing else to do
+    assert seconds < 3.0  # about 1 s on a machine with nothing else to do
 
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> tuple[Kernels, list[str]]:
