@@ -205,7 +205,7 @@ def measure_step(device: str, timer: Timer = gpu_median, sizes: Mapping[str, int
     sizes = {**DECODE, **(sizes or {})}
     row = Row("step", "mamba2", {**sizes, "time": 1}, (), DECODE_GOAL, DECODE_GOAL)
     op = row.op
-    arguments = {
+    arguments: dict[str, Any] = {
         name: x.squeeze(1) if x.dim() > 2 else x for name, x in inputs(row, {**sizes, "time": 1}, device).items()
     }
     head, key, value = (sizes[axis] for axis in ("head", "key", "value"))

@@ -146,7 +146,12 @@ class CompiledOp:
         return found if len(found) > 1 else found[0]
 
     def step(
-        self, *tensors: Argument, state: State | None = None, inplace: bool = False, **named: Argument
+        self,
+        *tensors: Argument,
+        state: State | None = None,
+        inplace: bool = False,
+        backend: str = "auto",
+        **named: Argument,
     ) -> tuple[Tensor, State]:
         """Evaluate the op at one position after those that the state has seen.
 
@@ -155,6 +160,7 @@ class CompiledOp:
             state: the state that an earlier call or step returned; None is the empty state.
             inplace: write the new state into the tensors of `state`, whose addresses stay, without autograd: for
                 decoding loops and CUDA graphs.
+            backend: "triton", "torch" or "auto", as in a call.
             named: arguments by the spec's names.
 
         Returns:
@@ -167,7 +173,7 @@ class CompiledOp:
         if inplace and state is None:
             raise InPlaceNeedsState(self.ir.label)
         self.program.check_causal("step")
-        call = Call(want_state=True, step=True, inplace=inplace)
+        call = Call(backend=backend, want_state=True, step=True, inplace=inplace)
         states = () if state is None else (state,)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             result, after = in_graph(self.program, call, tensors, named, states, ())

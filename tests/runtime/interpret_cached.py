@@ -13,7 +13,7 @@ from torch import Tensor
 import sma_compiler as sma
 from sma_compiler.call_errors import CapacityExceeded
 from sma_compiler.kernel import config
-from sma_compiler.runtime import execute, triton
+from sma_compiler.runtime import execute
 from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.load import load
 
@@ -100,15 +100,6 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-def by(backend: str) -> None:
-    """Choose who makes steps."""
-    unfit = _unfit
-    triton._unfit = unfit if backend == "torch" else lambda program, _, arguments: unfit(program, "triton", arguments)
-
-
-_unfit = triton._unfit
-
-
 def empty(op: sma.CompiledOp, capacity: int, rows: int = 1) -> sma.State:
     numbers = {decl.name: WIDTH for decl in op.params if decl.number}
     return op.empty_state(rows, capacity=capacity, **SIZES, **numbers)
@@ -120,11 +111,10 @@ def steps(op: sma.CompiledOp, arguments: Given, capacity: int, backends: tuple[s
     places = [x.data_ptr() for x in state.values()]
     found = []
     for time in range(TIME):
-        by(backends[time // 3 % len(backends)])
-        y, after = op.step(**part(op, arguments, time), state=state, inplace=True)
+        backend = backends[time // 3 % len(backends)]
+        y, after = op.step(**part(op, arguments, time), state=state, inplace=True, backend=backend)
         assert after is state
         found.append(y)
-    by("torch")
     assert [x.data_ptr() for x in state.values()] == places
     assert state["position"].tolist() == [TIME]
     return error(torch.stack(found, 1), op.reference(**arguments))
@@ -138,9 +128,7 @@ def calls(op: sma.CompiledOp, arguments: Given) -> float:
         y, state = op(**part(op, arguments, slice(0, 7)), return_state=True, backend=first)
         y2, state = op(**part(op, arguments, slice(7, 17)), initial_state=state, return_state=True, backend=second)
         before = state.clone()
-        by(first)
-        y3, after = op.step(**part(op, arguments, 17), state=state)
-        by("torch")
+        y3, after = op.step(**part(op, arguments, 17), state=state, backend=first)
         assert all(torch.equal(x, before[name]) for name, x in state.items())
         assert after["position"].tolist() == [TIME]
         worst = max(worst, error(torch.cat((y, y2, y3[:, None]), 1), expected))
@@ -153,15 +141,13 @@ def ragged(op: sma.CompiledOp) -> float:
     counts, state = (4, 11), empty(op, TIME, 2)
     for row, count in enumerate(counts):
         own = {name: x[row : row + 1] if isinstance(x, Tensor) else x for name, x in arguments.items()}
-        by("triton")
         alone = op.empty_state(1, capacity=TIME, **SIZES)
         for time in range(count):
-            _, alone = op.step(**part(op, own, time), state=alone, inplace=True)
+            _, alone = op.step(**part(op, own, time), state=alone, inplace=True, backend="triton")
         for name, x in state.items():
             x[row] = alone[name][0]
     now = {name: x[[0, 1], list(counts)] if isinstance(x, Tensor) else x for name, x in arguments.items()}
-    y, _ = op.step(**now, state=state, inplace=True)
-    by("torch")
+    y, _ = op.step(**now, state=state, inplace=True, backend="triton")
     expected = op.reference(**arguments)[[0, 1], list(counts)]
     return error(y, expected)
 
@@ -178,9 +164,8 @@ def shared(op: sma.CompiledOp) -> float:
     assert own["attend0.cache.v"].dtype == torch.float16
     found = []
     for time in range(TIME):
-        by("torch" if time in (2, 7) else "triton")
-        found.append(op.step(**part(op, arguments, time), state=state, inplace=True)[0])
-    by("torch")
+        backend = "torch" if time in (2, 7) else "triton"
+        found.append(op.step(**part(op, arguments, time), state=state, inplace=True, backend=backend)[0])
     expected = op.reference(**arguments)
     return max(error(torch.stack(found, 1), expected), error(torch.cat((y, y2), 1), expected))
 
@@ -189,12 +174,11 @@ def full() -> float:
     """A position that has no slot is an error, or where nobody looks at values, NaN in a cache left as it is."""
     op = sma.library("attention")
     arguments, state = given(op), empty(op, 3)
-    by("triton")
     for time in range(3):
-        op.step(**part(op, arguments, time), state=state, inplace=True)
+        op.step(**part(op, arguments, time), state=state, inplace=True, backend="triton")
     before = state.clone()
     try:
-        op.step(**part(op, arguments, 3), state=state, inplace=True)
+        op.step(**part(op, arguments, 3), state=state, inplace=True, backend="triton")
         return math.inf
     except CapacityExceeded:
         pass
@@ -202,7 +186,6 @@ def full() -> float:
     assert kernel.cached is not None
     cache = [x for name, x in state.items() if ".cache." in name]
     y = kernel.cached(*part(op, arguments, slice(3, 4)).values(), tuple(cache), state["position"], inplace=True)
-    by("torch")
     assert bool(y.isnan().all())
     assert all(torch.equal(x, before[name]) for name, x in state.items())
     return 0.0

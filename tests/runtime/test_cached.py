@@ -65,11 +65,11 @@ def test_steps_are_captured_in_a_graph() -> None:
     given = [x[:, 0].clone() for x in tensors]
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        op.step(*given, state=state.clone(), inplace=True)
+        op.step(*given, state=state.clone(), inplace=True, backend="triton")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y, _ = op.step(*given, state=state, inplace=True)
+        y, _ = op.step(*given, state=state, inplace=True, backend="triton")
     for time in range(9):
         for held, x in zip(given, tensors, strict=True):
             held.copy_(x[:, time])
