@@ -132,7 +132,7 @@ class Dense:
         if walk.offset is not None:
             a, b = (self.values(x, ROWS) for x in walk.offset)
             scores = scores + a[..., None] * b[..., None, :]
-        return scores
+        return scores if walk.weight is None else scores * self.values(walk.weight, ROWS)[..., None]
 
     def walk(self, walk: Walk) -> None:
         weights = torch.stack([self.weights(term, walk.backward) for term in walk.terms]).sum(0)
