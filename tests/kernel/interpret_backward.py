@@ -35,7 +35,11 @@ LENGTHS = (1, 50)
 EDGES = ("mamba2", "open_ends", "closed_ends")
 """The ops that are run with as many positions as a chunk, one fewer, one more; packed; and for one parameter."""
 MUTANTS = {
-    "no anchor": ("mamba2", "anchors_ptr + (i_b * H + i_h) * SLOTS + slot, True,", "anchors_ptr, False,"),
+    "no anchor": (
+        "mamba2",
+        "anchors_ptr + (i_b * H + i_h) * SLOTS + slot,\n        True,",
+        "anchors_ptr,\n        False,",
+    ),
     "no keys": ("simple_gla", "(tl.cumsum(b_through, 0) - b_through)", "0.0"),
     "forward sums": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_net + b_inter, 0)"),
     "flipped mask": ("simple_gla", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] <= o_c[:, None]"),
