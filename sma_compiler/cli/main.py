@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from sma_compiler.errors import SmaError
 
@@ -27,20 +27,19 @@ COMMANDS = {
     "doctor": ("doctor", "Report versions, devices, compilers and the cache."),
 }
 """The module that holds each command, and its line of help."""
+Context: TypeAlias = Any
+"""click's class in some releases of typer, typer's own in others."""
+Command: TypeAlias = Any
+"""Likewise."""
 
 
 class LazyGroup(TyperGroup):
-    """Holds a stub with a line of help for each command, and imports a command's module only to run it.
+    """Knows each command by its line of help, and imports a command's module only to run it.
 
-    A context and a command are `Any` here: they are click's classes in some releases of typer, typer's own in others.
     Anything that the package refuses ends with its message on stderr and status 2, without a traceback.
     """
 
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - settings of every type, for typer to check
-        super().__init__(**settings)
-        self.commands = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:  # noqa: ANN401 - click's or typer's
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None:
             loaded: typer.Typer = import_module(f"sma_compiler.cli.{COMMANDS[name][0]}").app
@@ -48,7 +47,7 @@ class LazyGroup(TyperGroup):
             command = group.commands[name]
         return name, command, rest
 
-    def invoke(self, ctx: Any) -> object:  # noqa: ANN401 - click's or typer's
+    def invoke(self, ctx: Context) -> object:
         try:
             return super().invoke(ctx)
         except SmaError as error:
@@ -73,4 +72,12 @@ app = typer.Typer(
 
 @app.callback()
 def _sma() -> None:
-    """The callback that makes the app a group even without commands of its own."""
+    """The callback of the whole program, which has no options of its own."""
+
+
+def _unloaded() -> None:
+    """Stands for a command until its module is imported."""
+
+
+for _name, (_, _line) in COMMANDS.items():
+    app.command(_name, help=_line)(_unloaded)

@@ -49,8 +49,16 @@ def tune(
     op = find_one(file, op_name)
     integers = {name: n for name, n in parse_numbers(op.ir, numbers).items() if isinstance(n, int)}
     wanted = [{**parse_shape(shape), **integers} for shape in shapes]
-    options = {"dtype": find_dtype(dtype), "device": device}
-    found = tune_all(op.program, wanted, {}, training=not forward, limit=limit, seconds=seconds, **options)  # type: ignore[arg-type]
+    found = tune_all(
+        op.program,
+        wanted,
+        {},
+        dtype=find_dtype(dtype),
+        device=device,
+        training=not forward,
+        limit=limit,
+        seconds=seconds,
+    )
     if as_json:
         print_json([_data(one) for one in found])
     else:

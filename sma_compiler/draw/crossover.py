@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sma_compiler.draw.colours import FULL_TILE, INK, PAPER, QUIET, RULE, STATE, TYPE
-from sma_compiler.draw.render import DOTS_PER_INCH, PlottingMissing, check_target
+from sma_compiler.draw.colours import FULL_TILE, INK, QUIET, RULE, STATE
+from sma_compiler.draw.render import figure_for
 
 COLOURS = (FULL_TILE, STATE, "#5a8f3c", "#8a5aa8", "#b08b1e", "#3b9a9c", "#9c4d6b", "#6b6f76")
 """One for each plan, in the order of the first point."""
@@ -28,16 +28,7 @@ def save_curves(curves: Curves, path: Path) -> None:
 
     Raises UnknownPictureFormat, PlottingMissing, OSError.
     """
-    check_target(path)
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlottingMissing from error
-    with matplotlib.rc_context(TYPE):
-        figure = Figure(figsize=(8.0, 4.8), facecolor=PAPER, layout="constrained")
-        FigureCanvasAgg(figure)
+    with figure_for(path, (8.0, 4.8), constrained=True) as figure:
         axes = figure.add_subplot()
         axes.set_title(curves.title, color=INK, fontsize=10, loc="left")
         axes.set_xscale("log", base=2)
@@ -61,5 +52,3 @@ def save_curves(curves: Curves, path: Path) -> None:
         axes.set_ylabel("predicted forward pass, ms", color=INK)
         axes.grid(color=RULE, linewidth=0.6)
         axes.legend(frameon=False, fontsize=9)
-        still = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=still)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +57,16 @@ def save(picture: Picture, path: Path) -> None:
 
     Raises UnknownPictureFormat, PlottingMissing, OSError.
     """
+    with figure_for(path, _size(picture)) as figure:
+        _draw(figure, picture)
+
+
+@contextmanager
+def figure_for(path: Path, size: tuple[float, float], *, constrained: bool = False) -> Iterator[Figure]:
+    """An empty figure of so many inches, which is written to the path in the end. constrained: laid out by matplotlib.
+
+    Raises UnknownPictureFormat, PlottingMissing, OSError.
+    """
     check_target(path)
     try:
         import matplotlib
@@ -63,9 +75,9 @@ def save(picture: Picture, path: Path) -> None:
     except ImportError as error:
         raise PlottingMissing from error
     with matplotlib.rc_context(TYPE):
-        figure = Figure(figsize=_size(picture), facecolor=PAPER)
+        figure = Figure(figsize=size, facecolor=PAPER, layout="constrained" if constrained else None)
         FigureCanvasAgg(figure)
-        _draw(figure, picture)
+        yield figure
         still = {"Date": None} if path.suffix == ".svg" else {}
         figure.savefig(path, dpi=DOTS_PER_INCH, metadata=still)
 

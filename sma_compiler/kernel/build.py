@@ -320,6 +320,12 @@ def cumsum(x: E, axis: int = 0, *, reverse: bool = False) -> E:
     return call("tl.cumsum", x, axis, tile=x.tile, **({"reverse": True} if reverse else {}))
 
 
+def _name(variable: E) -> Name:
+    """The name of a variable."""
+    assert isinstance(variable.node, Name)
+    return variable.node
+
+
 class Builder:
     """Collects the statements of one function; `let` gives every variable a name of its own."""
 
@@ -375,16 +381,14 @@ class Builder:
 
     def set(self, variable: E, value: E) -> None:
         """Give a variable a new value of the same type."""
-        assert isinstance(variable.node, Name)
-        if variable.node.tile is not None and value.tile != variable.tile:
-            raise TileError(f"{variable.node.name} is {variable.tile}, its new value {value.tile}")
-        self.emit(Assign((variable.node,), value.node))
+        name = _name(variable)
+        if name.tile is not None and value.tile != variable.tile:
+            raise TileError(f"{name.name} is {variable.tile}, its new value {value.tile}")
+        self.emit(Assign((name,), value.node))
 
     def assign(self, variables: Iterable[E], value: E) -> None:
         """Give several variables of the host the items of a tuple."""
-        targets = tuple(variable.node for variable in variables)
-        assert all(isinstance(target, Name) for target in targets)
-        self.emit(Assign(targets, value.node))  # type: ignore[arg-type]
+        self.emit(Assign(tuple(_name(variable) for variable in variables), value.node))
 
     def do(self, value: E) -> None:
         """Evaluate for the effect."""

@@ -19,22 +19,18 @@ from sma_compiler.kernel.build import E, call, reduce_sum, size, where, zeros
 from sma_compiler.kernel.gates import LOWEST
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import slots
+from sma_compiler.kernel.sums import Summing
 
 if TYPE_CHECKING:
     from sma_compiler.kernel.channels import ChannelPath
     from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 
 
-class ChannelSums:
+class ChannelSums(Summing):
     """The statements of one chunked kernel."""
 
     def __init__(self, kernel: Chunked, place: Place) -> None:
-        assert kernel.walk.sums is not None
-        self.kernel = kernel
-        self.b = kernel.b
-        self.place = place
-        self.asked = kernel.walk.sums
-        self.named = kernel.tensors.sums
+        super().__init__(kernel, place)
         self.anchor: E | None = None
 
     def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 
 
-class PathSums:
-    """The statements that make them in one kernel."""
+class Summing:
+    """What the sums of a kernel have: its walk's, and the tensors that they are left in."""
 
     def __init__(self, kernel: Chunked, place: Place) -> None:
         assert kernel.walk.sums is not None
@@ -37,6 +37,10 @@ class PathSums:
         self.place = place
         self.asked = kernel.walk.sums
         self.named = kernel.tensors.sums
+
+
+class PathSums(Summing):
+    """The statements that make them in one kernel."""
 
     def weigh(self, chunk: Chunk, scores: E, decays: list[E], products: E | None = None) -> None:
         """Sum the weights of the chunk's pairs. decays: of each stream; none where the scores hold all there is.

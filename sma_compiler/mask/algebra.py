@@ -10,18 +10,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Levels, Position, children
 
+if TYPE_CHECKING:
+    from sympy.polys.rings import PolyElement, PolyRing
+
 MAX_TERMS = 256
 """A sum or product with more terms than this is left alone, as one atom."""
 
-_RINGS: dict[int, Any] = {}
+_RINGS: dict[int, PolyRing] = {}
 
 
-def _ring(count: int) -> Any:  # noqa: ANN401 - sympy ships no types
+def _ring(count: int) -> PolyRing:
     """The ring of rational polynomials in this many variables."""
     from sympy import QQ
     from sympy.polys.rings import ring
@@ -92,18 +95,18 @@ class Polynomial:
         self.atoms = [node for node in nodes if node not in inner and not _rational(node)]
         self._ring = _ring(len(self.atoms))
         self._index = {atom: n for n, atom in enumerate(self.atoms)}
-        values: dict[Expr, Any] = {}
+        values: dict[Expr, PolyElement] = {}
         for node in nodes:
             values[node] = self._value(node, values) if node in inner else self._leaf(node)
         self._poly = values[expr]
 
-    def _leaf(self, node: Expr) -> Any:  # noqa: ANN401 - sympy ships no types
+    def _leaf(self, node: Expr) -> PolyElement:
         if _rational(node):
             assert isinstance(node, Const)
             return self._ring(int(node.value))
         return self._ring.gens[self._index[node]]
 
-    def _value(self, node: Expr, values: dict[Expr, Any]) -> Any:  # noqa: ANN401 - sympy ships no types
+    def _value(self, node: Expr, values: dict[Expr, PolyElement]) -> PolyElement:
         assert isinstance(node, Apply)
         args = [values[arg] for arg in node.args]
         if node.fn == "neg":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,11 +28,12 @@ def run(node: Contraction, tensors: Tensors, rows: Tensor, sizes: dict[str, int]
     if isinstance(node, Solve):
         return _solve(node, tensors, rows, sizes), None
     at_once = _rows_at_once(node, sizes)
-    block = _attend if isinstance(node, Attend) else _mask_times
+    block: Callable[[Tensors, Tensor, dict[str, int]], tuple[Value, ...]]
+    block = partial(_attend, node) if isinstance(node, Attend) else partial(_mask_times, node)
     axes: list[tuple[str, ...]] = []
 
     def compute(some: Tensor) -> tuple[Tensor, ...]:
-        found = block(node, tensors, some, sizes)  # type: ignore[arg-type]
+        found = block(tensors, some, sizes)
         axes[:] = [value.axes for value in found]
         return tuple(value.data for value in found)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sma_compiler.ir.graph import sort_axes
@@ -88,23 +88,33 @@ def contract(left: Value, right: Value, over: Iterable[str]) -> Value:
     return Value(data, tuple(out))
 
 
+class _Context(Protocol):
+    """What autograd carries from the forward pass to the backward one; torch's own class does not declare it."""
+
+    fn: Callable[..., Tensor]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep tensors; they are `saved_tensors` in the backward pass."""
+
+
 class _Absorbing(torch.autograd.Function):
     """fn(*args) with broadcasting; a zero gradient of the result gives zero gradients, whatever the derivative is."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, fn: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    def forward(ctx: _Context, fn: Callable[..., Tensor], *args: Tensor) -> Tensor:
         ctx.save_for_backward(*args)
-        ctx.fn = fn  # type: ignore[attr-defined]
+        ctx.fn = fn
         return fn(*args)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
         with torch.enable_grad():
             args = [arg.detach().expand(grad.shape) for arg in saved]
             leaves = [arg.requires_grad_() for arg in args if arg.is_floating_point()]
-            found = torch.autograd.grad(ctx.fn(*args), leaves, grad, allow_unused=True)  # type: ignore[attr-defined]
+            found = torch.autograd.grad(ctx.fn(*args), leaves, grad, allow_unused=True)
         found_of = {id(leaf): one for leaf, one in zip(leaves, found, strict=True)}
         grads: list[Tensor | None] = []
         for arg, shape in zip(args, saved, strict=True):

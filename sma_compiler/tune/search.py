@@ -45,8 +45,7 @@ def tune(
     """Find the best plan and configuration for a setting, and keep it as a record. Arguments: see `measure`."""
     begun = time.monotonic()
     seed = secrets.randbelow(2**31)
-    options = {"limit": limit, "timer": timer, "compiler": compiler, "tick": tick, "seconds": seconds, "seed": seed}
-    measured = measure(setting, **options)  # type: ignore[arg-type]
+    measured = measure(setting, limit=limit, timer=timer, compiler=compiler, tick=tick, seconds=seconds, seed=seed)
     forward = best_forward(setting, measured)
     training = best_training(setting, measured, seed) if setting.training else None
     for record in (forward, training):
