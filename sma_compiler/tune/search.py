@@ -15,7 +15,7 @@ from torch import Tensor
 from sma_compiler.call_errors import Mistake
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.runtime.args import Arguments
-from sma_compiler.runtime.kernels import target_of
+from sma_compiler.runtime.kernels import Kernel, target_of
 from sma_compiler.runtime.records import Record, save
 from sma_compiler.runtime.self_check import SLACK, check_pick, run_plan
 from sma_compiler.runtime.triton import run_kernel
@@ -135,9 +135,14 @@ def _measure(setting: Setting, rows: Sequence[Row], timer: Timer, tick: Tick) ->
 
 
 def _with(row: Row, what: str, time_of: float | Exception) -> Row:
+    """The row with one of its times, or with why there is none. what: "forward", "recorded" or "backward"."""
     if isinstance(time_of, Exception):
         return replace(row, refused=_first_line(time_of))
-    return replace(row, **{what: time_of})  # type: ignore[arg-type]
+    if what == "forward":
+        return replace(row, forward=time_of)
+    if what == "recorded":
+        return replace(row, recorded=time_of)
+    return replace(row, backward=time_of)
 
 
 def _gradients(setting: Setting, row: Row, timer: Timer) -> Row:
@@ -174,8 +179,8 @@ def runner(setting: Setting, one: Candidate) -> Callable[[], Tensor]:
     return lambda: _by_kernel(setting, one, kernel, arguments)
 
 
-def _by_kernel(setting: Setting, one: Candidate, kernel: object, arguments: Arguments) -> Tensor:
-    return run_kernel(setting.program, one.pick, "ieee", kernel, arguments, None, None, False).result  # type: ignore[arg-type]
+def _by_kernel(setting: Setting, one: Candidate, kernel: Kernel, arguments: Arguments) -> Tensor:
+    return run_kernel(setting.program, one.pick, "ieee", kernel, arguments, None, None, False).result
 
 
 def best_forward(setting: Setting, rows: Sequence[Row]) -> Record | None:
