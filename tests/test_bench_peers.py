@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from sma_compiler.bench import peers
-from sma_compiler.bench.peer_rows import ROWS, Goal, Row, inputs, shape_text
-from sma_compiler.bench.peer_run import Result, Side, measure_host, measure_row, measure_step
-from sma_compiler.bench.peers import PEERS, PeerMissing, Run
+from sma_compiler.bench.peer_inputs import DOCUMENTS
+from sma_compiler.bench.peer_rows import ROWS, Goal, Row, shape_text
+from sma_compiler.bench.peer_run import Result, Side, measure_decode, measure_host, measure_row, measure_step
+from sma_compiler.bench.peers import PEERS, Arguments, Peer, PeerMissing
 from sma_compiler.cli.bench_peers import tables, verdict
 from sma_compiler.cli.main import app
+from sma_compiler.ir.nodes import Kind
 
 SMALL = {"batch": 1, "time": 48, "head": 2, "key": 8, "value": 4, "group": 1}
 BY_NAME = {row.name: row for row in ROWS}
@@ -25,21 +27,31 @@ BY_NAME = {row.name: row for row in ROWS}
 sma = CliRunner()
 
 
-def no_peer() -> Run:
+def no_peer() -> Peer:
     raise PeerMissing("absent cannot be imported: no module named absent")
 
 
-def copy_of(row: Row, factor: float = 1.0) -> Callable[[], Run]:
+def copy_of(row: Row, factor: float = 1.0) -> Callable[[], Peer]:
     """A peer that computes what the row's op does, times a factor."""
     call: Callable[..., Tensor] = row.op
-    return lambda: lambda x: factor * call(**x)
+    return lambda: Peer(lambda x: factor * call(**x))
 
 
-def failing() -> Run:
-    def run(_: Mapping[str, Tensor]) -> Tensor:
+def turned(row: Row) -> Callable[[], Peer]:
+    """A peer that wants values and steps, and gives its result, with channels before positions."""
+    call: Callable[..., Tensor] = row.op
+
+    def turn(x: Arguments) -> Arguments:
+        return {**x, "v": x["v"].transpose(1, 2).contiguous()}
+
+    return lambda: Peer(lambda x: call(**turn(x)).transpose(1, 2), turn, lambda y: y.transpose(1, 2))
+
+
+def failing() -> Peer:
+    def run(_: Arguments) -> Tensor:
         raise RuntimeError("not on this Triton\nmore")
 
-    return run
+    return Peer(run)
 
 
 def in_order(times: Iterator[float]) -> Callable[[Callable[[], object]], float]:
@@ -86,14 +98,51 @@ def test_errors_are_those_against_fp64(row: Row) -> None:
     assert half.gradient == pytest.approx(0.5, rel=2e-2)
 
 
+def test_a_peer_may_have_a_layout_of_its_own(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS, "turned", turned(row))
+    found = measure_row(replace(row, peers=("same",), beside=("turned",)), "cpu", in_order(iter([1.0] * 12)), SMALL)
+    assert found.best("forward") == found.peers[0]
+    (beside,) = found.beside
+    assert beside.error is not None
+    assert beside.gradient is not None
+    assert beside.error < 1e-2
+    assert beside.gradient < 2e-2
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_has_an_op_that_takes_its_inputs(row: Row) -> None:
     sizes = {**SMALL, "group": 1 if row.sizes["group"] == 1 else 2}
-    arguments = inputs(row, sizes, "cpu")
+    arguments = row.inputs(sizes, "cpu")
     call: Callable[..., Tensor] = row.op
-    assert call(**arguments).shape == (1, 48, 2, 4)
+    y = call(**arguments, plan=row.plan)
+    assert y.shape == arguments["v"].shape
+    assert y.isfinite().all()
     assert set(arguments) == {decl.name for decl in row.op.params}
-    assert set(row.peers) <= set(PEERS)
+    assert set(row.trained(arguments)) == {decl.name for decl in row.op.params if decl.kind is Kind.REAL} - set(
+        row.fixed
+    )
+    assert {*row.peers, *row.beside} <= set(PEERS)
+
+
+def test_masks_are_as_the_rows_say() -> None:
+    found = BY_NAME["documents"].inputs({**SMALL, "time": 500}, "cpu")["doc"]
+    assert found.max() + 1 in (DOCUMENTS, DOCUMENTS - 1)
+    assert (found.diff() >= 0).all()
+    assert BY_NAME["window"].inputs(BY_NAME["window"].sizes | {"head": 1, "batch": 1}, "cpu")["w"] == 1024
+
+
+@pytest.mark.parametrize("name", ["attention", "window", "documents", "alibi"])
+def test_flex_attention_computes_what_the_op_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.compile  # which an eager call uses, too, with other options
+    eager = {"dynamic": False}
+    monkeypatch.setattr(torch, "compile", lambda run, **options: run if options == eager else whole(run, **options))
+    row = BY_NAME[name]
+    arguments = row.inputs({"batch": 2, "time": 200, "head": 2, "key": 16, "value": 16, "group": 2}, "cpu")
+    peer = PEERS[row.peers[0]]()
+    with torch.no_grad():  # its gradients need a GPU
+        y = peer.taken(peer.run(peer.given(arguments)))
+    exact = row.op.reference(**arguments)
+    assert 1e-4 < (y - exact).norm() / exact.norm() < 1e-2
 
 
 def test_rows_are_those_of_the_goals() -> None:
@@ -116,6 +165,14 @@ def test_a_step_is_measured_beside_a_copy_of_its_state() -> None:
     assert found.value == 0.5
     assert found.details == {"copy": 2.0, "step": 4.0}
     assert not found.less
+
+
+def test_a_step_of_softmax_reads_a_full_cache() -> None:
+    sizes = {"batch": 2, "time": 8, "head": 4, "key": 8, "value": 8, "group": 2}
+    found = measure_decode("cpu", in_order(iter([3.0, 4.0, 2.0, 5.0])), sizes)
+    assert found.reason == ""
+    assert found.value == 0.5
+    assert found.shape == "B2 T8 H4 K8 V8 G2"
 
 
 def test_host_time_is_in_microseconds() -> None:

@@ -6,14 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sma_compiler.bench.peer_rows import DECODE, DECODE_GOAL, HOST, HOST_GOAL, Goal, Row, inputs, trained
-from sma_compiler.bench.peers import PEERS, PeerMissing, Run
+from sma_compiler.bench.peer_inputs import Input
+from sma_compiler.bench.peer_rows import DECODE, DECODE_GOAL, HOST, HOST_GOAL, STEP, STEP_GOAL, Goal, Row
+from sma_compiler.bench.peers import PEERS, Arguments, Peer, PeerMissing
 from sma_compiler.errors import SmaError
 from sma_compiler.runtime.op import CompiledOp
 
@@ -54,13 +55,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Result:
-    """A row's measurements: the op, then its peers."""
+    """A row's measurements: the op, its peers, and others beside them, of which no ratio is taken."""
 
     name: str
     shape: str
     ours: Side
     peers: tuple[Side, ...]
     goals: dict[str, Goal] = field(default_factory=dict)
+    beside: tuple[Side, ...] = ()
 
     def best(self, what: str) -> Side | None:
         """The fastest peer in `forward` or in `both`; None where none was timed."""
@@ -106,38 +108,47 @@ def measure_row(row: Row, device: str, timer: Timer = gpu_median, sizes: Mapping
     """Measure one row. sizes: instead of the row's own."""
     sizes = {**row.sizes, **(sizes or {})}
     op = row.op
-    runs: dict[str, Run] = {"sma": lambda x: _call(op, x)}
+    runs = {"sma": Peer(lambda x: call(row, op, x))}
     reasons: dict[str, str] = {}
-    for name in row.peers:
+    for name in (*row.peers, *row.beside):
         try:
             runs[name] = PEERS[name]()
         except PeerMissing as error:
             reasons[name] = str(error)
-    found: dict[str, dict[str, Any]] = {name: {} for name in ("sma", *row.peers)}
-    arguments = inputs(row, sizes, device)
+    found: dict[str, dict[str, Any]] = {name: {} for name in ("sma", *row.peers, *row.beside)}
+    arguments = row.inputs(sizes, device)
     for turn in range(TURNS):
-        for what, make in (("forward", _forward), ("both", _both)):
-            for name, run in runs.items():
-                reason = _guarded(partial(_time, what, timer, make(row, run, arguments)), found[name])
+        for what, make in (("forward", forward), ("both", both)):
+            for name, peer in runs.items():
+                made = partial(make, row, peer, arguments)
+                reason = _guarded(partial(_time_made, what, timer, made), found[name])
                 reasons[name] = reasons.get(name) or reason
                 if turn == 0 and what == "both" and not reason and device != "cpu":
-                    found[name]["extra"] = _extra_memory(make(row, run, arguments))
+                    found[name]["extra"] = _extra_memory(made())
     # after the times: what peers tune at their first call has to be tuned for the row's sizes
     short = {**sizes, "batch": 1, "time": min(sizes["time"], SHORT), "head": min(sizes["head"], HEADS)}
     short["group"] = min(sizes["group"], short["head"])
-    for name, run in runs.items():
-        reasons[name] = reasons[name] or _guarded(partial(_errors, row, op, run, short, device), found[name])
-    ours, *peers = (Side(name, **found[name], reason=reasons[name]) for name in found)
-    return Result(row.name, row.shape, ours, tuple(peers), {"forward": row.forward, "both": row.both})
+    exact = cache(partial(_exact, row, op, short, device))
+    for name, peer in runs.items():
+        reasons[name] = reasons[name] or _guarded(partial(_errors, row, peer, exact), found[name])
+    ours, *others = (Side(name, **found[name], reason=reasons[name]) for name in found)
+    peers, beside = tuple(others[: len(row.peers)]), tuple(others[len(row.peers) :])
+    return Result(row.name, row.shape, ours, peers, {"forward": row.forward, "both": row.both}, beside)
 
 
-def _call(op: CompiledOp, x: Mapping[str, Tensor]) -> Tensor:
-    call: Callable[..., Tensor] = op
-    return call(**x, backend="triton" if x["q"].is_cuda else "torch")
+def call(row: Row, op: CompiledOp, x: Arguments) -> Tensor:
+    """The op of a row, of its arguments."""
+    on_gpu = any(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in x.values())
+    found: Tensor = op(**x, plan=row.plan, backend=row.backend if on_gpu else "torch")
+    return found
 
 
 def _time(what: str, timer: Timer, run: Callable[[], object]) -> dict[str, float]:
     return {what: timer(run)}
+
+
+def _time_made(what: str, timer: Timer, make: Callable[[], Callable[[], object]]) -> dict[str, float]:
+    return {what: timer(make())}
 
 
 def _guarded(measure: Callable[[], dict[str, float]], found: dict[str, Any]) -> str:
@@ -150,41 +161,67 @@ def _guarded(measure: Callable[[], dict[str, float]], found: dict[str, Any]) -> 
     return ""
 
 
-def _forward(_row: Row, run: Run, arguments: Mapping[str, Tensor]) -> Callable[[], object]:
+def forward(_row: Row, peer: Peer, arguments: Arguments) -> Callable[[], object]:
+    """A call without gradients, of a row's arguments."""
+    taken = peer.given(arguments)
+
     def call() -> None:
         with torch.no_grad():
-            run(arguments)
+            peer.run(taken)
 
     return call
 
 
-def _both(row: Row, run: Run, arguments: Mapping[str, Tensor]) -> Callable[[], object]:
-    leaves = {name: x.detach().requires_grad_() for name, x in trained(row, arguments).items()}
-    taken = {**arguments, **leaves}
-    cotangent = torch.randn_like(arguments["v"])
+def both(row: Row, peer: Peer, arguments: Arguments) -> Callable[[], object]:
+    """A call with its gradients, of a row's arguments; their cotangent is random, too."""
+    taken = dict(peer.given(arguments))
+    leaves = {name: x.detach().requires_grad_() for name, x in row.trained(taken).items()}
+    taken |= leaves
+    with torch.no_grad():
+        cotangent = torch.randn_like(peer.run(taken))
 
     def call() -> None:
-        torch.autograd.grad(run(taken), list(leaves.values()), cotangent)
+        torch.autograd.grad(peer.run(taken), list(leaves.values()), cotangent)
 
     return call
 
 
-def _errors(row: Row, op: CompiledOp, run: Run, sizes: Mapping[str, int], device: str) -> dict[str, float]:
-    arguments = inputs(row, sizes, device, seed=time.time_ns() % 2**31)
-    cotangent = torch.randn_like(arguments["v"])
+@dataclass(frozen=True)
+class Exact:
+    """Arguments of an op in the precision of calls, a cotangent, and the result and the gradients in fp64."""
 
-    def gradients(function: Callable[..., Tensor], dtype: torch.dtype | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        taken = {name: x.detach().to(dtype or x.dtype) for name, x in arguments.items()}
-        leaves = [x.requires_grad_() for x in trained(row, taken).values()]
-        y = function(taken)
-        return y.detach(), torch.autograd.grad(y, leaves, cotangent.to(y.dtype))
+    arguments: Arguments
+    cotangent: Tensor
+    y: Tensor
+    gradients: tuple[Tensor, ...]
 
-    exact, exact_gradients = gradients(lambda x: op.reference(**x), torch.float64)
+
+def _exact(row: Row, op: CompiledOp, sizes: Mapping[str, int], device: str) -> Exact:
+    arguments = row.inputs(sizes, device, seed=1)
+    double: dict[str, Any] = {name: _double(x) for name, x in arguments.items()}
+    leaves = {name: x.requires_grad_() for name, x in row.trained(double).items()}
+    y: Tensor = op.reference(**{**double, **leaves})
+    cotangent = torch.randn_like(y, dtype=torch.bfloat16)
+    return Exact(arguments, cotangent, y.detach(), torch.autograd.grad(y, list(leaves.values()), cotangent.double()))
+
+
+def _errors(row: Row, peer: Peer, make_exact: Callable[[], Exact]) -> dict[str, float]:
+    exact = make_exact()
+
+    def run(x: Arguments) -> Tensor:
+        return peer.taken(peer.run(peer.given(x)))
+
     with torch.no_grad():
-        error = _relative(run(arguments), exact)
-    y, found = gradients(run, None)
-    worst = max(_relative(one, other) for one, other in zip(found, exact_gradients, strict=True))
-    return {"error": max(error, _relative(y, exact)), "gradient": worst}
+        error = _relative(run(exact.arguments), exact.y)
+    leaves = {name: x.detach().requires_grad_() for name, x in row.trained(exact.arguments).items()}
+    y = run({**exact.arguments, **leaves})
+    found = torch.autograd.grad(y, list(leaves.values()), exact.cotangent.to(y.dtype))
+    worst = max(_relative(one, other) for one, other in zip(found, exact.gradients, strict=True))
+    return {"error": max(error, _relative(y.detach(), exact.y)), "gradient": worst}
+
+
+def _double(x: Input) -> Input:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _relative(found: Tensor, exact: Tensor) -> float:
@@ -201,34 +238,71 @@ def _extra_memory(run: Callable[[], object]) -> float:
 
 
 def measure_step(device: str, timer: Timer = gpu_median, sizes: Mapping[str, int] | None = None) -> Single:
-    """The decoding step beside a copy of its state: the fraction of the copy's bandwidth."""
-    sizes = {**DECODE, **(sizes or {})}
-    row = Row("step", "mamba2", {**sizes, "time": 1}, (), DECODE_GOAL, DECODE_GOAL)
+    """The decoding step of a recurrence beside a copy of its state: the fraction of the copy's bandwidth."""
+    sizes = {**STEP, **(sizes or {}), "time": 1}
+    row = Row("step", "mamba2", sizes, (), STEP_GOAL, STEP_GOAL)
     op = row.op
-    arguments: dict[str, Any] = {
-        name: x.squeeze(1) if x.dim() > 2 else x for name, x in inputs(row, {**sizes, "time": 1}, device).items()
-    }
+    given = _one_position(op, row.inputs(sizes, device))
     head, key, value = (sizes[axis] for axis in ("head", "key", "value"))
     state = op.empty_state(sizes["batch"], device=device, head=head, key=key, value=value)
     matrix = max((x for x in state.values()), key=lambda x: x.numel())
     copied = torch.empty_like(matrix)
-    details: dict[str, Any] = {}
-    steps: dict[str, Callable[[], object]] = {
+    runs: dict[str, Callable[[], object]] = {
         "copy": lambda: copied.copy_(matrix),
-        "step": lambda: op.step(**arguments, state=state, inplace=True),
+        "step": lambda: op.step(**given, state=state, inplace=True),
     }
+    return _beside_copy(row, timer, runs)
+
+
+def measure_decode(device: str, timer: Timer = gpu_median, sizes: Mapping[str, int] | None = None) -> Single:
+    """The decoding step of softmax beside a copy: the fraction of its bandwidth at which the cache is read.
+
+    The cache has a last empty slot, and has it again before each step, which costs two small launches. What is copied
+    are the keys: read and written, they are as many bytes as keys and values that are read.
+    """
+    sizes = {**DECODE, **(sizes or {})}
+    row = Row("decode", "attention", sizes, (), DECODE_GOAL, DECODE_GOAL)
+    op, slots = row.op, sizes["time"]
+    given = _one_position(op, row.inputs({**sizes, "time": 1, "group": sizes["head"]}, device))
+    given |= {name: given[name][:, : sizes["group"]].contiguous() for name in ("k", "v")}
+    axes = {axis: sizes[axis] for axis in ("head", "key", "value", "group")}
+    state = op.empty_state(sizes["batch"], slots, torch.bfloat16, device, **axes).to(torch.bfloat16)
+    places = next(x for name, x in state.items() if name.endswith(".pos"))
+    keys, values = (x for x in state.values() if x.dim() == 4)
+    for x in (keys, values):
+        x.normal_()
+    places.copy_(torch.arange(-1, slots - 1, device=device).expand_as(places))
+    copied = torch.empty_like(keys)
+
+    def step() -> None:
+        places[:, :1].fill_(-1)
+        state["position"].fill_(slots - 1)
+        op.step(**given, state=state, inplace=True, backend="triton" if keys.is_cuda else "torch")
+
+    return _beside_copy(row, timer, {"copy": lambda: copied.copy_(keys), "step": step})
+
+
+def _one_position(op: CompiledOp, arguments: Arguments) -> dict[str, Any]:
+    """A step's arguments, of those of a call of one position."""
+    times = {decl.name: decl.dims.index("time") for decl in op.params if "time" in decl.dims}
+    return {name: x.squeeze(times[name]) if name in times else x for name, x in arguments.items()}
+
+
+def _beside_copy(row: Row, timer: Timer, runs: Mapping[str, Callable[[], object]]) -> Single:
+    """The time of `copy` over that of `step`."""
+    details: dict[str, Any] = {}
     reason = ""
     for _ in range(TURNS):
-        for name, run in steps.items():
+        for name, run in runs.items():
             reason = reason or _guarded(partial(_time, name, timer, run), details)
-    fraction = details["copy"] / details["step"] if {"copy", "step"} <= set(details) else None
-    return Single("step", row.shape, "of the bandwidth of a copy", fraction, DECODE_GOAL, False, reason, details)
+    fraction = details["copy"] / details["step"] if set(runs) <= set(details) else None
+    return Single(row.name, row.shape, "of the bandwidth of a copy", fraction, row.forward, False, reason, details)
 
 
 def measure_host(device: str, calls: int = 500) -> Single:
     """Microseconds of the host for a forward call without gradients."""
     row = Row("host", "mamba2", HOST, (), HOST_GOAL, HOST_GOAL)
-    op, arguments = row.op, inputs(row, HOST, device)
+    op, arguments = row.op, row.inputs(HOST, device)
 
     def measure() -> dict[str, float]:
         found = []
@@ -236,7 +310,7 @@ def measure_host(device: str, calls: int = 500) -> Single:
             for turn in range(6):
                 start = time.perf_counter()
                 for _ in range(calls // 5):
-                    _call(op, arguments)
+                    call(row, op, arguments)
                 if turn:
                     found.append(1e6 * (time.perf_counter() - start) / (calls // 5))
                 if device != "cpu":

@@ -12,11 +12,19 @@ from rich.console import Group
 from rich.table import Table
 
 from sma_compiler.bench.peer_rows import ROWS
-from sma_compiler.bench.peer_run import NoDevice, Result, Single, measure_host, measure_row, measure_step
+from sma_compiler.bench.peer_run import (
+    NoDevice,
+    Result,
+    Single,
+    measure_decode,
+    measure_host,
+    measure_row,
+    measure_step,
+)
 from sma_compiler.cli.common import console, print_json, progress
 from sma_compiler.errors import SmaError
 
-SINGLES: dict[str, Callable[[str], Single]] = {"step": measure_step, "host": measure_host}
+SINGLES: dict[str, Callable[[str], Single]] = {"step": measure_step, "decode": measure_decode, "host": measure_host}
 NAMES = (*(row.name for row in ROWS), *SINGLES)
 """What `--rows` may name."""
 WHAT = {"forward": "forward", "both": "forward + backward"}
@@ -79,7 +87,14 @@ def tables(rows: list[Result], singles: list[Single]) -> Group:
         "Medians in ms, bf16; ratio: the peer's time over ours", "", "ours", "peer", "ratio", "must", "aim", ""
     )
     more = _table(
-        "Extra memory of training in MiB; errors against fp64, relative rms", "", "MiB", "error", "gradients", ""
+        "Every side: ms forward and forward + backward; extra memory of training; errors against fp64, relative rms",
+        "",
+        "forward",
+        "both",
+        "MiB",
+        "error",
+        "gradients",
+        "",
     )
     for row in rows:
         for what, words in WHAT.items():
@@ -93,8 +108,9 @@ def tables(rows: list[Result], singles: list[Single]) -> Group:
                 f"{goal.aim:g}",
                 verdict(ratio, goal.must, goal.aim),
             )
-        for side in (row.ours, *row.peers):
-            numbers = _number(side.extra, ".0f"), _number(side.error, ".1e"), _number(side.gradient, ".1e")
+        for side in (row.ours, *row.peers, *row.beside):
+            forms = {"forward": ".3f", "both": ".3f", "extra": ".0f", "error": ".1e", "gradient": ".1e"}
+            numbers = (_number(getattr(side, what), form) for what, form in forms.items())
             more.add_row(f"{row.name}, {side.name}", *numbers, side.reason)
     for single in singles:
         value = None if single.value is None else -single.value if single.less else single.value
@@ -110,7 +126,7 @@ def tables(rows: list[Result], singles: list[Single]) -> Group:
         )
         if single.reason or single.details:
             details = ", ".join(f"{name} {x:.4g}" for name, x in single.details.items())
-            more.add_row(single.name, "", "", "", single.reason or details)
+            more.add_row(single.name, "", "", "", "", "", single.reason or details)
     return Group(times, "", more)
 
 
