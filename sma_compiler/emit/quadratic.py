@@ -58,7 +58,7 @@ def quadratic(
     if sizes["value"] > LARGEST:
         reason = f"value = {sizes['value']}: a program holds all channels of a row, at most {LARGEST}"
         raise NoTritonKernel(op.name, "quadratic", reason)
-    member = pairs(op, plans)
+    member = pairs(op, plans, wide=dtype == "float32")
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     held = frozenset({*reserved, *roles.values()})
     names = host(member.linear, held)
@@ -94,7 +94,7 @@ def _gradients(
         return Gradients(refused=error.reason)
     op, made = member.op, back.made
     name = f"{op.name}_backward"
-    outer = host(member.linear, reserved, back.extra, name=name)
+    outer = host(member.linear, reserved, back.extra, name=name, wide=frozenset(back.wide))
     read = pair_names(member, outer)
     names, named = pair_tensors(back, outer)
     builders: dict[str, Maker] = {}

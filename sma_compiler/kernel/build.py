@@ -158,10 +158,10 @@ class E:
         return E(Subscript(Tile(self.tile.dtype, new), self.node, index))
 
     def to(self, dtype: str) -> E:
-        """The same values as `fp32`, `int32`, `int64` or `dot`."""
+        """The same values as `fp32`, `fp64`, `int32`, `int64` or `dot`."""
         if self.tile.dtype == dtype:
             return self
-        name = {"fp32": "tl.float32", "int64": "tl.int64", "int32": "tl.int32", "dot": "DOT"}[dtype]
+        name = {"fp32": "tl.float32", "fp64": "tl.float64", "int64": "tl.int64", "int32": "tl.int32", "dot": "DOT"}[dtype]
         return E(Call(Tile(dtype, self.tile.shape), Attribute(None, self.node, "to"), (path(name).node,)))
 
     # Host expressions
@@ -276,10 +276,10 @@ MINUS_INFINITY = E(Unary(Tile("fp32"), "-", Call(Tile("fp32"), Name(None, "float
 INFINITY = E(Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),)))
 
 
-def zeros(*shape: str, dtype: str = "tl.float32") -> E:
-    """A tile of zeros."""
+def zeros(*shape: str, dtype: str = "fp32") -> E:
+    """A tile of zeros, `fp32` or `fp64`."""
     sizes = sequence((size(name) for name in shape), "[")
-    return call("tl.zeros", sizes, tile=Tile("fp32", shape), dtype=path(dtype))
+    return call("tl.zeros", sizes, tile=Tile(dtype, shape), dtype=path(f"tl.float{dtype[2:]}"))
 
 
 def size(name: str) -> E:

@@ -47,7 +47,8 @@ class Gates(Maker):
                 continue
             end = suffix(number, len(self.splits))
             b.section("Decay from the start of the chunk, as powers of 2")
-            path = path_of(made.ahead, rates, lowering, rows, end, Path(made.ahead.strict))
+            begun = Path(made.ahead.strict, wide=made.ahead.wide)
+            path = path_of(made.ahead, rates, lowering, rows, end, begun)
             b.section("")
             for part, value in parts(path, made).items():
                 pointer = self.arguments.pointer(f"{part}{end}", self.host.gates[number, part])

@@ -60,13 +60,14 @@ class Path:
     total: over the whole chunk; None: 0. cuts: how many the chunk has. rate: log2 of the gate where it is constant and
     the only one; exponents of pairs are then taken from the distance. shift: what the ends add to the distance.
     guarded: whether factors at rows past the end must be 0 as well. exact: see `Term`; then pairs [C, C] are the
-    exponents of rows and columns, and rest [C] those from early ends to the chunk's end.
+    exponents of rows and columns, and rest [C] those from early ends to the chunk's end. wide: see `Term`.
     """
 
     strict: bool
     backward: bool = False
     guarded: bool = False
     exact: bool = False
+    wide: bool = False
     pairs: E | None = None
     rest: E | None = None
     late: End = field(default_factory=End)
@@ -247,6 +248,7 @@ def _varying(path: Path, gate: Gate, lowering: Lowering, rows: Rows, suffix: str
     value = log2_of(gate.log, lowering)
     if not is_tensor(gate.log):
         value = b.helper("keep", value, rows.valid, size("MASKED"))
+    value = value.to("fp64") if path.wide else value
     step = b.let(f"b_g{suffix}", value)
     if may_reset(gate.log):
         cut = b.let(f"b_cut{suffix}", (step < LOWEST).to("int32"))

@@ -24,6 +24,7 @@ class Host:
     """A launcher under construction. parameters: tensors and numbers by the names that expressions have for them.
 
     decls: what is declared of each. shared: those of which several heads may share one entry. sizes: by axis.
+    wide: those that are fp64 and stay so.
     gates: the arrays of paths that are made ahead, by stream and part.
     pack: where the sequences of a pack begin, or None; sequences: how many there are, else the batch.
     slots: how many chunks a row of the batch has, with those that a pack leaves empty.
@@ -36,6 +37,7 @@ class Host:
     parameters: dict[str, E]
     decls: dict[str, ParamDecl]
     shared: frozenset[str]
+    wide: frozenset[str]
     sizes: dict[str, E]
     gates: dict[tuple[int, str], E]
     pack: E
@@ -124,12 +126,18 @@ def tensors(walk: Walk, host: Host) -> Tensors:
     )
 
 
-def host(linear: Linear, reserved: frozenset[str], extra: Iterable[ParamDecl] = (), name: str = "") -> Host:
+def host(
+    linear: Linear,
+    reserved: frozenset[str],
+    extra: Iterable[ParamDecl] = (),
+    name: str = "",
+    wide: frozenset[str] = frozenset(),
+) -> Host:
     """The names of a launcher for an op.
 
     reserved: names of the file that its parameters must not hide.
     extra: tensors that expressions read and that are no parameters of the op, with all their heads.
-    name: of the launcher, the op's by default.
+    name: of the launcher, the op's by default. wide: which of them are fp64.
 
     Raises:
         NoTritonKernel: the op has the name of something else in the file.
@@ -151,7 +159,7 @@ def host(linear: Linear, reserved: frozenset[str], extra: Iterable[ParamDecl] = 
         path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "groups", "scores")
     )
     decayed = {part: path(builder.fresh(part)) for part in ("late", "early", "across")}
-    return Host(builder, parameters, decls, shared, sizes, gates, pack, sequences, slots, groups, scores, decayed)
+    return Host(builder, parameters, decls, shared, wide, sizes, gates, pack, sequences, slots, groups, scores, decayed)
 
 
 def suffix(number: int, count: int) -> str:

@@ -172,7 +172,8 @@ class Inputs:
             value = call("tl.load", address, tile=Tile("in", address.tile.shape))
         else:
             value = self.builder.helper("load", address, mask, self.masked, dtype="in")
-        return self.builder.let(f"b_{node.name}", elements(node, value, operand))
+        wide = node.name in self.host.wide
+        return self.builder.let(f"b_{node.name}", value.to("fp64") if wide else elements(node, value, operand))
 
     def addresses(self, base: E, stride: E, channel: str | None, t0: E, rows: E, valid: E) -> tuple[E, E]:
         """The addresses of a chunk's rows, and where they lie inside the tensor."""

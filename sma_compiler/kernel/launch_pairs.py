@@ -135,7 +135,7 @@ class PairLauncher(Launch):
             b.set(
                 norm,
                 path("new").call(
-                    self.asked, sequence([batch, time, heads]), path("torch.float32"), self.first.attr("device")
+                    self.asked, sequence([batch, time, heads]), path(f"torch.{self._kept()}"), self.first.attr("device")
                 ),
             )
         self.before.make(kernels.get("gates"), constants)
@@ -147,6 +147,10 @@ class PairLauncher(Launch):
             b.give(choose(self.asked, sequence([y, norm]), y))
         return b.function(op.name, self.doc(), parameters, jit=False)
 
+    def _kept(self) -> str:
+        """The dtype of what rows are divided by."""
+        return "float64" if self.pairs.softmax and self.pairs.wide else "float32"
+
     def doc(self) -> list[str]:
         """The launcher's docstring."""
         lines = [f"{self.linear.op.name}: quadratic, of the tiles that hold live pairs.", "", "Args:"]
@@ -155,7 +159,7 @@ class PairLauncher(Launch):
             what = (
                 "the logarithm of the sum of each row's weights" if self.pairs.softmax else "what rows are divided by"
             )
-            lines.append(f"    {name_of(self.asked)}: whether to return {what}, fp32, [B, T, H].")
+            lines.append(f"    {name_of(self.asked)}: whether to return {what}, {self._kept()}, [B, T, H].")
         lines += [
             f"    {name_of(self.host.pack)}: a pack: [S + 1], where each of S sequences begins, and the end.",
             '    precision: of fp32 matrix products, "ieee" or "tf32".',

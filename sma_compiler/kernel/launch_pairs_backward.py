@@ -111,7 +111,7 @@ class PairBackwardLauncher(BackwardLauncher):
         """Launch what goes over pairs."""
         b, host, made = self.b, self.host, self.made
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
-        fp32 = path("torch.float32")
+        fp32, summed = path("torch.float32"), path("torch.float64" if self.before.pairs.wide else "torch.float32")
 
         def launch(role: str, along: int, count: E) -> None:
             config = configs[role]
@@ -127,7 +127,7 @@ class PairBackwardLauncher(BackwardLauncher):
         for output in made.dq.outputs:
             self._output(output.name)
         for one in self.back.sums:
-            b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, [batch, heads, time], fp32))
+            b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, [batch, heads, time], summed))
         if self.back.delta is not None:
             b.set(self.pair_names.delta, self.empty([batch, time, heads], fp32))
         keys = (*made.dk.outputs, *made.dv.outputs)

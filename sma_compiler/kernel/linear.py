@@ -58,6 +58,7 @@ class Term:
     exact: whether the kernel takes care that sums round as little as fp32 can: factors stay outside of exponents,
     exponents of pairs are no differences, and products are summed apart from what they are added to.
     axes: the channels that its gates differ by, "key", "value" or both.
+    wide: whether log gates are summed in fp64.
     """
 
     row: tuple[Expr, ...]
@@ -66,6 +67,7 @@ class Term:
     strict: bool
     exact: bool = False
     axes: tuple[str, ...] = ()
+    wide: bool = False
 
 
 @dataclass(frozen=True)

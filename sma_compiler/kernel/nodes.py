@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DTYPES = ("bool", "int32", "int64", "in", "dot", "fp32")
+DTYPES = ("bool", "int32", "int64", "in", "dot", "fp32", "fp64")
 """Elements, in the order they promote: `in` is a tensor's own dtype, `dot` what products take. `ptr` is apart."""
 
 

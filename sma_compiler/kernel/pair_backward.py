@@ -53,11 +53,12 @@ class PathGradient:
 class PairBackward:
     """How the gradients of an op are computed.
 
-    made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs. delta: what is
+    pairs: the op. made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs. delta: what is
     added to the cotangents of weights in each row; None: nothing is. sums: what is summed over pairs. paths: gates.
     ends: by the leaf that the chain rule reads, the sum that it stands for.
     """
 
+    pairs: Pairs
     made: Backward
     cotangent: Param
     delta: Param | None
@@ -68,6 +69,11 @@ class PairBackward:
     def at(self, end: str) -> tuple[Sum, ...]:
         """What is summed for the positions of one end."""
         return tuple(one for one in self.sums if one.end == end)
+
+    @property
+    def wide(self) -> tuple[str, ...]:
+        """Those of them that are fp64."""
+        return tuple(decl.name for decl in self.made.reads[2:]) if self.pairs.wide and self.pairs.softmax else ()
 
     @property
     def extra(self) -> tuple[ParamDecl, ...]:
@@ -103,7 +109,7 @@ class _PairGradients(Gradients):
         made = self.made()
         offset = made.dq.offset
         delta = None if offset is None else self._leaf("delta", AT)
-        return PairBackward(made, self.cotangent, delta, tuple(self.sums), tuple(self.gates), tuple(self.ends))
+        return PairBackward(self.pairs, made, self.cotangent, delta, tuple(self.sums), tuple(self.gates), tuple(self.ends))
 
     def _chain(self) -> Chain | None:
         """The sums over pairs, and the chain rule from them to the parameters."""

@@ -103,7 +103,7 @@ class PairForward(PairKernel):
         largest = call("tl.max", scores, 1, tile=Tile("fp32", ("BM",)))
         new = b.let("b_new", pointwise("tl.maximum", most, largest if factor is None else largest * factor))
         base = b.let("b_base", where(new.eq(MINUS_INFINITY), 0.0, new))
-        weights = b.let("b_p", exp2((scores if factor is None else scores * factor) - base.col))
+        weights = b.let("b_p", pair.exp2((scores if factor is None else scores * factor) - base.col))
         shrink = b.let("b_shrink", exp2(most - base))
         b.set(norm, norm * shrink + reduce_sum(weights, 1))
         b.set(y, y * shrink.col)
@@ -117,7 +117,9 @@ class PairForward(PairKernel):
         if norm is not None:
             kept = norm
             if most is not None:
-                kept = b.let("b_lse", (most + pointwise("tl.log2", norm)) * LN2)
+                dtype = "fp64" if self.pairs.wide else "fp32"
+                log = pointwise("tl.log2", norm.to(dtype), dtype=dtype)
+                kept = b.let("b_lse", (most + log) * LN2)
             self._keep(inputs, own, kept)
             if self.walk.normalize == "max1":
                 b.set(y, y / pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0).col)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Const, Expr
-from sma_compiler.kernel.build import INFINITY, MINUS_INFINITY, E, call, dot, exp2, lift, reduce_sum, where, zeros
+from sma_compiler.kernel.build import INFINITY, MINUS_INFINITY, E, call, dot, lift, reduce_sum, where, zeros
 from sma_compiler.kernel.derive import gradients
 from sma_compiler.kernel.gates import LOG2E
 from sma_compiler.kernel.host import Host
@@ -76,6 +76,11 @@ class PairGradient(PairKernel):
         """The logarithms of the sums of rows."""
         return None if not self.pairs.softmax else self.back_leaf(2)
 
+    @property
+    def sums_dtype(self) -> str:
+        """What sums over pairs are kept in."""
+        return "fp64" if self.pairs.wide else "fp32"
+
     def back_leaf(self, number: int) -> Expr:
         """A tensor that the backward pass reads beside the parameters."""
         decl = self.back.made.reads[number]
@@ -100,10 +105,10 @@ class PairGradient(PairKernel):
         if delta is not None:
             b.set(dweights, dweights + delta)
         if lse is not None:
-            scores = self.exponents(pair, scores, scale) - lse
+            scores = (self.exponents(pair, scores, scale) - lse).to("fp32")
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
-            weights = b.let("b_p", exp2(scores))
+            weights = b.let("b_p", pair.exp2(scores))
             b.set(dweights, weights * dweights)
             self.add_sums(pair, dweights)
             return weights, dweights
@@ -136,8 +141,8 @@ class PairGradient(PairKernel):
 
     def start_sums(self) -> None:
         """Sums over the other end of pairs, of 0."""
-        extent = EXTENTS[self.own]
-        self.totals = {one.tensor: self.b.let(f"b_{one.tensor}", zeros(extent)) for one in self.summed}
+        zero = zeros(EXTENTS[self.own], dtype=self.sums_dtype)
+        self.totals = {one.tensor: self.b.let(f"b_{one.tensor}", zero) for one in self.summed}
 
     def add_sums(self, pair: PairLowering, cotangent: E) -> None:
         """Add a tile's pairs to the sums, where these are asked for."""
@@ -154,7 +159,7 @@ class PairGradient(PairKernel):
                     if one.apart:
                         live = live & made.value(self.pairs.i).ne(made.value(self.pairs.j))
                     value = where(live, value, 0.0)
-                b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(value, 1))
+                b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(value.to(self.sums_dtype), 1))
 
     def _first_sum(self) -> E:
         return self.arguments.pointer(self.summed[0].tensor, self.tensors.sums[self.summed[0].tensor])

@@ -161,7 +161,10 @@ class PairKernel(Maker):
         return b.let(f"b_{name}", b.helper("pin", kept.to("dot"), size("PINNED"), dtype="dot"))
 
     def _path_end(self, place: Place, along: Along, side: Side, start: E) -> tuple[E, E | None]:
-        """log2 of the decay from the start of the own tile to one end of a path, and how many cuts lie between."""
+        """log2 of the decay from the start of the own tile to one end of a path, and how many cuts lie between.
+
+        In fp64 the decay is that from the start of the sequence.
+        """
         b = self.b
         made = self._split(along)
         end = "col" if along.early == side.letter and made.two_ended else "row"
@@ -178,12 +181,18 @@ class PairKernel(Maker):
             own, totals = self.path_rows[along.number, name], self.path_rows[along.number, total]
             whole = name.startswith("cut")
             at = own + side.positions
-            tile = Tile("int32" if whole else "fp32", at.tile.shape)
+            wide = self.pairs.wide and not whole
+            tile = Tile("int32" if whole else "fp64" if wide else "fp32", at.tile.shape)
             if side.valid is None:
                 inner = call("tl.load", at, tile=tile)
             else:
                 inner = call("tl.load", at, mask=side.valid, other=0, tile=tile)
             value = b.let(f"b_{name}{tag}_{LETTERS[side.letter]}", inner)
+            if wide:
+                options = {} if mask is None else {"mask": mask}
+                b.set(value, value + call("tl.load", totals + slot, tile=Tile("fp64", slot.tile.shape), **options))
+                found.append(value)
+                continue
             b.helpers.add("between")
             given: tuple[Operand, ...] = (totals, slot, self.origin, *(() if mask is None else (mask,)))
             gap = call("between", *given, tile=Tile("fp32", slot.tile.shape))
@@ -299,7 +308,7 @@ class PairKernel(Maker):
                 if end.end == side.letter:
                     leaves[end.leaf] = side.laid(side.lowering.value(end.x))
         paths = {along.leaf: self._path(along, own, other, leaves) for along in pairs.paths}
-        made = PairLowering(b, leaves, paths, shared_nodes(self.pair_exprs()), live)
+        made = PairLowering(b, leaves, paths, shared_nodes(self.pair_exprs()), live, wide=pairs.wide)
         apart = pairs.graph.apply("sub", pairs.i, pairs.j)
         if any(node is apart for node in postorder(self.pair_exprs())):
             made.bind(apart, b.let("b_apart", leaves[pairs.i] - leaves[pairs.j]))

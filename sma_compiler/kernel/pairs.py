@@ -77,6 +77,8 @@ class Pairs:
     does. scale: static. activation: a function of the score, or "none". i, j: the leaves of positions; score: that of
     scaled scores. taken: names of leaves.
     vanishing: whether a tensor is a factor of the weight that may be 0 where a pair is live, under a softmax.
+    wide: whether kernels take care to round as little as fp32 can: paths, the logarithms of rows and sums over pairs
+    are fp64, so that both kernels of gradients weigh a pair alike and what cancels in their sums does.
     """
 
     linear: Linear
@@ -93,6 +95,7 @@ class Pairs:
     paths: tuple[Along, ...] = ()
     taken: frozenset[str] = field(default_factory=frozenset)
     vanishing: bool = False
+    wide: bool = False
 
     @property
     def op(self) -> Op:
@@ -115,21 +118,22 @@ class Pairs:
         return tuple(dict.fromkeys(run.turns for run in self.support.runs))
 
 
-def pairs(op: Op, plans: Plans) -> Pairs:
-    """The op as the quadratic kernels compute it.
+def pairs(op: Op, plans: Plans, *, wide: bool = False) -> Pairs:
+    """The op as the quadratic kernels compute it. wide: see `Pairs`.
 
     Raises:
         NoTritonKernel: there are none for it.
     """
-    return _Reader(op, plans).pairs()
+    return _Reader(op, plans, wide).pairs()
 
 
 class _Reader:
     """Builds a `Pairs`."""
 
-    def __init__(self, op: Op, plans: Plans) -> None:
+    def __init__(self, op: Op, plans: Plans, wide: bool) -> None:
         self.op = op
         self.plans = plans
+        self.wide = wide
         self.graph = plans.graph
         self.taken = {decl.name for decl in op.params}
         self.leaves: dict[Expr, Expr] = {}
@@ -196,6 +200,7 @@ class _Reader:
             tuple(self.paths),
             frozenset(self.taken),
             self.vanishing,
+            self.wide,
         )
 
     def _pieces(self, mask: Expr) -> tuple[Piece, ...]:
@@ -325,7 +330,7 @@ class _Reader:
         self.leaves[node] = leaf
         gate = Gate(node.gate, node.start_closed, node.end_closed)
         self.paths.append(Along(leaf, gate, node.start, len(self.terms), one_sided))
-        self.terms.append(Term((), (), (gate,), False))
+        self.terms.append(Term((), (), (gate,), False, wide=self.wide))
 
 
 def _around(result: Expr) -> tuple[Expr, ...]:

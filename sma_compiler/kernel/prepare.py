@@ -145,8 +145,9 @@ class Launch:
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         b.section("Decays inside every chunk")
+        sums = "torch.float64" if any(term.wide for term in self.linear.terms) else "torch.float32"
         for (_, part), array in host.gates.items():
-            dtype = path("torch.int32" if part.startswith("cut") else "torch.float32")
+            dtype = path("torch.int32" if part.startswith("cut") else sums)
             b.set(array, self.empty([batch, heads, host.slots if part.endswith("all") else time], dtype))
         b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, 1))
         b.section("")

@@ -35,7 +35,7 @@ class PathEnds:
     @property
     def exponent(self) -> E:
         """log2 of the decay of every pair."""
-        found = self.late - self.early
+        found = (self.late - self.early).to("fp32")
         if self.late_cuts is not None and self.early_cuts is not None:
             found = where(self.late_cuts.eq(self.early_cuts), found, MINUS_INFINITY)
         return found if self.empty is None else where(self.empty, 0.0, found)
@@ -44,7 +44,7 @@ class PathEnds:
 class PairLowering(Lowering):
     """Lowers expressions of pairs. leaves: tiles of everything but paths; paths: of these, in powers of 2.
 
-    seen: where pairs are live: elsewhere exponentials are 0; None: everywhere in the tile.
+    seen: where pairs are live: elsewhere exponentials are 0; None: everywhere in the tile. wide: see `Pairs`.
     """
 
     def __init__(
@@ -54,16 +54,19 @@ class PairLowering(Lowering):
         paths: Mapping[Param, E],
         shared: frozenset[Expr],
         seen: E | None,
+        *,
+        wide: bool = False,
     ) -> None:
         super().__init__(builder, leaves, "", shared)
         self.paths = paths
         self.seen = seen
+        self.wide = wide
         for leaf, exponent in paths.items():
             self.bind(leaf, exponent * LN2)
 
     def extended(self) -> PairLowering:
         """A lowering that knows the same tiles and can learn more."""
-        return PairLowering(self.builder, self.bound(), self.paths, self._shared, self.seen)
+        return PairLowering(self.builder, self.bound(), self.paths, self._shared, self.seen, wide=self.wide)
 
     def scaled(self, expr: Expr) -> E:
         """An expression times log2(e)."""
@@ -88,7 +91,7 @@ class PairLowering(Lowering):
                 condition, yes, no = self.together(self.value(c), self.scaled(a), self.scaled(b))
                 return where(condition, yes, no)
             case Apply(fn="log", args=(a,)):
-                return pointwise("tl.log2", self.value(a))
+                return self._log2(a)
         return self.value(expr) * LOG2E
 
     def _both(self, a: Expr, b: Expr, join: object) -> E:
@@ -117,11 +120,19 @@ class PairLowering(Lowering):
         if fn == "exp":
             return self._power_of_2(self.scaled(args[0]))
         if fn == "pow" and not isinstance(args[1], Const):
-            base, exponent = self.together(pointwise("tl.log2", self.value(args[0])), self.value(args[1]))
+            base, exponent = self.together(self._log2(args[0]), self.value(args[1]))
             return self._power_of_2(exponent * base)
         return super()._apply(fn, args, kind)
 
     def _power_of_2(self, exponent: E) -> E:
         if self.seen is not None and len(exponent.tile.shape) == 2 and "1" not in exponent.tile.shape:
             exponent = where(self.seen, exponent, MINUS_INFINITY)
-        return exp2(exponent)
+        return self.exp2(exponent)
+
+    def exp2(self, exponent: E) -> E:
+        """2 ** exponent."""
+        return self.builder.helper("exact_exp2", exponent) if self.wide else exp2(exponent)
+
+    def _log2(self, x: Expr) -> E:
+        value = self.value(x)
+        return self.builder.helper("exact_log2", value) if self.wide else pointwise("tl.log2", value)

@@ -124,6 +124,11 @@ def operand_name(program: Program, params: Sequence[Tensor]) -> str:
     return next((name for dtype, name in DTYPES.items() if dtype in found), "float32")
 
 
+def divisors_dtype(program: Program, params: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of what rows are divided by: logarithms of fp32 files are fp64."""
+    return torch.float64 if program.softmaxes and operand_name(program, params) == "float32" else torch.float32
+
+
 def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Launch: the result, then the state where wanted, then the divisors where wanted."""
     given = job.split(tensors)

@@ -209,7 +209,8 @@ def fake_forward(
         found += zero_states(job, given)
     if job.want_norm:
         sizes = job.sizes(params)
-        found.append(params[0].new_zeros([sizes[axis] for axis in ("batch", "time", "head")], dtype=torch.float32))
+        shape = [sizes[axis] for axis in ("batch", "time", "head")]
+        found.append(params[0].new_zeros(shape, dtype=launches.divisors_dtype(job.program, params)))
     return found
 
 
