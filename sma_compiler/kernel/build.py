@@ -161,7 +161,7 @@ class E:
         """The same values as `fp32`, `fp64`, `int32`, `int64` or `dot`."""
         if self.tile.dtype == dtype:
             return self
-        name = {"fp32": "tl.float32", "fp64": "tl.float64", "int64": "tl.int64", "int32": "tl.int32", "dot": "DOT"}[dtype]
+        name = "DOT" if dtype == "dot" else f"tl.{dtype.replace('fp', 'float')}"
         return E(Call(Tile(dtype, self.tile.shape), Attribute(None, self.node, "to"), (path(name).node,)))
 
     # Host expressions
@@ -279,7 +279,7 @@ INFINITY = E(Call(Tile("fp32"), Name(None, "float"), (Literal(None, "inf"),)))
 def zeros(*shape: str, dtype: str = "fp32") -> E:
     """A tile of zeros, `fp32` or `fp64`."""
     sizes = sequence((size(name) for name in shape), "[")
-    return call("tl.zeros", sizes, tile=Tile(dtype, shape), dtype=path(f"tl.float{dtype[2:]}"))
+    return call("tl.zeros", sizes, tile=Tile(dtype, shape), dtype=path(f"tl.{dtype.replace('fp', 'float')}"))
 
 
 def size(name: str) -> E:

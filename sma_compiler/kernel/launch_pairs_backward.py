@@ -11,13 +11,15 @@ from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.launch_backward import BackwardLauncher, Named
 from sma_compiler.kernel.launch_pairs import Ahead, shape_of_tiles
-from sma_compiler.kernel.nodes import Function
+from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.pair_backward import PairBackward, whole_groups
 from sma_compiler.kernel.pair_gradients import PairTensors
 from sma_compiler.kernel.pair_places import PairNames
 from sma_compiler.kernel.pairs import Pairs
-from sma_compiler.kernel.prepare import Kernel, either, size_of
+from sma_compiler.kernel.prepare import Kernel, either, name_of, size_of
 
+ROWS = ("batch", "time", "head")
+"""The axes of what a row has one of."""
 SUMS = "sums"
 """The name under which sums over pairs are kept among the outputs of walks."""
 
@@ -37,7 +39,7 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     walks[SUMS] = Tensors(one, one, sums)
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
     named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
-    return PairTensors(written, sums, delta, path(fresh("groups"))), named
+    return PairTensors(written, sums, delta, path(fresh("groups")), path(fresh("dlse"))), named
 
 
 class PairBackwardLauncher(BackwardLauncher):
@@ -59,6 +61,7 @@ class PairBackwardLauncher(BackwardLauncher):
         self.sizes()
         self.checks()
         self._cotangents()
+        self._cotangent_of_lse()
         self.sequences()
         constants = self.before.constants(self.precision, configs["dq"], kernels)
         self.whole = {axis: lift(constants[f"B{axis[0].upper()}"]) for axis in ("key", "value")}
@@ -73,6 +76,29 @@ class PairBackwardLauncher(BackwardLauncher):
             self._chain(kernels["chain"], {**constants, "MASKED": self.before.ragged(constants)})
         self._give()
         return b.function(name, self._doc(), self._parameters(), jit=False)
+
+    def _cotangent_of_lse(self) -> None:
+        """Take the cotangents of what rows are divided by, which a softmax may return."""
+        if not self.before.pairs.softmax:
+            return
+        b, dlse = self.b, self.pair_names.dlse
+        with b.branch(dlse.given()):
+            with b.branch(dlse.attr("shape").ne(sequence(self.host.sizes[axis] for axis in ROWS))):
+                b.fail(path("ValueError").call(f"{name_of(dlse)} must be [B, T, H]"))
+            b.set(dlse, dlse.attr("contiguous").call())
+
+    def _parameters(self) -> list[Parameter]:
+        found = super()._parameters()
+        if self.before.pairs.softmax:
+            found.append(Parameter(name_of(self.pair_names.dlse), default=lift(None).node, keyword=True))
+        return found
+
+    def _doc(self) -> list[str]:
+        lines = super()._doc()
+        if self.before.pairs.softmax:
+            what = "the cotangent of the logarithms that it returned, [B, T, H]; None: 0."
+            lines.insert(lines.index("Returns:") - 1, f"    {name_of(self.pair_names.dlse)}: {what}")
+        return lines
 
     def _needs(self) -> None:
         b = self.b

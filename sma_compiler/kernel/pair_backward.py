@@ -53,9 +53,9 @@ class PathGradient:
 class PairBackward:
     """How the gradients of an op are computed.
 
-    pairs: the op. made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs. delta: what is
-    added to the cotangents of weights in each row; None: nothing is. sums: what is summed over pairs. paths: gates.
-    ends: by the leaf that the chain rule reads, the sum that it stands for.
+    pairs: the op. made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs.
+    delta: what is added to the cotangents of weights in each row; None: nothing is. sums: what is summed over pairs.
+    paths: gates. ends: by the leaf that the chain rule reads, the sum that it stands for.
     """
 
     pairs: Pairs
@@ -109,7 +109,8 @@ class _PairGradients(Gradients):
         made = self.made()
         offset = made.dq.offset
         delta = None if offset is None else self._leaf("delta", AT)
-        return PairBackward(self.pairs, made, self.cotangent, delta, tuple(self.sums), tuple(self.gates), tuple(self.ends))
+        sums, gates, ends = tuple(self.sums), tuple(self.gates), tuple(self.ends)
+        return PairBackward(self.pairs, made, self.cotangent, delta, sums, gates, ends)
 
     def _chain(self) -> Chain | None:
         """The sums over pairs, and the chain rule from them to the parameters."""

@@ -27,12 +27,16 @@ from sma_compiler.kernel.score import PairLowering
 
 @dataclass(frozen=True)
 class PairTensors:
-    """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped."""
+    """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped.
+
+    dlse: the cotangents of the logarithms of rows under a softmax, or None.
+    """
 
     outputs: dict[str, E]
     sums: dict[str, E]
     delta: E
     groups: E
+    dlse: E
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,12 @@ class QueryGradient(PairGradient):
             delta = b.let(
                 "b_delta", b.helper("keep", own.lowering.value(offset[0]), own.valid or lift(True), lift(True))
             )
+            if self.lse is not None:
+                pointer = self.arguments.pointer("dlse", self.tensors.dlse)
+                with b.branch(pointer.given()):
+                    base, stride = inputs.made("dlse", pointer, None)
+                    given = call("tl.load", base + own.positions * stride, mask=own.valid, other=0, tile=delta.tile)
+                    b.set(delta, delta + given)
             base, stride = inputs.made("delta", self.arguments.pointer("delta", self.tensors.delta), None)
             b.do(call("tl.store", base + own.positions * stride, delta, mask=own.valid, tile=Tile("ptr")))
         seen = self.see(place, own)

@@ -72,7 +72,7 @@ def execute_again(
     if not training:
         found: Outputs = program.replays.call(key, inputs, run)
         return found
-    if held or packs or call.want_state or call.step:
+    if held or packs or call.want_state or call.want_lse or call.step:
         return run()
     known = key, alike(inputs)
     if known not in program.direct:

@@ -27,7 +27,8 @@ class Job:
     behind the last position is wanted; want_norm: whether the divisors of a normalised op are (under a softmax their
     logarithms), for its gradients or for the caller.
     states: how many tensors the initial state has. packed: whether there are `cu_seqlens`.
-    kernel: what carries it out; None: what is found for the tensors.
+    kernel: what carries it out; None: what is found for the tensors. want_lse: whether the divisors, as logarithms, are
+    wanted with a gradient.
     """
 
     program: Program
@@ -39,12 +40,14 @@ class Job:
     states: int
     packed: bool
     kernel: Kernel | None = None
+    want_lse: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for jobs that do the same."""
         kinds = tuple(type(number) for number in self.numbers)
-        return self.plan, self.precision, self.numbers, kinds, self.want_state, self.want_norm, self.states, self.packed
+        wanted = self.want_state, self.want_norm, self.want_lse
+        return self.plan, self.precision, self.numbers, kinds, *wanted, self.states, self.packed
 
     @property
     def params(self) -> int:
@@ -155,7 +158,8 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Launch: the gradients that are needed, in order: of parameters, then of the initial state.
 
-    saved: the result and the divisors, of normalised ops. dstates: the cotangents of the returned state; none: 0.
+    saved: the result and the divisors, of normalised ops. dstates: the cotangents of the returned state, or where
+    logarithms are wanted of these; none: 0.
     needs: of every parameter and tensor of the initial state. The latter have a gradient if any of them needs one.
     """
     given = job.split(tensors)
@@ -167,7 +171,7 @@ def backward(
         kept = zip(("y", kernel.kept), saved, strict=False)  # the quotient, if that is the result, and the divisors
         keywords |= {name: x for name, x in kept if name in kernel.backward_keywords}
         if dstates:
-            keywords["dstate"] = joined(dstates)
+            keywords["dlse" if job.want_lse else "dstate"] = joined(dstates)
         keywords["needs"] = tuple(needs[: job.params])
         with on(dy.device, job.program, job.plan):
             found = launch(dy, *job.arguments(given.params), **keywords)

@@ -40,7 +40,8 @@ class Forward(Function):
         saved: list[Tensor] = []
         if job.want_norm:
             saved = [output[0], output[-1]]
-            ctx.mark_non_differentiable(output[-1])
+            if not job.want_lse:
+                ctx.mark_non_differentiable(output[-1])
         ctx.job = job
         ctx.save_for_backward(*tensors, *saved)
         ctx.set_materialize_grads(False)
@@ -53,7 +54,8 @@ class Forward(Function):
         held = ctx.saved_tensors  # once: checkpoints give them once
         tensors, saved = held[:count], held[count:]
         dstates = list(others[: len(others) - job.want_norm])
-        if dy is None and all(grad is None for grad in dstates):
+        dlse = [grad for grad in others[len(dstates) :] if job.want_lse and grad is not None]
+        if dy is None and not dlse and all(grad is None for grad in dstates):
             return (None,) * (1 + count)
         given = job.split(tensors)
         if dy is None:
@@ -63,7 +65,7 @@ class Forward(Function):
             dstates = [zero if grad is None else grad for grad, zero in zip(dstates, shaped, strict=True)]
         else:
             dstates = []
-        grads = iter(Backward.apply(job, needs, dy, *tensors, *saved, *dstates))  # type: ignore[no-untyped-call]
+        grads = iter(Backward.apply(job, needs, dy, *tensors, *saved, *dstates, *dlse))  # type: ignore[no-untyped-call]
         return (None, *(next(grads) if need else None for need in needs))
 
     @staticmethod
@@ -130,7 +132,8 @@ def cut_backward(
 
 
 def _names(job: Job) -> tuple[str, str]:
-    wanted = [name for name, want in (("state", job.want_state), ("norm", job.want_norm)) if want]
+    known = ("state", job.want_state), ("norm", job.want_norm), ("lse", job.want_lse)
+    wanted = [name for name, want in known if want]
     return job.program.handle, " ".join([job.plan, job.precision, *wanted])
 
 
@@ -155,7 +158,8 @@ def _job(
     plan, precision, *wanted = how.split()
     left: dict[Kind, Iterator[Number]] = {Kind.INT: iter(integers), Kind.REAL: iter(reals)}
     numbers = tuple(next(left[decl.kind]) for decl in program.op.params if decl.number)
-    return Job(program, plan, precision, numbers, "state" in wanted, "norm" in wanted, len(states), packed=bool(packs))
+    asked = "state" in wanted, "norm" in wanted
+    return Job(program, plan, precision, numbers, *asked, len(states), bool(packs), want_lse="lse" in wanted)
 
 
 def zero_result(job: Job, given: Given) -> Tensor:

@@ -88,8 +88,8 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
     found = find_kernel(program, wanted.plan, arguments.sizes, list(arguments.tensors.values()))
     if wanted.states and "initial_state" not in found.keywords:
         _check_cached(wanted, found, arguments, refuse)
-    if wanted.lse and (wanted.training or found.kept != "lse"):
-        raise refuse(f"return_lse{' of a call with gradients' if wanted.training else ''} has none")
+    if wanted.lse and found.kept != "lse":
+        raise refuse("return_lse has none")
     if wanted.packed and "cu_seqlens" not in found.keywords:
         raise refuse("packs have none")
     if wanted.training and found.backward is None:
@@ -138,6 +138,7 @@ def run_kernel(
         want_state=want_state,
         states=len(states),
         packed=bool(packs),
+        want_lse=training and want_lse,
     )
     result, *others = run(job, (*params, *states, *packs))
     result = result.to(result_dtype(program.op, arguments.tensors, torch.float32))
@@ -158,11 +159,12 @@ def make_job(
     want_state: bool = False,
     states: int = 0,
     packed: bool = False,
+    want_lse: bool = False,
 ) -> Job:
     """A job for these arguments. keep: whether what rows are divided by is wanted. Other arguments: see `Job`."""
     numbers = tuple(arguments.numbers[decl.name] for decl in program.op.params if decl.number)
     norm = keep and bool(kernel.kept)
-    return Job(program, plan, precision, numbers, want_state, norm, states, packed, kernel)
+    return Job(program, plan, precision, numbers, want_state, norm, states, packed, kernel, want_lse)
 
 
 def whole(program: Program, arguments: Arguments) -> list[Tensor]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,22 @@ def self_checks(op: sma.CompiledOp) -> float:
     return found
 
 
+def logarithms(op: sma.CompiledOp) -> float:
+    """Gradients through the result and the log-sum-exp of its rows, through either alone, and through a trace."""
+    arguments = given(op)
+    leaves = {name: x.requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
+    traced = torch.compile(op, fullgraph=True, backend="aot_eager")
+
+    def found(call: Callable[..., Any], backend: str) -> list[Tensor]:
+        y, lse = call(**arguments, plan="quadratic", backend=backend, return_lse=True)
+        losses = (lse.sin().sum(), lse.square().sum() + y.cos().sum(), y.sin().sum())
+        grads = [torch.autograd.grad(x, [*leaves.values()], retain_graph=True, materialize_grads=True) for x in losses]
+        return [y.detach(), lse.detach(), *(x for each in grads for x in each)]
+
+    expected = found(op, "torch")
+    return max(worst(found(call, "triton"), expected) for call in (op, op, traced))
+
+
 def refusals(op: sma.CompiledOp) -> float:
     arguments = given(op)
     batched = {decl.name for decl in op.params if "batch" in decl.dims}
@@ -155,6 +172,7 @@ def main() -> None:
         for test in TESTS:
             if name == "mamba2" or test is not self_checks:
                 found[f"{name} {test.__name__}"] = test(sma.library(name))
+    found["forgetting logarithms"] = logarithms(sma.library("forgetting"))
     print(json.dumps(found))
 
 

@@ -34,7 +34,7 @@ def errors() -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(("name", "test"), CASES)
+@pytest.mark.parametrize(("name", "test"), [*CASES, ("forgetting", "logarithms")])
 def test_in_the_interpreter(name: str, test: str) -> None:
     pytest.importorskip("triton")
     assert errors()[f"{name} {test}"] < 2e-5
