@@ -11,6 +11,7 @@ from sma_compiler.errors import SpecError, SpecErrors
 from sma_compiler.ir.check import check_file
 from sma_compiler.ir.nodes import Op
 from sma_compiler.plan.choose import Plans, plan
+from sma_compiler.runtime.compiled import keep, recall
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.program import Program
 from sma_compiler.source import Source
@@ -64,6 +65,16 @@ def compile_source(source: Source, name: str | None = None) -> CompiledOp:
     """The op of a spec, or the one of several with this name."""
     op = pick_op(check_file(source), name)
     return CompiledOp(Program(op, plan(op)))
+
+
+def compile_once(source: Source, name: str | None = None) -> CompiledOp:
+    """The same op; by what another process found out about the spec, where one compiled it before."""
+    found = recall(source, name)
+    if found is None:
+        compiled = compile_source(source, name).program
+        found = compiled.op, compiled.plans
+        keep(source, name, *found)
+    return CompiledOp(Program(*found))
 
 
 def compile_all(source: Source) -> tuple[CompiledOp, ...]:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import overload
 
 from sma_compiler.call_errors import UnknownLibraryOp
-from sma_compiler.driver import compile_source
+from sma_compiler.driver import compile_once
 from sma_compiler.driver_errors import NoSuchFile
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.source import Source
@@ -27,7 +27,7 @@ def compile(text_or_path: str | os.PathLike[str], name: str | None = None) -> Co
         SpecError: with every mistake of the spec: file, line, column, and what to write instead; or the spec has
             several ops and no name picks one; or the file cannot be read.
     """
-    return compile_source(read_spec(text_or_path), name)
+    return compile_once(read_spec(text_or_path), name)
 
 
 @overload
@@ -49,7 +49,7 @@ def library(name: str | None = None) -> tuple[str, ...] | CompiledOp:
 def _library_op(name: str) -> CompiledOp:
     if name not in library_names():
         raise UnknownLibraryOp(name, library_names())
-    return compile_source(library_source(name))
+    return compile_once(library_source(name))
 
 
 def read_spec(text_or_path: str | os.PathLike[str]) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sma_compiler.ir.nodes import Apply, Const, Expr, Param, Size, postorder
@@ -11,11 +12,23 @@ if TYPE_CHECKING:
     import sympy
 
 
+Tree = tuple[Any, ...]
+"""A sympy expression as plain data: the name of a function and its arguments, or of a leaf and what it holds."""
+
+
 @dataclass(frozen=True)
 class SizeExpr:
     """An integer expression in axis sizes (`key`, `time`, ...) and int parameters, such as `w - 1`."""
 
-    expr: sympy.Expr
+    tree: Tree
+
+    def __reduce__(self) -> tuple[type[SizeExpr], tuple[Tree]]:
+        return SizeExpr, (self.tree,)  # without `expr`, for which sympy has to be loaded
+
+    @cached_property
+    def expr(self) -> sympy.Expr:
+        """In sympy."""
+        return _grown(self.tree)
 
     def at(self, **sizes: int) -> int:
         """Its value; needs every name that it mentions, and ignores others."""
@@ -46,7 +59,26 @@ def symbol(name: str) -> sympy.Expr:
 
 def count(expr: sympy.Expr | int) -> Count:
     """A sympy expression (or an int) as a count."""
-    return int(expr) if getattr(expr, "is_Integer", isinstance(expr, int)) else SizeExpr(expr)
+    return int(expr) if getattr(expr, "is_Integer", isinstance(expr, int)) else SizeExpr(_tree(expr))
+
+
+def _tree(expr: Any) -> Tree:  # noqa: ANN401 - any node of a sympy expression
+    if expr.is_Symbol:
+        return "Symbol", expr.name
+    if expr.is_Rational:
+        return "Rational", int(expr.p), int(expr.q)
+    return type(expr).__name__, *map(_tree, expr.args)
+
+
+def _grown(tree: Tree) -> sympy.Expr:
+    import sympy
+
+    name, *parts = tree
+    if name == "Symbol":
+        return symbol(parts[0])
+    if name == "Rational":
+        return sympy.Rational(*parts)
+    return getattr(sympy, name)(*map(_grown, parts))
 
 
 def at(number: Count, **sizes: int) -> int:

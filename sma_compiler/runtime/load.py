@@ -70,7 +70,13 @@ def store(text: str, folder: Path) -> Path:
             return path
     except FileNotFoundError:
         pass
-    handle, draft = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    write_whole(path, content)
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that no process ever sees in part."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -78,7 +84,6 @@ def store(text: str, folder: Path) -> Path:
     except BaseException:
         os.unlink(draft)
         raise
-    return path
 
 
 def remember(key: str, text: str) -> None:
@@ -88,11 +93,7 @@ def remember(key: str, text: str) -> None:
         UnsafeCache: the folder is not the user's own.
     """
     folder = private_folder("kernels")
-    path = store(text, folder)
-    handle, draft = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(path.stem)
-    os.replace(draft, folder / _entry(key))
+    write_whole(folder / _entry(key), store(text, folder).stem.encode("ascii"))
 
 
 def remembered(key: str) -> str | None:

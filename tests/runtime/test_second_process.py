@@ -22,7 +22,8 @@ import sma_compiler as sma
 op = sma.library("retention")
 kernel = op.program.kernels.find("chunked", json.loads(sys.argv[1]), "float32", "sm_90")
 assert callable(kernel.forward)
-print(json.dumps(["sma_compiler.emit.source" in sys.modules, time.process_time() - begun]))
+loaded = [name for name in ("sma_compiler.emit.source", "lark", "sympy") if name in sys.modules]
+print(json.dumps([loaded, time.process_time() - begun]))
 """
 
 
@@ -32,7 +33,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "kernels"
 
 
-def test_a_second_process_neither_emits_nor_waits() -> None:
+def test_a_second_process_neither_compiles_nor_waits() -> None:
     pytest.importorskip("triton")
     found = []
     for _ in range(2):
@@ -40,9 +41,10 @@ def test_a_second_process_neither_emits_nor_waits() -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         found.append(json.loads(done.stdout))
-    (first_emitted, _), (second_emitted, seconds) = found
-    assert (first_emitted, second_emitted) == (True, False)
-    assert seconds < 3.0  # about 1 s on a machine with nothing else to do
+    (first, _), (second, seconds) = found
+    assert first == ["sma_compiler.emit.source", "lark", "sympy"]
+    assert second == []
+    assert seconds < 1.0  # 0.5 s, and 0.3 s from compiled bytecode
 
 
 def fresh(monkeypatch: pytest.MonkeyPatch) -> tuple[Kernels, list[str]]:
