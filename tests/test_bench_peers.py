@@ -131,6 +131,7 @@ def test_masks_are_as_the_rows_say() -> None:
     assert BY_NAME["window"].inputs(BY_NAME["window"].sizes | {"head": 1, "batch": 1}, "cpu")["w"] == 1024
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("name", ["attention", "window", "documents", "alibi"])
 def test_flex_attention_computes_what_the_op_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.compile  # which an eager call uses, too, with other options
