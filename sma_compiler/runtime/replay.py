@@ -9,8 +9,7 @@ device, has no tape and is made in full every time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,26 +19,17 @@ from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from sma_compiler.runtime.tape import Allocation, Interpreted, Launch, Operation, Slot, Step, Tape
+
 TAPES = 1024
 """Forms that are remembered; beyond them all are forgotten."""
 STEPS = 200
 """A longer tape is not worth keeping."""
-SMALL = 2**22
-"""Bytes of a tensor that may share its memory with others: for larger ones, time on the host does not matter."""
-PAGE = 512
-"""Where tensors begin in memory that they share, in bytes."""
 ALIGNMENT = 16
 """What Triton specialises kernels for: whether addresses are multiples of this."""
 
 Run = Callable[[], Any]
 """The call in full, with the tensors that are given beside it."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Stands for a tensor in what a tape holds: an input, or what a step before made."""
-
-    number: int
 
 
 class _Recording(threading.local):
@@ -74,210 +64,6 @@ class Tap:
         return recorded
 
 
-class _Operation:
-    """One torch operation of a tape. made: the numbers of its results."""
-
-    def __init__(
-        self, function: torch._ops.OpOverload, args: Sequence[Any], keywords: dict[str, Any], made: Sequence[int]
-    ) -> None:
-        self.function = _quick(function)
-        self.changes = function._schema.is_mutable
-        self.made = tuple(made)
-        self.leaves, self.spec = pytree.tree_flatten((list(args), keywords))
-        self.slots = _slots(self.leaves)
-        self.constant = None if self.slots else (tuple(args), keywords)
-
-    @property
-    def reads(self) -> set[int]:
-        """The tensors that it is given."""
-        return {number for _, number in self.slots}
-
-    def play(self, tensors: list[Any], stream: object) -> None:
-        if self.constant is not None:
-            found = self.function(*self.constant[0], **self.constant[1])
-        else:
-            args, keywords = pytree.tree_unflatten(_filled(self.leaves, self.slots, tensors), self.spec)
-            found = self.function(*args, **keywords)
-        if isinstance(found, Tensor):
-            tensors[self.made[0]] = found
-        else:
-            for number, x in zip(self.made, pytree.tree_leaves(found), strict=True):
-                tensors[number] = x
-
-
-class _Allocation(_Operation):
-    """Memory that an operation takes, uninitialised."""
-
-    def __init__(self, found: Tensor, made: Sequence[int]) -> None:
-        keywords = {"dtype": found.dtype, "device": found.device}
-        super().__init__(torch.ops.aten.empty.memory_format, (tuple(found.shape),), keywords, made)
-        self.bytes = found.numel() * found.element_size()
-
-
-class _Scratch:
-    """Memory for several tensors that launches alone use."""
-
-    changes = False
-
-    def __init__(self, number: int, count: int, device: torch.device) -> None:
-        self.made = (number,)
-        self.reads: set[int] = set()
-        self.count = count
-        self.device = device
-
-    def play(self, tensors: list[Any], stream: object) -> None:
-        tensors[self.made[0]] = torch.empty(self.count, dtype=torch.uint8, device=self.device)
-
-
-class _Launch:
-    """One launch of a compiled kernel: the driver is given addresses, in the order of all parameters.
-
-    places: of every number of a tensor, that of the one it is a view of, and how many bytes behind it begins.
-    """
-
-    changes = True
-    made: tuple[int, ...] = ()
-
-    def __init__(
-        self,
-        kernel: Any,  # noqa: ANN401 (a JITFunction)
-        compiled: Any,  # noqa: ANN401 (a CompiledKernel)
-        grid: tuple[int, ...],
-        args: Sequence[object],
-        keywords: Mapping[str, object],
-        places: Mapping[int, tuple[int, int]],
-    ) -> None:
-        known = kernel.signature.parameters
-        bound = kernel.signature.bind(*args, **{name: x for name, x in keywords.items() if name in known})
-        bound.apply_defaults()
-        self.values = list(bound.arguments.values())
-        self.addresses = [(at, *places.get(number, (number, 0))) for at, number in _slots(self.values)]
-        self.launch = compiled[(*grid, 1, 1)[:3]]
-
-    @property
-    def reads(self) -> set[int]:
-        """The tensors that it is given, or that these are views of."""
-        return {number for _, number, _ in self.addresses}
-
-    def move(self, places: Mapping[int, tuple[int, int]]) -> None:
-        """Let tensors lie elsewhere: in the tensor of another number, so many bytes behind its begin."""
-        for place, (at, number, offset) in enumerate(self.addresses):
-            if number in places:
-                base, start = places[number]
-                self.addresses[place] = at, base, start + offset
-
-    def play(self, tensors: list[Any], stream: object) -> None:
-        values = self.values.copy()
-        for at, number, offset in self.addresses:
-            values[at] = tensors[number].data_ptr() + offset
-        self.launch(*values, stream=stream)
-
-
-class _Interpreted:
-    """One launch of a kernel that Triton interprets."""
-
-    changes = True
-    made: tuple[int, ...] = ()
-
-    def __init__(
-        self,
-        kernel: Any,  # noqa: ANN401 (an InterpretedFunction)
-        grid: tuple[int, ...],
-        args: Sequence[object],
-        keywords: Mapping[str, object],
-    ) -> None:
-        self.launch = kernel[grid]
-        self.values = list(args)
-        self.keywords = keywords
-        self.slots = _slots(self.values)
-
-    @property
-    def reads(self) -> set[int]:
-        """The tensors that it is given."""
-        return {number for _, number in self.slots}
-
-    def play(self, tensors: list[Any], stream: object) -> None:
-        self.launch(*_filled(self.values, self.slots, tensors), **self.keywords)
-
-
-_Step = _Operation | _Scratch | _Launch | _Interpreted
-
-
-def _slots(values: Sequence[object]) -> list[tuple[int, int]]:
-    """Where there are slots, and for which tensors."""
-    return [(at, value.number) for at, value in enumerate(values) if isinstance(value, Slot)]
-
-
-def _filled(values: Sequence[Any], slots: Sequence[tuple[int, int]], tensors: Sequence[Any]) -> list[Any]:
-    found = list(values)
-    for at, number in slots:
-        found[at] = tensors[number]
-    return found
-
-
-class Tape:
-    """What a call did, and how its results are made of what it made.
-
-    made: how many tensors there are beside the inputs.
-    """
-
-    def __init__(self, steps: Sequence[_Step], results: Any, made: int, device: torch.device) -> None:  # noqa: ANN401
-        self.leaves, self.spec = pytree.tree_flatten(results)
-        self.slots = _slots(self.leaves)
-        self.numbers = [number for _, number in self.slots]
-        self.flat = isinstance(results, tuple) and len(self.slots) == len(self.leaves) == len(results)
-        self.steps = _pooled(_needed(steps, set(self.numbers)), set(self.numbers), device)
-        self.blank = [None] * made
-        self.index = device.index if device.type == "cuda" else None
-
-    def play(self, inputs: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 (what the recorded call returned)
-        """Do the same with other tensors of the same form."""
-        _recording.launches += 1
-        if self.index is None:
-            return self._play(inputs, None)
-        if torch.cuda.current_device() != self.index:
-            with torch.cuda.device(self.index):
-                return self._play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
-        return self._play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
-
-    def _play(self, inputs: Sequence[Tensor | None], stream: object) -> Any:  # noqa: ANN401
-        tensors: list[Any] = [*inputs, *self.blank]
-        for step in self.steps:
-            step.play(tensors, stream)
-        if self.flat:
-            return tuple([tensors[number] for number in self.numbers])
-        return pytree.tree_unflatten(_filled(self.leaves, self.slots, tensors), self.spec)
-
-
-def _needed(steps: Sequence[_Step], wanted: set[int]) -> tuple[_Step, ...]:
-    """The steps that change something or make what is wanted: views that only give an address are not made again."""
-    kept: list[_Step] = []
-    for step in reversed(steps):
-        if step.changes or wanted & set(step.made):
-            wanted |= step.reads
-            kept.append(step)
-    return tuple(reversed(kept))
-
-
-def _pooled(steps: Sequence[_Step], results: set[int], device: torch.device) -> tuple[_Step, ...]:
-    """The steps with one allocation for all small tensors that launches alone use."""
-    seen = results.union(*(step.reads for step in steps if not isinstance(step, _Launch)))
-    small = [
-        step for step in steps if isinstance(step, _Allocation) and step.bytes <= SMALL and not seen & set(step.made)
-    ]
-    if len(small) < 2:
-        return tuple(steps)
-    base, end = small[0].made[0], 0
-    places: dict[int, tuple[int, int]] = {}
-    for step in small:
-        places[step.made[0]] = base, end
-        end += -(-step.bytes // PAGE) * PAGE
-    for launch in steps:
-        if isinstance(launch, _Launch):
-            launch.move(places)
-    return (_Scratch(base, end, device), *(step for step in steps if step not in small))
-
-
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what a call does to its tensors.
 
@@ -287,7 +73,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: Sequence[Tensor | None], device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.broken = ""
         self._inputs = len(inputs)
         self._known: list[Tensor | None] = list(inputs)  # held while recording, so that no id is given twice
@@ -312,9 +98,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             slotted = self._slotted(args), self._slotted(kwargs)
             made = [self._add(x) for x in pytree.tree_leaves(found)]
             if func is torch.ops.aten.empty.memory_format and isinstance(found, Tensor) and found.is_contiguous():
-                self.steps.append(_Allocation(found, made))
+                self.steps.append(Allocation(found, made))
             else:
-                self.steps.append(_Operation(func, *slotted, made))
+                self.steps.append(Operation(func, *slotted, made, single=isinstance(found, Tensor)))
             if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor) and not self.broken:
                 base, offset = self._places.get(slotted[0][0].number, (slotted[0][0].number, 0))
                 self._places[made[0]] = base, offset + found.data_ptr() - args[0].data_ptr()
@@ -326,16 +112,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note a launch. compiled: None where Triton interprets the kernel."""
         given = self._slotted(args), self._slotted(keywords)
         if compiled is None:
-            self.steps.append(_Interpreted(kernel, grid, *given))
+            self.steps.append(Interpreted(kernel, grid, *given))
         else:
-            self.steps.append(_Launch(kernel, compiled, grid, *given, self._places))
+            self.steps.append(Launch(kernel, compiled, grid, *given, self._places))
 
     def tape(self, results: Any) -> Tape | None:  # noqa: ANN401
         """The tape, where the call can be replayed."""
         slotted = self._slotted(results)
         if self.broken or len(self.steps) > STEPS:
             return None
-        return Tape(self.steps, slotted, len(self._known) - self._inputs, self.device)
+        return Tape(self.steps, slotted, self._inputs, self.device)
 
     def _own(self, x: object) -> bool:
         """Whether the call made a tensor itself: another that shares its memory is then as good."""
@@ -361,11 +147,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Slot(self._numbers[id(x)])
 
 
-def _quick(func: torch._ops.OpOverload) -> Callable[..., Any]:
-    """What does the same as an operation, and faster where allocations are concerned."""
-    return torch.empty if func is torch.ops.aten.empty.memory_format else func
-
-
 class Replays:
     """The tapes of a function, by the form of what it is given."""
 
@@ -386,6 +167,7 @@ class Replays:
             key = key, same
         tape = self._tapes.get(key)
         if tape is not None:
+            _recording.launches += 1
             return tape.play(inputs)
         if key in self._tapes:
             return run()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sma_compiler.runtime import replay
+from sma_compiler.runtime import replay, tape
 from sma_compiler.runtime.replay import Replays, Tap, form
 
 Run = Callable[..., Any]
@@ -74,11 +76,11 @@ def test_the_third_call_plays_what_the_second_did() -> None:
         torch.testing.assert_close(whole, 3 * x[1])
         torch.testing.assert_close(sums, y.reshape(-1) + 2 * x[1, :1])
         assert kernel.bound == 4 * min(number + 1, 2)
-    (tape,) = replays._tapes.values()
-    assert tape is not None
-    names = [type(step).__name__ for step in tape.steps]
-    assert names.count("_Launch") == 4
-    assert names.count("_Operation") == 2  # first[:1] and the sum; x[1] and y.reshape(-1) are addresses
+    (found,) = replays._tapes.values()
+    assert found is not None
+    names = [type(step).__name__ for step in found.steps]
+    assert names.count("Launch") == 4
+    assert names.count("Operation") == 2  # first[:1] and the sum; x[1] and y.reshape(-1) are addresses
 
 
 def test_small_temporaries_share_memory() -> None:
@@ -92,9 +94,102 @@ def test_small_temporaries_share_memory() -> None:
     for _ in range(4):
         x = torch.randn(5)
         torch.testing.assert_close(again(replays, run, x)[0], 8 * x)
-    (tape,) = replays._tapes.values()
-    assert tape is not None
-    assert [type(step).__name__ for step in tape.steps] == ["_Scratch", "_Launch", "_Launch", "_Allocation", "_Launch"]
+    (found,) = replays._tapes.values()
+    assert found is not None
+    assert [type(step).__name__ for step in found.steps] == ["Scratch", "Launch", "Launch", "Allocation", "Launch"]
+
+
+def test_tensors_are_let_go_behind_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "SMALL", 0)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        alive.append(sum(x() is not None for x in made))
+        found = torch.zeros(shape, dtype=dtype, device=device)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setitem(tape.QUICK, torch.ops.aten.empty.memory_format, empty)
+    tap, replays = Tap(Scale()), Replays()
+
+    def run(x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = scaled(tap, x, 2.0)
+        return x[:2] + 1
+
+    for _ in range(3):
+        x = torch.ones(4)
+        assert again(replays, run, x).tolist() == [17.0, 17.0]
+    assert alive == [0, 1, 1, 1]
+
+
+def test_operations_with_several_results_are_made_again() -> None:
+    tap, replays = Tap(Scale()), Replays()
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        first, _, last = scaled(tap, x, 2.0).split(2)
+        (whole,) = last.split(2)
+        return first + 1, whole.to(torch.float64), whole.sum((0,), dtype=torch.float64)
+
+    for _ in range(4):
+        x = torch.randn(6)
+        first, last, total = again(replays, run, x)
+        torch.testing.assert_close(first, 2 * x[:2] + 1)
+        torch.testing.assert_close(last, 2 * x[4:].double())
+        torch.testing.assert_close(total, 2 * x[4:].double().sum())
+
+
+class CudaLauncher:
+    """Stands for what Triton 3.6 puts around a driver's launcher."""
+
+    global_scratch_size = profile_scratch_size = 0
+    launch_cooperative_grid = launch_pdl = False
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[object, ...]] = []
+
+    def launch(self, *args: object) -> None:
+        grid, (stream, function, cooperative, pdl, *rest), values = args[:3], args[3:13], args[13:]
+        assert (stream, function, cooperative, pdl) == (None, 7, False, False)
+        assert rest == [None, None, (4, 1, 0), None, None, None]
+        self.grids.append(grid)
+        _scale(*values[:4])  # type: ignore[arg-type]
+
+
+class Bare(Compiled):
+    """A compiled kernel with a launcher that is known."""
+
+    function = 7
+    packed_metadata = (4, 1, 0)
+
+    def __init__(self) -> None:
+        self.run = CudaLauncher()
+
+
+class BareScale(Scale):
+    def __init__(self, compiled: Bare) -> None:
+        super().__init__()
+        self.compiled = compiled
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+        launch = super().__getitem__(grid)
+        return lambda *args, **keywords: (launch(*args, **keywords), self.compiled)[1]
+
+
+def test_a_known_launcher_is_called_at_once_unless_somebody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = types.SimpleNamespace(launch_enter_hook=types.SimpleNamespace(calls=[]), launch_exit_hook=None)
+    monkeypatch.setattr(tape, "_options", lambda: runtime)
+    monkeypatch.setattr(tape, "triton_version", lambda: "3.6.0")
+    compiled = Bare()
+    tap, replays = Tap(BareScale(compiled)), Replays()
+    for number in range(5):
+        runtime.launch_exit_hook = print if number == 4 else None
+        x = torch.randn(3)
+        torch.testing.assert_close(again(replays, lambda x: scaled(tap, x, 2.0), x), 2 * x)
+    assert compiled.run.grids == [(1, 1, 1)] * 2
+    monkeypatch.setattr(tape, "triton_version", lambda: "3.9.0")
+    assert not tape.Launch(tap.kernel, compiled, (1,), [1, 2, 3, 4.0, 5], {}, {}).bare
 
 
 def test_other_forms_are_other_calls() -> None:

@@ -1,0 +1,340 @@
+"""A tape: what a call did, as one Python function of its tensors, which does the same with others of the same form.
+
+The function is written and compiled once. It allocates, calls torch operations, and hands addresses to the launchers of
+compiled kernels, each in a line of its own, and lets go of every tensor behind its last use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sma_compiler.runtime.versions import triton_version
+
+SMALL = 2**22
+"""Bytes of a tensor that may share its memory with others: for larger ones, time on the host does not matter."""
+PAGE = 512
+"""Where tensors begin in memory that they share, in bytes."""
+KNOWN_LAUNCHER = "3.6."
+"""The releases of Triton whose launchers are called without what it puts around them."""
+
+QUICK: dict[object, Callable[..., Any]] = {
+    torch.ops.aten.empty.memory_format: torch.empty,
+    torch.ops.aten.sum.dim_IntList: torch.sum,
+    torch.ops.aten.view.default: Tensor.view,
+}
+"""What does the same as an operation, and takes less time on the host."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for a tensor in what a tape holds: an input, or what a step before made."""
+
+    number: int
+
+
+class Code:
+    """The text of a tape's function. bare: without Triton's own Python around launches, where it is known."""
+
+    def __init__(self, *, bare: bool) -> None:
+        self.bare = bare
+        self.lines: list[str] = []
+        self.names: dict[str, object] = {}
+        self._addresses: set[int] = set()
+
+    def line(self, text: str) -> None:
+        """One more statement."""
+        self.lines.append(f"    {text}")
+
+    def value(self, x: Any) -> str:  # noqa: ANN401 (tensors by slots, constants, lists and tuples of them)
+        """An expression for a value."""
+        if isinstance(x, Slot):
+            return f"t{x.number}"
+        if type(x) is list:
+            return f"[{', '.join(map(self.value, x))}]"
+        if type(x) is tuple:
+            return f"({''.join(f'{self.value(part)}, ' for part in x)})"
+        if x is None or type(x) in (bool, int) or (type(x) is float and math.isfinite(x)):
+            return repr(x)
+        name = f"c{len(self.names)}"
+        self.names[name] = x
+        return name
+
+    def address(self, number: int, offset: int) -> str:
+        """An expression for an address, so many bytes behind where a tensor begins."""
+        if number not in self._addresses:
+            self._addresses.add(number)
+            self.line(f"p{number} = t{number}.data_ptr()")
+        return f"p{number} + {offset}" if offset else f"p{number}"
+
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+        """The arguments of a call."""
+        named = (f"{name}={self.value(x)}" for name, x in keywords.items())
+        return ", ".join([*map(self.value, args), *named])
+
+    def function(self, parameters: str) -> Callable[..., Any]:
+        """The lines as a function."""
+        text = "\n".join([f"def play({parameters}):", *self.lines])
+        space = dict(self.names)
+        exec(compile(text, "<tape>", "exec"), space)
+        found: Callable[..., Any] = space["play"]  # type: ignore[assignment]
+        return found
+
+
+class Operation:
+    """One torch operation of a tape. made: the numbers of its results; single: whether it gives one tensor."""
+
+    def __init__(
+        self,
+        function: torch._ops.OpOverload,
+        args: Sequence[Any],
+        keywords: dict[str, Any],
+        made: Sequence[int],
+        *,
+        single: bool = True,
+    ) -> None:
+        self.function = function
+        self.changes = function._schema.is_mutable
+        self.made = tuple(made)
+        self.args = list(args)
+        self.keywords = keywords
+        self.single = single
+
+    @property
+    def reads(self) -> set[int]:
+        """The tensors that it is given."""
+        return _numbers((self.args, self.keywords))
+
+    def write(self, code: Code) -> None:
+        """Its line."""
+        quick, args, keywords = _quick(self.function, self.args, self.keywords)
+        call = f"{code.value(quick)}({code.arguments(args, keywords)})"
+        if self.single:
+            code.line(f"t{self.made[0]} = {call}")
+        elif self.made:
+            code.line("".join(f"t{number}, " for number in self.made) + f"= {code.value(pytree.tree_leaves)}({call})")
+        else:
+            code.line(call)
+
+
+class Allocation(Operation):
+    """Memory that an operation takes, uninitialised."""
+
+    def __init__(self, found: Tensor, made: Sequence[int]) -> None:
+        keywords = {"dtype": found.dtype, "device": found.device}
+        super().__init__(torch.ops.aten.empty.memory_format, (tuple(found.shape),), keywords, made)
+        self.bytes = found.numel() * found.element_size()
+
+
+class Scratch:
+    """Memory for several tensors that launches alone use."""
+
+    changes = False
+
+    def __init__(self, number: int, count: int, device: torch.device) -> None:
+        self.made = (number,)
+        self.reads: set[int] = set()
+        self.count = count
+        self.device = device
+
+    def write(self, code: Code) -> None:
+        """Its line."""
+        keywords = {"dtype": torch.uint8, "device": self.device}
+        code.line(f"t{self.made[0]} = {code.value(torch.empty)}({code.arguments([self.count], keywords)})")
+
+
+class Launch:
+    """One launch of a compiled kernel: the driver is given addresses, in the order of all parameters.
+
+    places: of every number of a tensor, that of the one it is a view of, and how many bytes behind it begins.
+    """
+
+    changes = True
+    made: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        kernel: Any,  # noqa: ANN401 (a JITFunction)
+        compiled: Any,  # noqa: ANN401 (a CompiledKernel)
+        grid: tuple[int, ...],
+        args: Sequence[object],
+        keywords: Mapping[str, object],
+        places: Mapping[int, tuple[int, int]],
+    ) -> None:
+        known = kernel.signature.parameters
+        bound = kernel.signature.bind(*args, **{name: x for name, x in keywords.items() if name in known})
+        bound.apply_defaults()
+        self.values = list(bound.arguments.values())
+        found = ((at, x.number) for at, x in enumerate(self.values) if isinstance(x, Slot))
+        self.addresses = {at: places.get(number, (number, 0)) for at, number in found}
+        self.grid = (*grid, 1, 1)[:3]
+        self.compiled = compiled
+        self.launch = compiled[self.grid]
+
+    @property
+    def reads(self) -> set[int]:
+        """The tensors that it is given, or that these are views of."""
+        return {number for number, _ in self.addresses.values()}
+
+    @property
+    def bare(self) -> bool:
+        """Whether the driver's launcher is known, and needs nothing but what is given here."""
+        run: Any = getattr(self.compiled, "run", None)
+        known = type(run).__name__ == "CudaLauncher" and triton_version().startswith(KNOWN_LAUNCHER)
+        return known and not (run.global_scratch_size or run.profile_scratch_size)
+
+    def move(self, places: Mapping[int, tuple[int, int]]) -> None:
+        """Let tensors lie elsewhere: in the tensor of another number, so many bytes behind its begin."""
+        for at, (number, offset) in self.addresses.items():
+            if number in places:
+                base, start = places[number]
+                self.addresses[at] = base, start + offset
+
+    def write(self, code: Code) -> None:
+        """Its line, and before it those of addresses that no line before has."""
+        values = [
+            code.address(*self.addresses[at]) if at in self.addresses else code.value(x)
+            for at, x in enumerate(self.values)
+        ]
+        if code.bare and self.bare:
+            run = self.compiled.run
+            first = [*map(code.value, self.grid), "stream", code.value(self.compiled.function)]
+            flags = [code.value(x) for x in (run.launch_cooperative_grid, run.launch_pdl)]
+            # no scratch memory; then what Triton tells the hooks around a launch, of which there are none
+            rest = ["None", "None", code.value(self.compiled.packed_metadata), "None", "None", "None"]
+            code.line(f"{code.value(run.launch)}({', '.join([*first, *flags, *rest, *values])})")
+        else:
+            code.line(f"{code.value(self.launch)}({', '.join([*values, 'stream=stream'])})")
+
+
+class Interpreted:
+    """One launch of a kernel that Triton interprets."""
+
+    changes = True
+    made: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        kernel: Any,  # noqa: ANN401 (an InterpretedFunction)
+        grid: tuple[int, ...],
+        args: Sequence[object],
+        keywords: Mapping[str, object],
+    ) -> None:
+        self.launch = kernel[grid]
+        self.args = args
+        self.keywords = keywords
+
+    @property
+    def reads(self) -> set[int]:
+        """The tensors that it is given."""
+        return _numbers((self.args, self.keywords))
+
+    def write(self, code: Code) -> None:
+        """Its line."""
+        code.line(f"{code.value(self.launch)}({code.arguments(self.args, self.keywords)})")
+
+
+Step = Operation | Scratch | Launch | Interpreted
+
+
+class Tape:
+    """What a call did, and how its results are made of what it made. inputs: how many tensors it is given."""
+
+    def __init__(self, steps: Sequence[Step], results: Any, inputs: int, device: torch.device) -> None:  # noqa: ANN401
+        self.results = results
+        self.wanted = _numbers(results)
+        self.steps = _pooled(_needed(steps, set(self.wanted)), self.wanted, device)
+        self.inputs = inputs
+        self.index = device.index if device.type == "cuda" else None
+        self._bare = any(isinstance(step, Launch) and step.bare for step in self.steps)
+        self._play = self._function(bare=self._bare)
+
+    def play(self, inputs: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 (what the recorded call returned)
+        """Do the same with other tensors of the same form."""
+        play = self._function(bare=False) if self._bare and _hooked() else self._play
+        if self.index is None:
+            return play(inputs, None)
+        if torch._C._cuda_getDevice() != self.index:
+            with torch.cuda.device(self.index):
+                return play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
+        return play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
+
+    def _function(self, *, bare: bool) -> Callable[..., Any]:
+        code = Code(bare=bare)
+        code.line("".join(f"t{number}, " for number in range(self.inputs)) + "= inputs")
+        last = {number: at for at, step in enumerate(self.steps) for number in (*step.made, *step.reads)}
+        for at, step in enumerate(self.steps):
+            step.write(code)
+            over = [n for n, end in last.items() if end == at and n >= self.inputs and n not in self.wanted]
+            if over:
+                code.line(f"del {', '.join(f't{number}' for number in over)}")
+        leaves, spec = pytree.tree_flatten(self.results)
+        if type(self.results) is tuple and len(leaves) == len(self.results):
+            code.line(f"return {code.value(self.results)}")
+        else:
+            code.line(f"return {code.value(pytree.tree_unflatten)}({code.value(leaves)}, {code.value(spec)})")
+        return code.function("inputs, stream")
+
+
+def _numbers(values: Any) -> set[int]:  # noqa: ANN401 (slots and constants, nested)
+    """Of the tensors that are mentioned."""
+    return {x.number for x in pytree.tree_leaves(values) if isinstance(x, Slot)}
+
+
+def _hooked() -> bool:
+    """Whether anything wants to be told of launches."""
+    hooks = _options().launch_enter_hook, _options().launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
+
+
+@cache
+def _options() -> Any:  # noqa: ANN401 (Triton's, of its runtime)
+    from triton import knobs
+
+    return knobs.runtime
+
+
+def _needed(steps: Sequence[Step], wanted: set[int]) -> tuple[Step, ...]:
+    """The steps that change something or make what is wanted: views that only give an address are not made again."""
+    kept: list[Step] = []
+    for step in reversed(steps):
+        if step.changes or wanted & set(step.made):
+            wanted |= step.reads
+            kept.append(step)
+    return tuple(reversed(kept))
+
+
+def _pooled(steps: Sequence[Step], results: set[int], device: torch.device) -> tuple[Step, ...]:
+    """The steps with one allocation for all small tensors that launches alone use."""
+    seen = results.union(*(step.reads for step in steps if not isinstance(step, Launch)))
+    small = [
+        step for step in steps if isinstance(step, Allocation) and step.bytes <= SMALL and not seen & set(step.made)
+    ]
+    if len(small) < 2:
+        return tuple(steps)
+    base, end = small[0].made[0], 0
+    places: dict[int, tuple[int, int]] = {}
+    for step in small:
+        places[step.made[0]] = base, end
+        end += -(-step.bytes // PAGE) * PAGE
+    for launch in steps:
+        if isinstance(launch, Launch):
+            launch.move(places)
+    return (Scratch(base, end, device), *(step for step in steps if step not in small))
+
+
+def _quick(
+    function: torch._ops.OpOverload, args: Sequence[Any], keywords: dict[str, Any]
+) -> tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]:
+    """What does the same as an operation of these arguments, and its own."""
+    if function is torch.ops.aten._to_copy.default and set(keywords) == {"dtype"}:
+        to: Callable[..., Any] = Tensor.to
+        return to, [*args, keywords["dtype"]], {}
+    return QUICK.get(function, function), args, keywords
