@@ -351,10 +351,10 @@ def changes(ids):
 
 
 def of_groups(x, heads):
-    """x [B, T, H, D] summed over the heads that share one of `heads`."""
+    """x [B, T, H, D] summed over the heads that share one of `heads`; torch adds in fp32 whatever x has."""
     if x.shape[2] == heads:
         return x
-    return x.unflatten(2, (heads, -1)).sum(3, dtype=torch.float32)
+    return x.unflatten(2, (heads, -1)).sum(3)
 
 
 def coarsest(*tensors):
