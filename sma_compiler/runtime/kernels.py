@@ -22,6 +22,7 @@ from sma_compiler.kernel.pairs import pairs
 from sma_compiler.plan.choose import Plans
 from sma_compiler.runtime.load import load, remember, remembered
 from sma_compiler.runtime.replay import Replays
+from sma_compiler.runtime.triton_key import quicken
 from sma_compiler.runtime.versions import generator
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def _class(sizes: Mapping[str, int]) -> Shape:
 
 @cache
 def _loaded(name: str, text: str) -> Kernel:
+    quicken()
     return Kernel(name, load(text))
 
 
