@@ -21,11 +21,13 @@ from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
 from sma_compiler.kernel.launch import Launcher
 from sma_compiler.kernel.launch_recurrent import RecurrentLauncher, StepLauncher
+from sma_compiler.kernel.launch_scan import ScanLauncher
 from sma_compiler.kernel.linear import linear
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
+from sma_compiler.kernel.scan import LocalScan, Scan, is_scan
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.step import Step, without_time
@@ -102,11 +104,16 @@ def emit(
         held = "a tile of rows" if plan == "quadratic" else "a state"
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: {held} of {LARGEST_KEY} channels fits on chip")
     if plan == "recurrent":
-        return _recurrent(op, plans, sizes, choices)
+        return _recurrent(op, plans, sizes, dtype, choices)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
         made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel)
         return _emitted(header(op, plans, "quadratic"), made.builders, made.kernels, made.launchers, made.back)
-    return _chunked(op, plans, sizes, dtype, target, choices)
+    try:
+        return _chunked(op, plans, sizes, dtype, target, choices)
+    except NoTritonKernel:
+        if plan != "auto" or not any(found.name == "recurrent" for found in plans.legal):
+            raise
+    return _recurrent(op, plans, sizes, dtype, choices)
 
 
 def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
@@ -152,32 +159,51 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
 
 
-def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], choices: Choices) -> Emitted:
+def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, choices: Choices) -> Emitted:
     """The recurrent plan, and the decoding step of causal ops."""
     member = linear(op, plans, "recurrent", exact=True)
-    roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step")}
+    scans = is_scan(member)
+    if scans and dtype != "float32":
+        member = linear(op, plans, "recurrent")
+    if member.merged:
+        sizes = {**sizes, "head": 1, "value": sizes["head"]}
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step", "local_states")}
     step = f"{op.name}_step"
     reserved = frozenset({*MODULES, *library(), *roles.values(), step})
     walk = forward_walk(member)
     names = host(member, reserved)
     named = tensors(walk, names)
-    builders: list[Maker] = [Recurrent(walk, names, named, reserved)]
-    kernels = [_kernel(builders[0], roles["forward"])]
-    launchers = [
-        RecurrentLauncher(member, walk, names, named).make(kernels[0], choices.apply("recurrent", config.RECURRENT))
-    ]
+    forward: Config | Recurrence
+    builders: list[Maker]
+    if scans:
+        forward = choices.apply("recurrent", config.scan(sizes, narrow=_has_narrow(member.op)))
+        cut = forward.programs > 0
+        builders = [Scan(walk, names, named, reserved, parts=cut)]
+        builders += [LocalScan(walk, names, named, reserved, parts=True)] if cut else []
+        made = {role: _kernel(x, roles[role]) for role, x in zip(("forward", "local_states"), builders, strict=False)}
+        launchers = [ScanLauncher(member, walk, names, named).build(made, forward)]
+    else:
+        forward = choices.apply("recurrent", config.RECURRENT)
+        builders = [Recurrent(walk, names, named, reserved)]
+        made = {"forward": _kernel(builders[0], roles["forward"])}
+        launchers = [RecurrentLauncher(member, walk, names, named).make(made["forward"], forward)]
+    kernels = list(made.values())
     if not member.backward:
         still = without_time(member)
         of_step = host(still, reserved, name=step)
         held = tensors(walk, of_step)
-        builders.append(Step(walk, of_step, held, reserved))
-        kernels.append(_kernel(builders[1], roles["step"]))
-        launchers.append(StepLauncher(still, of_step, held, step).make(kernels[1], choices.apply("step", config.STEP)))
+        builders.append(Step(walk, of_step, held, reserved, spread=member.merged))
+        kernels.append(_kernel(builders[-1], roles["step"]))
+        launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
     common = choices.apply("backward", config.recurrent_backward(sizes))
     back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
     found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back)
-    forward = choices.apply("recurrent", config.RECURRENT)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})
+
+
+def _has_narrow(op: Op) -> bool:
+    """Whether some tensors have one number a position."""
+    return any("time" in decl.dims and not {"key", "value"} & set(decl.dims) for decl in op.params)
 
 
 def _backward_configs(back: Gradients, common: Config) -> dict[str, Config]:

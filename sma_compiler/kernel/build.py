@@ -157,6 +157,17 @@ class E:
         index = (None, none) if axis == 0 else (none, None)
         return E(Subscript(Tile(self.tile.dtype, new), self.node, index))
 
+    def among(self, extents: Iterable[str]) -> E:
+        """A tile whose axes are some of these, in their order, with an axis of one entry for each of the others."""
+        shape = self.tile.shape
+        order = tuple(extents)
+        if not shape or shape == order:
+            return self
+        none = Literal(None, None)
+        index = tuple(None if name in shape else none for name in order)
+        new = tuple(name if name in shape else "1" for name in order)
+        return E(Subscript(Tile(self.tile.dtype, new), self.node, index))
+
     def to(self, dtype: str) -> E:
         """The same values as `fp32`, `fp64`, `int32`, `int64` or `dot`."""
         if self.tile.dtype == dtype:

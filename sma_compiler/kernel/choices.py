@@ -19,8 +19,8 @@ from sma_compiler.kernel.config import Config, Recurrence
 C = TypeVar("C", Config, Recurrence)
 
 POWERS = {
-    "chunk": (16, 256),
-    "outer": (16, 512),
+    "chunk": (1, 256),
+    "outer": (8, 512),
     "warps": (1, 16),
     "elements": (32, 65536),
 }

@@ -124,11 +124,12 @@ class Chunked(Maker):
         i_h = b.let("i_h", (program(0) // tiles).to("int64"))
         if not self.parts:
             part = None
-            span = sequence(b, self.arguments, self.host, b.let("i_s", program(1).to("int64")))
+            span = sequence(b, self.arguments, self.host, b.let("i_s", program(1).to("int64")), self.spacing())
             first, end = span.begin, span.end
         else:
             parts = self.arguments.integer("PARTS", self.tensors.parts)
-            span = sequence(b, self.arguments, self.host, b.let("i_s", (program(1) // parts).to("int64")))
+            i_s = b.let("i_s", (program(1) // parts).to("int64"))
+            span = sequence(b, self.arguments, self.host, i_s, self.spacing())
             part = b.let("i_p", program(1) % parts)
             width = self.arguments.integer("SPAN", self.tensors.span)
             first = b.let("first", span.begin + part * width)
@@ -145,7 +146,11 @@ class Chunked(Maker):
 
     def slot(self, place: Place, t0: E) -> E:
         """The entry of a chunk in arrays with one for each."""
-        return place.span.slot + (t0 - place.span.begin) // size("C")
+        return place.span.slot + (t0 - place.span.begin) // self.spacing()
+
+    def spacing(self) -> E:
+        """How many positions have an entry in arrays with one for each chunk."""
+        return size("C")
 
     def state_of_part(self, place: Place) -> E:
         """The index of this program's state in [S, PARTS, H]."""

@@ -23,10 +23,10 @@ from sma_compiler.kernel.arguments import Arguments, strided
 from sma_compiler.kernel.build import Builder, E, call, lift, path, size
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.linear import plain, static_number, varies
-from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.lower import CHANNELS, Lowering
 from sma_compiler.kernel.nodes import Tile
 
-EXTENT = {"key": "BK", "value": "BV"}
+EXTENT = CHANNELS
 """The tile size of each channel axis."""
 
 
@@ -142,13 +142,17 @@ class Inputs:
 
     def _square(self, node: Param, address: E) -> E:
         """Load what a tensor has for every pair of the program's channels, [key, value]."""
+        offsets, mask = self._pairs(node)
+        return self.builder.helper("load", address + offsets, mask, size("MASKED"), dtype="in")
+
+    def _pairs(self, node: Param) -> tuple[E, E]:
+        """Where a tensor has the pairs of the program's channels, and which there are, [BK, BV]."""
         (o_k, m_k), (o_v, m_v) = self.channels["key"], self.channels["value"]
         decl, host = self.host.decls[node.name], self.host.parameters[node.name]
         far = next(axis for axis in decl.dims if axis in ("key", "value"))
         stride = self.arguments.stride(node.name, far, host, decl.dims.index(far))
         rows, columns = (o_k * stride, o_v) if far == "key" else (o_k, o_v * stride)
-        mask = m_k.col & m_v.row
-        return self.builder.helper("load", address + (rows.col + columns.row), mask, size("MASKED"), dtype="in")
+        return rows.col + columns.row, m_k.col & m_v.row
 
     def chunk(
         self, exprs: Iterable[Expr], static: Lowering, t0: E, rows: E, valid: E | None, operands: Container[Expr]
@@ -166,6 +170,10 @@ class Inputs:
     def _tile(self, node: Param, t0: E, rows: E, valid: E | None, operand: bool) -> E:
         channel = next((axis for axis in ("key", "value") if axis in node.axes), None)
         base = self.base(node.name)
+        if {"key", "value"} <= set(node.axes):
+            address = self.cubes(base, self._strides[node.name], self._pairs(node)[0], t0, rows)
+            value = self.builder.helper("load", address, self.inside["all"], self.masked, dtype="in")
+            return self.builder.let(f"b_{node.name}", elements(node, value, operand))
         given = lift(True) if valid is None else valid
         address, mask = self.addresses(base, self._strides[node.name], channel, t0, rows, given)
         if channel is None and valid is None:
@@ -174,6 +182,21 @@ class Inputs:
             value = self.builder.helper("load", address, mask, self.masked, dtype="in")
         wide = node.name in self.host.wide
         return self.builder.let(f"b_{node.name}", value.to("fp64") if wide else elements(node, value, operand))
+
+    def enter_all(self, valid: E) -> E:
+        """Make the masks of a tile of positions as well as that of all its channels together, [C, BK, BV]."""
+        self.enter(valid)
+        (extent,) = valid.tile.shape
+        order = (extent, *EXTENT.values())
+        held = [held.among(order) for held in (valid, *(self.channels[axis][1] for axis in EXTENT))]
+        self.inside["all"] = self.builder.let("m_tkv", held[0] & held[1] & held[2], show=False)
+        return self.inside["all"]
+
+    def cubes(self, base: E, stride: E, matrix: E, t0: E, rows: E) -> E:
+        """The addresses of positions t0 + rows of matrices of channels. matrix: offsets in each, [BK, BV]."""
+        self.builder.helpers.add("cube")
+        shape = (*rows.tile.shape, *matrix.tile.shape)
+        return call("cube", base, t0, stride, rows, matrix, tile=Tile("ptr", shape))
 
     def addresses(self, base: E, stride: E, channel: str | None, t0: E, rows: E, valid: E) -> tuple[E, E]:
         """The addresses of a chunk's rows, and where they lie inside the tensor."""
@@ -191,7 +214,8 @@ class Inputs:
         """The address of this program's rows of an output with these axes, and the stride of its positions."""
         address = self.arguments.pointer(name, host)
         for axis, place in (("batch", self.batch), ("head", self.head)):
-            address = address + place * self.arguments.stride(name, axis, host, axes.index(axis))
+            if axis in axes:
+                address = address + place * self.arguments.stride(name, axis, host, axes.index(axis))
         stride = self.arguments.stride(name, "time", host, axes.index("time"))
         return self.builder.let(f"p_{name}", address), stride
 

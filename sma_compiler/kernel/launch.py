@@ -11,7 +11,7 @@ from sma_compiler.kernel.linear import Linear
 from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of
-from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.walk import Walk, result_axes
 
 
 class Launcher(Launch):
@@ -87,9 +87,10 @@ class Launcher(Launch):
     def results(self) -> None:
         """Make the tensors that the op returns, and take the initial state."""
         b, host = self.b, self.host
-        batch, time, heads, _, value = (host.sizes[axis] for axis in SIZES)
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         b.section("")
-        b.set(self.named.outputs["y"], self.empty([batch, time, heads, value], self.first.attr("dtype")))
+        shape = [host.sizes[axis] for axis in result_axes(self.linear)]
+        b.set(self.named.outputs["y"], self.empty(shape, self.first.attr("dtype")))
         self._states()
         if self.norm is not None and self.named.norm is not None:
             b.set(self.named.norm, lift(None))
@@ -150,6 +151,7 @@ class Launcher(Launch):
         divided = ["    return_norm: whether to return what rows are divided by last, fp32, [B, T, H]."]
         divided = divided if self.named.norm is not None else []
         before = "later" if self.walk.backward else "earlier"
+        result = ", ".join(SIZES[axis] for axis in result_axes(linear))
         lines += [
             f"    initial_state: what {before} positions left, fp32, {held}, S = B without a pack; None: nothing.",
             "    return_state: whether to return the state after y.",
@@ -158,6 +160,6 @@ class Launcher(Launch):
             *more,
             "",
             "Returns:",
-            f"    y: [B, T, H, V], in the dtype of {self.tensors[0].name}.",
+            f"    y: [{result}], in the dtype of {self.tensors[0].name}.",
         ]
         return lines

@@ -64,7 +64,8 @@ class StepLauncher(Launch):
         programs = heads if len(before) > len(self.linear.terms) else heads * blocks
         warps = path("min").call(chosen.warps, path("max").call(1, lift(constants["BK"]) * constants["BV"] // 2048))
         b.do(kernel.launch(sequence([programs]), constants, warps))
-        b.give(sequence([y, after[0] if len(after) == 1 else sequence(after)]))
+        found = y.attr("squeeze").call(1) if self.linear.merged else y
+        b.give(sequence([found, after[0] if len(after) == 1 else sequence(after)]))
         return b.function(self.name, self._doc(), parameters, jit=False)
 
     def _states(self, given: E) -> None:
@@ -84,11 +85,12 @@ class StepLauncher(Launch):
         for (part, _), state in named.initial.items():
             wrong = [state.attr("dtype").ne(fp32)]
             wrong.append(state.attr("shape").ne(sequence([host.sizes[axis] for axis in _STATES[part]])))
-            if part == "matrix":
+            strided = part == "matrix" and not self.linear.merged
+            if strided:
                 wrong.append(state.attr("stride").call(3).ne(1))
             letters = ", ".join(SIZES[axis] for axis in _STATES[part])
             with b.branch(either(*wrong)):
-                b.fail(path("ValueError").call(f"a state must be fp32 [{letters}], V of stride 1"))
+                b.fail(path("ValueError").call(f"a state must be fp32 [{letters}]{', V of stride 1' * strided}"))
 
     def _doc(self) -> list[str]:
         op = self.linear.op
@@ -98,13 +100,14 @@ class StepLauncher(Launch):
             lines.append(f"    {decl.name}: {'a number' if decl.number else shape_of(decl, grouped)}.")
         shapes = [f"[{', '.join(SIZES[axis] for axis in _STATES[part])}]" for part, _ in self.named.initial]
         held = shapes[0] if len(shapes) == 1 else f"a tuple of {', '.join(shapes)}"
+        result = "B, V" if self.linear.merged else "B, H, V"
         return [
             *lines,
             f"    state: what earlier positions left, fp32, {held}; None: nothing.",
             "    inplace: write the new state into `state`.",
             "",
             "Returns:",
-            f"    y: [B, H, V], in the dtype of {self.tensors[0].name}; and the state after the position.",
+            f"    y: [{result}], in the dtype of {self.tensors[0].name}; and the state after the position.",
         ]
 
 

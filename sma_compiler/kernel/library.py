@@ -20,6 +20,12 @@ def column(p, t0, stride, o_t):
 
 
 @triton.jit
+def cube(p, t0, stride, o_t, o_d):
+    """Addresses of entries o_d of the matrices at t0 + o_t: 64 bits up to row t0, 32 from there."""
+    return p + tl.cast(t0, tl.int64) * stride + (o_t[:, None, None] * stride + o_d[None, :, :])
+
+
+@triton.jit
 def entry(p, t, stride):
     """Address of position t, by 64 bits."""
     return p + tl.cast(t, tl.int64) * stride
@@ -281,10 +287,11 @@ def scan_parts_kernel(
     PARTS,
     BLOCK: tl.constexpr,
     BACKWARD: tl.constexpr = False,
+    APART: tl.constexpr = False,
 ):
     """Replace the state that each part adds by the one it begins with; it has N numbers.
 
-    BACKWARD: the last part is the first to be walked.
+    BACKWARD: the last part is the first to be walked. APART: each number of a state has a decay of its own.
     """
     i_h = tl.program_id(1)
     i_b = tl.program_id(2)
@@ -301,7 +308,10 @@ def scan_parts_kernel(
         b_local = tl.load(p_local, mask=m_n, other=0.0)
         b_next = b_s
         if decay_ptr is not None:
-            b_next = b_next * tl.load(decay_ptr + place)
+            if APART:
+                b_next = b_next * tl.load(decay_ptr + place * N + o_n, mask=m_n, other=0.0)
+            else:
+                b_next = b_next * tl.load(decay_ptr + place)
         b_next = b_next + b_local
         tl.store(p_local, b_s, mask=m_n)
         b_s = b_next

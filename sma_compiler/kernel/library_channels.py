@@ -178,3 +178,42 @@ def channel_product(
         z += sums
         size *= 2
     return y, z
+
+
+@triton.jit
+def one_after_another(e, h, f, p, e2, h2, f2, p2):
+    """Positions joined: the decay over all and over all but the last, and the states after the last and before it."""
+    return e * e2, e2 * h + h2, e * f2, f2 * h + p2
+
+
+@triton.jit
+def carried(e, u, s):
+    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V].
+
+    A thread has all positions of a channel, and what nobody reads is not computed.
+    """
+    first = tl.arange(0, e.shape[0])[:, None, None] == 0
+    u = tl.where(first, e * s[None, :, :] + u, u)
+    before = tl.broadcast_to(tl.where(first, s[None, :, :], -0.0), e.shape)
+    ones = tl.full(e.shape, 1.0, tl.float32)
+    _, after, _, before = tl.associative_scan((e, u, ones, before), 0, one_after_another)
+    return after, before
+
+
+@triton.jit
+def carried_back(e, u, s):
+    """The same from the end of the tile: s_t = e_t s_(t+1) + u_t."""
+    after, before = carried(tl.flip(e, 0), tl.flip(u, 0), s)
+    return tl.flip(after, 0), tl.flip(before, 0)
+
+
+@triton.jit
+def at_end(x):
+    """What the last position of a tile has."""
+    return tl.sum(tl.where(tl.arange(0, x.shape[0])[:, None, None] == x.shape[0] - 1, x, 0.0), 0)
+
+
+@triton.jit
+def at_start(x):
+    """What the first position of a tile has."""
+    return tl.sum(tl.where(tl.arange(0, x.shape[0])[:, None, None] == 0, x, 0.0), 0)

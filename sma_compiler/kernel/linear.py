@@ -35,6 +35,7 @@ from sma_compiler.ir.nodes import (
 )
 from sma_compiler.kernel.derive import unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.heads import are_channels, as_channels
 from sma_compiler.mask.nodes import Gate, Near, Stream
 from sma_compiler.plan.choose import Plans
 
@@ -74,7 +75,8 @@ class Term:
 class Linear:
     """An op of the family. `q`, `k` have the key axis, `v` the value axis; `attend` is where the result reads y.
 
-    backward: whether queries see what comes after them, and not what came before.
+    backward: whether queries see what comes after them, and not what came before. merged: whether its heads were made
+    the channels of one, see `heads`.
     """
 
     op: Op
@@ -85,6 +87,7 @@ class Linear:
     terms: tuple[Term, ...]
     normalize: str
     backward: bool
+    merged: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -114,11 +117,18 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
         raise refuse("softmax weights have no chunked kernel")
     mask = choice.site.decomposition
     graph = plans.graph
+    merged = plan == "recurrent" and are_channels(nodes, attend)
+    if merged:
+        op, attend, mask = as_channels(graph, op, attend, mask)
+        nodes = tuple(postorder((op.result,)))
     diagonal = _diagonal(graph, mask.near) if mask.near else None
-    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes, plan) or axes_refused(op, attend)
+    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes, plan)
+    why = why or axes_refused(op, attend, merged)
     axes = channels_of(gate.log for stream in mask.streams for gate in stream.gates)
     if not why and (axes or diagonal is not None):
         why = _unfit_channels(mask.streams, attend, axes, plan)
+    if merged and len(axes) < 2:
+        why = why or "heads are channels of one only where gates differ by all channels"
     if why:
         raise refuse(why)
     backward = mask.streams[0].side == "upper"
@@ -129,7 +139,7 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
         q, k = (_times(graph, x, factors) for x, factors in ((attend.q, stream.row), (attend.k, stream.col)))
         numbers = () if attend.scale is graph.const(1) else (attend.scale,)
         term = Term(numbers, (), stream.gates, stream.first == 1, exact, axes)
-        return Linear(op, attend, q, k, attend.v, (term,), attend.normalize, backward)
+        return Linear(op, attend, q, k, attend.v, (term,), attend.normalize, backward, merged)
     q, rows = _peel(graph, attend.q, "key")
     k, cols = _peel(graph, attend.k, "key")
     v, more = _peel(graph, attend.v, "value")
@@ -265,13 +275,13 @@ def _in_mask(node: Expr) -> bool:
     return bool(node.positions & {"i", "j"})
 
 
-def axes_refused(op: Op, attend: Attend) -> str:
-    """Why the axes of the contraction are none that tiles have."""
+def axes_refused(op: Op, attend: Attend, merged: bool = False) -> str:
+    """Why the axes of the contraction are none that tiles have. merged: whether there are no heads."""
     if "key" not in attend.q.axes or "key" not in attend.k.axes:
         return "q or k has no key axis"
     if "value" not in attend.v.axes or "value" in (*attend.q.axes, *attend.k.axes) or "key" in attend.v.axes:
         return "v needs a value axis of its own"
-    if set(op.result.axes) != {"batch", "time", "head", "value"}:
+    if {*op.result.axes, *(("head",) if merged else ())} != {"batch", "time", "head", "value"}:
         return "the result is no [batch, time, head, value]"
     if any("time" not in x.axes for x in (attend.q, attend.k, attend.v)):
         return "q, k or v has no time axis"

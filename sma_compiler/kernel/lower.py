@@ -9,6 +9,9 @@ from sma_compiler.kernel.build import Builder, E, TileError, lift, pointwise, re
 from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.nodes import operands
 
+CHANNELS = {"key": "BK", "value": "BV"}
+"""The tile size of each channel axis."""
+
 _LONG = 9
 """Nodes of an expression beyond which it gets a variable of its own."""
 
@@ -81,8 +84,10 @@ class Lowering:
                 return lift(float(value) if expr.kind is Kind.REAL else value)
             case Apply(fn=fn, args=args):
                 made = self._apply(fn, args, expr.kind)
-            case Reduce(fn=fn, x=x) if fn in ("sum", "mean"):
-                made = reduce_sum(self.value(x), len(self.value(x).tile.shape) - 1)
+            case Reduce(fn=fn, x=x, axis=axis) if fn in ("sum", "mean"):
+                whole = self.value(x)
+                shape, extent = whole.tile.shape, CHANNELS.get(axis, "")
+                made = reduce_sum(whole, shape.index(extent) if extent in shape else len(shape) - 1)
             case _:
                 raise TileError(f"{type(expr).__name__} has no tile form")
         if expr in self._shared or weight(made) > _LONG:
@@ -128,10 +133,13 @@ class Lowering:
         return half * half * base if exponent % 2 else half * half
 
     def together(self, *values: E) -> tuple[E, ...]:
-        """Vectors over rows and over channels as columns and rows, where both or a matrix meet."""
+        """Tiles that meet, laid out along the axes of all: vectors as columns and rows, matrices as sides of a cube."""
         shapes = {value.tile.shape for value in values if value.tile.shape}
         if len(shapes) <= 1:
             return values
+        order = tuple(name for name in dict.fromkeys((self.rows, *CHANNELS.values())) if name in set().union(*shapes))
+        if set().union(*shapes) == set(order):
+            return tuple(value.among(order) for value in values)
         return tuple(value.col if value.tile.shape == (self.rows,) else _as_row(value) for value in values)
 
 

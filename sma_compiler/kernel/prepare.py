@@ -55,6 +55,8 @@ class Launch:
         b, host = self.b, self.host
         for axis in SIZES:
             holders = [decl for decl in self.tensors if axis in decl.dims]
+            if not holders and axis == "head":
+                b.set(host.sizes[axis], lift(1))
             if not holders:
                 continue
             sizes = [size_of(host, decl, axis) for decl in holders[: len(holders) if axis == "head" else 1]]
@@ -183,7 +185,9 @@ class Launch:
         for (part, number), state in tensors.local.items():
             b.set(state, tensors.initial.get((part, number), lift(None)))
         with b.branch(tensors.parts > 1):
-            shapes = {"matrix": [heads, key, value], "vector": [heads, key], "decay": [heads]}
+            apart = len(walk.terms[0].axes) > 1
+            shapes = {"matrix": [heads, key, value], "vector": [heads, key]}
+            shapes["decay"] = shapes["matrix"] if apart else [heads]
             for (part, _), state in tensors.local.items():
                 b.set(state, self.empty([batch, tensors.parts, *shapes[part]], path("torch.float32")))
             grid = sequence([heads * tiles, batch * tensors.parts])
@@ -196,8 +200,9 @@ class Launch:
                 grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
                 before = tensors.initial.get((part, number), lift(None))
                 scan = path("scan_parts_kernel").at(grid)
-                direction = {"BACKWARD": True} if walk.backward else {}
-                b.do(scan.call(state, decay, before, heads, count, tensors.parts, BLOCK=1024, **direction))
+                kind = {"BACKWARD": walk.backward, "APART": apart}
+                options = {name: True for name, wanted in kind.items() if wanted}
+                b.do(scan.call(state, decay, before, heads, count, tensors.parts, BLOCK=1024, **options))
         return host.sequences * tensors.parts
 
 

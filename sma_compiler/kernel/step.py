@@ -32,9 +32,13 @@ def without_time(linear: Linear) -> Linear:
 class Step(Positions):
     """Builds the kernel of a step. tensors: `initial` and `final` are the states before and after, of any strides."""
 
-    def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str]) -> None:
+    def __init__(
+        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], *, spread: bool = False
+    ) -> None:
         super().__init__(walk, host, reserved)
         self.tensors = tensors
+        self.spread = spread
+        """Whether the values of a state may lie apart."""
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -133,6 +137,9 @@ class Step(Positions):
     def _matrix(self, inputs: Inputs, when: str, number: int) -> tuple[E, E]:
         (o_i, m_i), (o_o, m_o) = inputs.channels[self.walk.inner], inputs.channels[self.walk.outer]
         base, stride = self._state(inputs, when, "matrix", number)
+        if self.spread:
+            name, held = f"{when}{self.suffix(number)}", getattr(self.tensors, when)["matrix", number]
+            o_o = o_o * self.arguments.stride(name, "value", held, 3)
         return base + (o_i.col * stride + o_o.row), m_i.col & m_o.row
 
     def _vector(self, inputs: Inputs, when: str, number: int) -> tuple[E, E]:

@@ -99,6 +99,11 @@ class Walk:
         return self.inner if self.normalize != "none" else ""
 
 
+def result_axes(linear: Linear) -> tuple[str, ...]:
+    """The axes of a member's result: without heads where they are channels."""
+    return tuple(axis for axis in RESULT if axis != "head" or not linear.merged)
+
+
 def turned(term: Term) -> Term:
     """A stream with rows and columns exchanged."""
     gates = tuple(replace(g, query_closed=g.key_closed, key_closed=g.query_closed) for g in term.gates)
@@ -119,6 +124,6 @@ def forward_walk(linear: Linear) -> Walk:
         backward=linear.backward,
         offset=None,
         result=linear.attend,
-        outputs=(Output("y", linear.op.result, RESULT, optional=False),),
+        outputs=(Output("y", linear.op.result, result_axes(linear), optional=False),),
         normalize=linear.normalize,
     )

@@ -118,6 +118,11 @@ class Kernels:
         return self.member is not None and self.member.normalize != "none"
 
     @property
+    def merged(self) -> bool:
+        """Whether kernels take its heads as the channels of one."""
+        return self.member is not None and self.member.merged
+
+    @property
     def streams(self) -> int:
         """How many states it has, each a matrix for a head (and the sum of its keys, where it is normalised)."""
         return 0 if self.member is None else len(self.member.terms)

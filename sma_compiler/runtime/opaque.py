@@ -173,6 +173,8 @@ def zero_states(job: Job, given: Given) -> list[Tensor]:
     """Zeros of the form of the state: for each stream a matrix, and where there is a divisor the sum of the keys."""
     sizes = job.sizes(given.params)
     rows = given.packs[0].shape[0] - 1 if given.packs else sizes["batch"]
+    if job.program.kernels.merged:
+        sizes |= {"head": 1, "value": sizes["head"]}
     kinds = ("key", "value"), ("key",)
     shapes = [
         [rows, sizes["head"], *(sizes[axis] for axis in axes)]

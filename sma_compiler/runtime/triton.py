@@ -14,7 +14,7 @@ from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.runtime.args import Arguments
 from sma_compiler.runtime.job import Job, find_kernel, flat, joined, on
-from sma_compiler.runtime.kernels import Kernel, has_triton, interpreted
+from sma_compiler.runtime.kernels import Kernel, Kernels, has_triton, interpreted
 from sma_compiler.runtime.opaque import run
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.replay import plain
@@ -125,7 +125,7 @@ def run_kernel(
     """A call by its kernel, differentiable. bounds: `cu_seqlens` of a pack."""
     kernels = program.kernels
     params = whole(program, arguments)
-    states = [] if state is None else _states_in(state, kernels.streams, kernels.normalised)
+    states = [] if state is None else _states_in(state, kernels)
     packs = [] if bounds is None else [bounds]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *states))
     job = make_job(
@@ -145,7 +145,7 @@ def run_kernel(
     if not want_state:
         return Result(result, None, others[-1].float() if want_lse else None)
     after = {"position": _position(state, arguments.sizes, bounds, result.device)}
-    return Result(result, after | _states_out(others, kernels.streams, kernels.normalised), None)
+    return Result(result, after | _states_out(others, kernels), None)
 
 
 def make_job(
@@ -169,7 +169,8 @@ def make_job(
 
 def whole(program: Program, arguments: Arguments) -> list[Tensor]:
     """The tensors in the order of the spec, as launchers take them."""
-    return [_whole(decl, arguments) for decl in program.op.params if not decl.number]
+    merged = program.kernels.merged
+    return [_whole(decl, arguments, merged) for decl in program.op.params if not decl.number]
 
 
 def run_step(
@@ -192,10 +193,10 @@ def run_step(
         if copied or x.stride(-1) != 1:
             held[name] = x.clone(memory_format=torch.contiguous_format)
     within = bool(held) and (copied or inplace)
-    before = joined(_states_in(held, kernels.streams, kernels.normalised)) if held else None
+    before = joined(_states_in(held, kernels)) if held else None
     with on(arguments.device, program, "recurrent"):
         result, states = launch(*given, state=before, inplace=within)
-    found = held if within else _states_out(list(flat(states)), kernels.streams, kernels.normalised)
+    found = held if within else _states_out(list(flat(states)), kernels)
     if state is None:
         position = torch.ones(arguments.sizes["batch"], dtype=torch.int64, device=arguments.device)
     else:
@@ -205,8 +206,11 @@ def run_step(
     )
 
 
-def _whole(decl: ParamDecl, arguments: Arguments) -> Tensor:
-    """A tensor as launchers take it: the whole batch, and all heads where it has neither keys nor values."""
+def _whole(decl: ParamDecl, arguments: Arguments, merged: bool) -> Tensor:
+    """A tensor as launchers take it: the whole batch, and all heads where it has neither keys nor values.
+
+    merged: whether heads are channels, of which launchers take all of every tensor.
+    """
     x = arguments.tensors[decl.name]
     if x.is_neg():
         x = x.resolve_neg()
@@ -214,30 +218,34 @@ def _whole(decl: ParamDecl, arguments: Arguments) -> Tensor:
     if "batch" in decl.dims:
         shape[decl.dims.index("batch")] = arguments.sizes["batch"]
         x = x.expand(shape) if shape != list(x.shape) else x
-    if "head" in decl.dims and not {"key", "value"} & set(decl.dims):
+    if "head" in decl.dims and (merged or not {"key", "value"} & set(decl.dims)):
         head = decl.dims.index("head")
         times = arguments.sizes["head"] // shape[head]
         x = x.repeat_interleave(times, head) if times != 1 else x
     return x
 
 
-def _states_in(state: Mapping[str, Tensor], streams: int, normalised: bool) -> list[Tensor]:
-    """The state of each stream: a matrix [B, H, K, V], and from its last column the sum of keys [B, H, K]."""
+def _states_in(state: Mapping[str, Tensor], kernels: Kernels) -> list[Tensor]:
+    """The state of each stream: a matrix [B, H, K, V], and from its last column the sum of keys [B, H, K].
+
+    Where heads are the channels of one, [B, H, K] is a matrix [B, 1, K, H] in the same memory.
+    """
     found: list[Tensor] = []
-    for number in range(streams):
+    for number in range(kernels.streams):
         own = state[f"{STATE}{number}"]
-        found += [own[..., :-1], own[..., -1]] if normalised else [own]
+        own = own.transpose(1, 2)[:, None] if kernels.merged else own
+        found += [own[..., :-1], own[..., -1]] if kernels.normalised else [own]
     return found
 
 
-def _states_out(tensors: list[Tensor], streams: int, normalised: bool) -> dict[str, Tensor]:
+def _states_out(tensors: list[Tensor], kernels: Kernels) -> dict[str, Tensor]:
     found = {}
-    for number in range(streams):
-        if normalised:
+    for number in range(kernels.streams):
+        if kernels.normalised:
             matrix, keys = tensors[2 * number : 2 * number + 2]
             found[f"{STATE}{number}"] = torch.cat((matrix, keys[..., None]), -1)
         else:
-            found[f"{STATE}{number}"] = tensors[number]
+            found[f"{STATE}{number}"] = tensors[number][:, 0].transpose(1, 2) if kernels.merged else tensors[number]
     return found
 
 

@@ -7,7 +7,7 @@ from sma_compiler.interface import library
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.source import Source
 
-CHANNEL_LIBRARY = ("gla", "hgrn2", "rwkv6")
+CHANNEL_LIBRARY = ("gla", "hgrn2", "rwkv6", "mamba1")
 CHANNEL_SPECS = {
     "values": """
 op values(q, k, v, g: [time, head, value]):
@@ -34,6 +34,23 @@ op constant(q, k, v, s: [head, key], g: [time, head]):
     "bonus": """
 op bonus(q, k, v, w: [time, head, value], u: [head, value]):
     return attend(causal * where(i == j, u, exp(sum(w[t], j < t < i))), q, k, v, scale=0.5)
+""",
+    "scan": """
+op scan(q, k, v, dt: [time, head, value], bias: [head, value], a: [head, value, key], f: [time, head]):
+    step = softplus(dt + bias)
+    return silu(v) * attend(decay(step * -exp(a)) * decay(f), q, k, step * v, scale=1 / sqrt(key))
+""",
+    "strict_both": """
+op strict_both(q, k, v, g: [time, head, key, value]):
+    return attend(strict * exp(sum(g[t], j < t < i)), l2norm(q), k, v)
+""",
+    "closed_both": """
+op closed_both(q, k, v, g: [time, head, key], h: [time, head, value]):
+    return attend(causal * exp(sum(g[t], j <= t <= i)) * exp(sum(h[t], j <= t <= i)), q, k, v)
+""",
+    "late_both": """
+op late_both(q, k, v, g: [time, head, key], h: [time, head, value]):
+    return attend(causal * exp(sum(g[t], j <= t < i)) * exp(sum(h[t], j <= t < i)), q, k, v)
 """,
     "both": """
 op both(q, k, v, g: [time, head, key], h: [time, head, value], e: [head, value, key]):

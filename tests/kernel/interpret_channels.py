@@ -41,8 +41,15 @@ RUNS = {
     ("hgrn2", "recurrent", "float32"): 2,
     ("closed", "recurrent", "float32"): 1,
     ("both", "recurrent", "float32"): 1,
+    ("mamba1", "recurrent", "float32"): 1,
+    ("scan", "recurrent", "float16"): 1,
+    ("strict_both", "recurrent", "float32"): 2,
+    ("closed_both", "recurrent", "float32"): 1,
+    ("late_both", "recurrent", "float32"): 1,
 }
 """Ops, plans and dtypes, and how many heads q and k have."""
+CUT = ("mamba1", "strict_both")
+"""Ops whose sequences are cut in parts."""
 MUTANTS = {
     "flipped halves": ("chunked", "o_r // size == o_c // size + 1", "o_r // size == o_c // size - 1"),
     "no decay of the state": ("chunked", "b_s * b_across[:, None]", "b_s"),
@@ -96,6 +103,8 @@ def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "") 
     small = config.Config(chunk=8, outer=16, warps=4, stages=1)
     config.forward = lambda *_, **__: small  # type: ignore[assignment]
     config.backward = lambda *_, **__: small
+    programs = 64 if op.name in CUT else 0
+    config.scan = lambda *_, **__: config.Config(chunk=4, outer=4, warps=1, stages=1, programs=programs)
     config.recurrent_backward = lambda _: config.Config(chunk=4, outer=4, warps=1, stages=1)
     text = op.source(plan, {}, dtype)
     assert old in text, old

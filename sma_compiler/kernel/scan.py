@@ -1,0 +1,223 @@
+"""Gates that differ by both axes of channels: kernels that pass some positions at a time, each number of a state apart.
+
+No product of matrices carries such a state, so a program holds [C, BK, BV] numbers, of C positions and a tile of value
+channels with all keys, and carries the state of every pair of channels from position to position in registers:
+
+    s_t = e_t s_(t-1) + k_t x_t        e_t = exp(gates of t), which are never written to memory
+    y_t = sum over keys of  q_t s_t
+
+Gates whose path holds the column (`key_closed`) decay k x as well; rows whose path lacks its own gates read s_(t-1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sma_compiler.ir.nodes import Apply, Expr, Reduce, postorder
+from sma_compiler.kernel.build import E, call, pointwise, reduce_sum, size, zeros
+from sma_compiler.kernel.chunk import Chunk, Place, State
+from sma_compiler.kernel.gates import LOG2E, Rows
+from sma_compiler.kernel.host import Host, Tensors
+from sma_compiler.kernel.linear import Linear, plain, varies
+from sma_compiler.kernel.lower import Lowering, wide_operand
+from sma_compiler.kernel.nodes import Function, Literal, Name, Subscript, Tile
+from sma_compiler.kernel.positions import number_of
+from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.walk_kernel import WalkKernel
+
+CUBE = ("C", "BK", "BV")
+"""The shape of what every position, key and value has."""
+
+
+def is_scan(member: Linear) -> bool:
+    """Whether these kernels pass an op: gates of both axes, whose paths all end alike, and no sums over values."""
+    if len(member.channels) < 2:
+        return False
+    ends = {(gate.query_closed, gate.key_closed) for gate in member.terms[0].gates}
+    sums = (node for node in postorder((member.op.result, member.v)) if isinstance(node, Reduce))
+    return len(ends) == 1 and all(node.axis != "value" for node in sums)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every position of a tile has, [C, BK, BV].
+
+    decay: of the state. added: its own column, k x. grown: what it adds to the state.
+    """
+
+    decay: E
+    added: E
+    grown: E
+
+
+class Scan(WalkKernel):
+    """Builds the forward kernel, or that of the states of parts alone.
+
+    every: positions from one state that is kept for the gradients to the next, a multiple of C.
+    """
+
+    def __init__(
+        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, every: int = 0
+    ) -> None:
+        super().__init__(walk, host, tensors, reserved, parts, scores=False)
+        self.every = every
+        (self.term,) = walk.terms
+        gate = self.term.gates[0]
+        self.rates: dict[Expr, E] = {}
+        self.reads_decayed, self.adds_decayed = gate.query_closed, gate.key_closed
+
+    def spacing(self) -> E:
+        """See `Chunked`."""
+        return self.arguments.constant("EVERY", self.every) if self.every else size("C")
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, walk = self.b, self.walk
+        place = self.place()
+        rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
+        around = [output.expr for output in walk.outputs]
+        static = self.static(place, (walk.p, walk.s, walk.x, *around))
+        (state,) = self.initial_states(place)
+        b.space()
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            chunk = self.positions(place, static, t0, (walk.p, walk.s, walk.x, *around))
+            if ("states", 0) in self.tensors.sums:
+                self._keep(place, t0, state)
+            b.section("States at every position")
+            found = self.steps_of(place, chunk)
+            after, before = self.carried(found, state.matrix, both=self.term.strict or not self.reads_decayed)
+            assert chunk.p is not None
+            y = reduce_sum(self.read(found, after, before) * chunk.p.among(CUBE), 1)
+            y = b.let("b_y", self.numbered(y, chunk.lowering))
+            self.leave(state.matrix, after)
+            b.section("Output")
+            chunk.lowering.bind(walk.result, y)
+            for output in walk.outputs:
+                self._write(place, chunk, output, rows.get(output.name))
+        self._final_states(place, (state,))
+        doc = ("One program carries the states of one head and BV value channels along a sequence.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def static(self, place: Place, exprs: tuple[Expr, ...]) -> Lowering:
+        """Load what does not vary in time of some expressions and of the gates."""
+        static = place.inputs.static((*exprs, *self.logs(), *self.term.row))
+        for log in self.logs():
+            still = self._still(log)
+            if still is not None:
+                self.rates[log] = self.b.let("b_rate", static.value(still) * LOG2E)
+        return static
+
+    def logs(self) -> tuple[Expr, ...]:
+        """The log gates."""
+        return tuple(gate.log for gate in self.term.gates)
+
+    def _still(self, log: Expr) -> Expr | None:
+        """The factor of a log gate that is the same at all positions, where a multiple of it may be made ahead."""
+        inner = plain(log)
+        if self.exact or not isinstance(inner, Apply) or inner.fn != "mul":
+            return None
+        still = [arg for arg in inner.args if not varies(arg)]
+        return still[0] if len(still) == 1 else None
+
+    def positions(self, place: Place, static: Lowering, t0: E, exprs: tuple[Expr, ...], *, rows: bool = True) -> Chunk:
+        """Load positions t0 .. t0 + C. rows: whether they are rows, and not columns alone."""
+        b, walk, inputs = self.b, self.walk, place.inputs
+        b.section("Positions t0 .. t0 + C; what lies past the end is read as 0")
+        valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
+        inputs.enter_all(valid)
+        held = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
+        lowering = inputs.chunk((*exprs, *self.logs(), *self.term.row), static, t0, place.offsets, valid, ())
+        inner, outer = inputs.inside[walk.inner], inputs.inside[walk.outer]
+        name_p, name_s, name_x = walk.names
+        p = wide_operand(b, walk.p, name_p, lowering, inner) if rows else None
+        s, x = wide_operand(b, walk.s, name_s, lowering, inner), wide_operand(b, walk.x, name_x, lowering, outer)
+        return Chunk(t0, held, lowering, p, s, x, None, None, None, (), None)
+
+    def steps_of(self, place: Place, chunk: Chunk) -> Steps:
+        """What the positions of a tile do to the state."""
+        decay = self._decay(place, chunk.lowering)
+        added = self.b.let("b_u", chunk.s.among(CUBE) * chunk.x.among(CUBE))
+        return Steps(decay, added, decay * added if self.adds_decayed else added)
+
+    def carried(self, steps: Steps, state: E, *, both: bool) -> tuple[E, E]:
+        """The state after every position of a tile and, where `both` are wanted, before it."""
+        b, tile = self.b, steps.decay.tile
+        b.helpers.add("carried")
+        made = call("carried", steps.decay, steps.grown, state, tile=tile)
+        if not both:
+            after = b.let("b_after", E(Subscript(tile, made.node, (Literal(None, 0),))))
+            return after, after
+        after, before = (E(Name(tile, b.fresh(name))) for name in ("b_after", "b_before"))
+        b.assign((after, before), made)
+        return after, before
+
+    def leave(self, state: E, after: E) -> None:
+        """The state behind a tile, from those after its positions."""
+        self.b.helpers.add("at_end")
+        self.b.set(state, call("at_end", after, tile=state.tile))
+
+    def _decay(self, place: Place, lowering: Lowering) -> E:
+        """The decay at every position: 1 past the end."""
+        b = self.b
+        total: E | None = None
+        for log in self.logs():
+            still, inner = self._still(log), plain(log)
+            if still is not None and isinstance(inner, Apply):
+                varying = next(arg for arg in inner.args if arg is not still)
+                value = lowering.value(varying).among(CUBE) * self.rates[log].among(CUBE)
+            else:
+                value = lowering.value(log).among(CUBE)
+                value = value if self.exact else value * LOG2E
+            total = value if total is None else total + value
+        assert total is not None
+        exponent = b.helper("keep", total, place.inputs.inside["all"], size("MASKED"))
+        return b.let("b_decay", b.helper("exact_exp", exponent) if self.exact else pointwise("tl.exp2", exponent))
+
+    def read(self, steps: Steps, after: E, before: E) -> E:
+        """What every row reads: the state that its path leads to, with its own column unless the mask is strict."""
+        if not self.term.strict:
+            return after if self.reads_decayed else before + steps.added
+        return steps.decay * before if self.reads_decayed else before
+
+    def numbered(self, value: E, lowering: Lowering) -> E:
+        """A value times the numbers that all weights have."""
+        for factor in self.term.row:
+            value = value * number_of(factor, lowering)
+        return value
+
+    def _keep(self, place: Place, t0: E, state: State) -> None:
+        """Keep the state before every EVERY-th position for the gradients."""
+        b = self.b
+        pointer = self.arguments.pointer("states", self.tensors.sums["states", 0])
+        starts = ((t0 - place.span.begin) % self.spacing()).eq(0)
+        with b.branch(pointer.given().both(starts)):
+            self.keep_of_chunk(place, t0, state)
+
+
+class LocalScan(Scan):
+    """Builds the kernel of the states of parts alone; see `split`."""
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, walk, local = self.b, self.walk, self.tensors.local
+        place = self.place()
+        static = self.static(place, (walk.s, walk.x))
+        b.section("State of this part alone, and the decay over it")
+        state = self.empty_state(0)
+        decay = b.let("b_over", zeros("BK", "BV") + 1.0)
+        b.space()
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            chunk = self.positions(place, static, t0, (walk.s, walk.x), rows=False)
+            steps = self.steps_of(place, chunk)
+            self.leave(state.matrix, self.carried(steps, state.matrix, both=False)[0])
+            running = call("tl.cumprod", steps.decay, 0, tile=steps.decay.tile)
+            b.set(decay, decay * call("at_end", running, tile=decay.tile))
+        b.space()
+        index = self.state_of_part(place)
+        for part, name_of, value in (("matrix", "local", state.matrix), ("decay", "decays", decay)):
+            at, mask = place.inputs.matrix(self.arguments.pointer(name_of, local[part, 0]), index, "key", "value")
+            b.do(call("tl.store", at, value, mask=mask, tile=Tile("ptr")))
+        doc = (
+            "The state that each part of a sequence would end with if it began with nothing, and the decay over it.",
+        )
+        return b.function(name, doc, self.arguments.parameters, jit=True)
