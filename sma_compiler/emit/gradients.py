@@ -15,12 +15,16 @@ from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import Host, Tensors, host
 from sma_compiler.kernel.launch_backward import BackwardLauncher, named
+from sma_compiler.kernel.launch_scan_back import ScanBackwardLauncher, named_scan
 from sma_compiler.kernel.launch_shared import SharedLauncher, named_shared
 from sma_compiler.kernel.linear import Linear, is_tensor
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
+from sma_compiler.kernel.scan import LocalScan, Scan
+from sma_compiler.kernel.scan_back import Back, LocalBack
+from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores
 from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
@@ -30,6 +34,8 @@ from sma_compiler.plan.choose import Plans
 WALKS = ("again", "dq", "dk", "dv")
 ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "chain")
 """What the kernels of a backward pass are for."""
+EVERY = 8
+"""Tiles of positions from one state to the next that is kept for gradients of gates of both axes."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,36 @@ def gradients(
     built = launcher(made, outer, names).build(name, kernels, common, configs)
     own = tuple(made for role, made in kernels.items() if role in builders)
     return Gradients(tuple(builders.values()), own, (built,), configs=configs)
+
+
+def scanned(
+    member: Linear, plans: Plans, common: Config, reserved: frozenset[str], kernel: Callable[[Maker, str], Kernel]
+) -> Gradients:
+    """The backward pass of an op whose gates differ by both axes of channels; arguments as of `gradients`."""
+    try:
+        made = ScanGradients(member, plans.graph).made()
+    except NoTritonKernel as error:
+        return Gradients(refused=error.reason)
+    assert isinstance(made, ScanBackward)
+    assert made.leaves is not None
+    op = member.op
+    name, cut = f"{op.name}_backward", common.programs > 0
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("again", "back", "local_again", "local_back")}
+    held = frozenset({*reserved, *roles.values()})
+    outer = host(member, held, made.reads, name=name)
+    names = named_scan(made, outer, cut)
+    (again, back), every = made.walks, EVERY * common.chunk
+    of_again, of_back = names.walks["again"], names.walks["back"]
+    builders: dict[str, Maker] = {}
+    if cut:
+        builders["local_again"] = LocalScan(again, outer, of_again, held, parts=True)
+        builders["local_back"] = LocalBack(back, outer, of_back, held, True, 0, made.leaves)
+    builders["again"] = Scan(again, outer, of_again, held, cut, every)
+    builders["back"] = Back(back, outer, of_back, held, cut, every, made.leaves)
+    kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
+    configs = {walk.name: common for walk in made.walks}
+    built = ScanBackwardLauncher(made, outer, names, every).build(name, kernels, common, configs)
+    return Gradients(tuple(builders.values()), tuple(kernels.values()), (built,), configs=configs)
 
 
 def chunked_walks(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients
+from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients, scanned
 from sma_compiler.emit.module import library, module, with_uses
 from sma_compiler.emit.quadratic import quadratic
 from sma_compiler.emit.tiles import show_function
@@ -174,6 +174,7 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, choic
     names = host(member, reserved)
     named = tensors(walk, names)
     forward: Config | Recurrence
+    cut = False
     builders: list[Maker]
     if scans:
         forward = choices.apply("recurrent", config.scan(sizes, narrow=_has_narrow(member.op)))
@@ -195,9 +196,14 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, choic
         builders.append(Step(walk, of_step, held, reserved, spread=member.merged))
         kernels.append(_kernel(builders[-1], roles["step"]))
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
-    common = choices.apply("backward", config.recurrent_backward(sizes))
-    back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
-    found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back)
+    if scans:
+        common = choices.apply("backward", config.scan(sizes, narrow=_has_narrow(member.op), gradients=True))
+        back = scanned(member, plans, common, reserved, _kernel)
+    else:
+        common = choices.apply("backward", config.recurrent_backward(sizes))
+        back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
+    helpers = ["scan_parts_kernel"] if scans and (common.programs or cut) else []
+    found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back, helpers)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})
 
 

@@ -17,7 +17,7 @@ from sma_compiler.kernel.derive import gradients, unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gates import is_folded
 from sma_compiler.kernel.linear import Linear, Term, varies
-from sma_compiler.kernel.walk import RESULT, Output, Sums, Walk, forward_walk, turned
+from sma_compiler.kernel.walk import RESULT, Output, Sums, Walk, forward_walk, result_axes, turned
 from sma_compiler.mask.nodes import Gate
 from sma_compiler.source import NOWHERE
 
@@ -127,7 +127,7 @@ class Gradients:
     def made(self) -> Backward:
         """All of it."""
         linear, graph = self.linear, self.graph
-        dy = self._leaf("dy", RESULT)
+        dy = self._leaf("dy", result_axes(linear))
         self.cotangents.add(dy)
         found = gradients(graph, [(self.op.result, dy)], [linear.attend, *self.leaves])
         if linear.attend not in found:
@@ -149,7 +149,11 @@ class Gradients:
             made = gradients(graph, [(operand, walks[name].result)], self.leaves)
             for param in self._in(made):
                 self._part(name, walks[name].outer, param, made[param])
-        gate = self._channel_gate()
+        return self._assembled(walks, reads, cotangent, self._channel_gate())
+
+    def _assembled(self, walks: dict[str, Walk], reads: list[Param], cotangent: Expr, gate: Expr | None) -> Backward:
+        """The walks with what they write. cotangent: of the contraction; gate: see `_channel_gate`."""
+        linear = self.linear
         before = self._before()
         dq, dk, dv = (replace(walk, outputs=self._outputs(name, walk.outer)) for name, walk in walks.items())
         chain = self._chain()
@@ -162,10 +166,12 @@ class Gradients:
         elif gate is not None and before is not None:
             before = replace(before, sums=Sums(cotangent, walks["dv"].names[2], pairs=True))
             dv = replace(dv, sums=Sums(linear.v, walks["dq"].names[1], pairs=False, gate=gate))
+        return Backward(linear, declared(reads), before, dq, dk, dv, chain, self._in_order(), self.gated)
+
+    def _in_order(self) -> tuple[Piece, ...]:
+        """The pieces, in the order of the parameters."""
         order = [leaf.name for leaf in self.leaves]
-        pieces = tuple(sorted(self.pieces, key=lambda piece: order.index(piece.param)))
-        decls = tuple(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in reads)
-        return Backward(linear, decls, before, dq, dk, dv, chain, pieces, self.gated)
+        return tuple(sorted(self.pieces, key=lambda piece: order.index(piece.param)))
 
     def _refused(self, reason: str) -> NoTritonKernel:
         return NoTritonKernel(self.op.name, "chunked", reason)
@@ -389,6 +395,11 @@ class Gradients:
                 new = unplaced(self.graph, factor)
                 found = new if found is None else self.graph.apply("mul", found, new)
         return found
+
+
+def declared(leaves: Iterable[Param]) -> tuple[ParamDecl, ...]:
+    """Leaves as the launcher takes them."""
+    return tuple(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in leaves)
 
 
 def _has_both(expr: Expr) -> bool:

@@ -51,7 +51,16 @@ class State:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Loaded:
+    """The rows t0 .. t0 + C, and what was loaded of them."""
+
+    t0: E
+    rows: Rows
+    lowering: Lowering
+
+
+@dataclass(frozen=True)
+class Chunk(Loaded):
     """The tiles of one chunk: its rows, operands [C, inner], [C, inner], [C, outer], and the path of every stream.
 
     t0: its first position. a, b: the factors of the scores' rank-one addition; None: 1, or no addition. weight: what
@@ -61,9 +70,6 @@ class Chunk:
     are decayed then.
     """
 
-    t0: E
-    rows: Rows
-    lowering: Lowering
     p: E | None
     s: E
     x: E
@@ -418,7 +424,7 @@ class Chunked(Maker):
         """Where this program keeps a number of a chunk, of [tiles, B, H, slots]."""
         return pointer + self.row_of_tile(place) * slots(self.arguments, self.host) + self.slot(place, t0)
 
-    def write_row(self, place: Place, pointer: E, chunk: Chunk, value: E) -> None:
+    def write_row(self, place: Place, pointer: E, chunk: Loaded, value: E) -> None:
         """Write a number for each row of a chunk to [tiles, B, H, T]."""
         length = self.arguments.integer("T", self.host.sizes["time"])
         at = pointer + self.row_of_tile(place) * length + (chunk.t0 + chunk.rows.offsets)

@@ -307,7 +307,7 @@ class BackwardLauncher(Launch):
         """Make a tensor for a part of a gradient."""
         host = self.host
         piece = next((piece for piece in self.made.pieces if piece.tensor == tensor), None)
-        sizes = {**host.sizes, "tile": self.names.tiles["value"], "slot": host.slots}
+        sizes = {**host.sizes, "tile": self.names.tiles["value"], "slot": host.slots, **self._more_sizes()}
         sizes["head"] = self._heads(tensor)
         if piece is None:
             value = host.parameters[tensor]
@@ -323,6 +323,10 @@ class BackwardLauncher(Launch):
         dtype = param.attr("dtype") if rounded else path("torch.float32")
         written = self._written(tensor)
         self.b.set(written, self._new(self.need[piece.param], [sizes[axis] for axis in piece.axes], dtype))
+
+    def _more_sizes(self) -> dict[str, E]:
+        """The sizes of further axes of parts of gradients."""
+        return {}
 
     def _written(self, tensor: str) -> E:
         every = [*self.names.walks.values(), self.names.chain]

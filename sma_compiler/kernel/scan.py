@@ -11,11 +11,12 @@ Gates whose path holds the column (`key_closed`) decay k x as well; rows whose p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, Reduce, postorder
 from sma_compiler.kernel.build import E, call, pointwise, reduce_sum, size, zeros
-from sma_compiler.kernel.chunk import Chunk, Place, State
+from sma_compiler.kernel.chunk import Loaded, Place, State
 from sma_compiler.kernel.gates import LOG2E, Rows
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.linear import Linear, plain, varies
@@ -40,11 +41,14 @@ def is_scan(member: Linear) -> bool:
 
 @dataclass(frozen=True)
 class Steps:
-    """What every position of a tile has, [C, BK, BV].
+    """What every position of a tile has.
 
-    decay: of the state. added: its own column, k x. grown: what it adds to the state.
+    s [C, BK], x [C, BV]: its operands. All others are [C, BK, BV]: decay, of the state; added, its own column s x;
+    grown, what it adds to the state.
     """
 
+    s: E
+    x: E
     decay: E
     added: E
     grown: E
@@ -80,20 +84,19 @@ class Scan(WalkKernel):
         (state,) = self.initial_states(place)
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
-            chunk = self.positions(place, static, t0, (walk.p, walk.s, walk.x, *around))
+            at = self.positions(place, static, t0, (walk.p, walk.s, walk.x, *around))
             if ("states", 0) in self.tensors.sums:
                 self._keep(place, t0, state)
             b.section("States at every position")
-            found = self.steps_of(place, chunk)
+            p, found = self.side(place, at, 0), self.steps_of(place, at)
             after, before = self.carried(found, state.matrix, both=self.term.strict or not self.reads_decayed)
-            assert chunk.p is not None
-            y = reduce_sum(self.read(found, after, before) * chunk.p.among(CUBE), 1)
-            y = b.let("b_y", self.numbered(y, chunk.lowering))
+            y = reduce_sum(self.read(found, after, before) * p.among(CUBE), 1)
+            y = b.let("b_y", self.numbered(y, at.lowering))
             self.leave(state.matrix, after)
             b.section("Output")
-            chunk.lowering.bind(walk.result, y)
+            at.lowering.bind(walk.result, y)
             for output in walk.outputs:
-                self._write(place, chunk, output, rows.get(output.name))
+                self._write(place, at, output, rows.get(output.name))
         self._final_states(place, (state,))
         doc = ("One program carries the states of one head and BV value channels along a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
@@ -119,25 +122,28 @@ class Scan(WalkKernel):
         still = [arg for arg in inner.args if not varies(arg)]
         return still[0] if len(still) == 1 else None
 
-    def positions(self, place: Place, static: Lowering, t0: E, exprs: tuple[Expr, ...], *, rows: bool = True) -> Chunk:
-        """Load positions t0 .. t0 + C. rows: whether they are rows, and not columns alone."""
-        b, walk, inputs = self.b, self.walk, place.inputs
+    def positions(self, place: Place, static: Lowering, t0: E, exprs: tuple[Expr, ...]) -> Loaded:
+        """Load positions t0 .. t0 + C of what some expressions and the gates read."""
+        b, inputs = self.b, place.inputs
         b.section("Positions t0 .. t0 + C; what lies past the end is read as 0")
         valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
         inputs.enter_all(valid)
         held = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
         lowering = inputs.chunk((*exprs, *self.logs(), *self.term.row), static, t0, place.offsets, valid, ())
-        inner, outer = inputs.inside[walk.inner], inputs.inside[walk.outer]
-        name_p, name_s, name_x = walk.names
-        p = wide_operand(b, walk.p, name_p, lowering, inner) if rows else None
-        s, x = wide_operand(b, walk.s, name_s, lowering, inner), wide_operand(b, walk.x, name_x, lowering, outer)
-        return Chunk(t0, held, lowering, p, s, x, None, None, None, (), None)
+        return Loaded(t0, held, lowering)
 
-    def steps_of(self, place: Place, chunk: Chunk) -> Steps:
+    def side(self, place: Place, at: Loaded, number: int) -> E:
+        """An operand of the walk, p, s or x, along positions and its channels."""
+        walk = self.walk
+        expr, axis = ((walk.p, walk.inner), (walk.s, walk.inner), (walk.x, walk.outer))[number]
+        return wide_operand(self.b, expr, walk.names[number], at.lowering, place.inputs.inside[axis])
+
+    def steps_of(self, place: Place, at: Loaded) -> Steps:
         """What the positions of a tile do to the state."""
-        decay = self._decay(place, chunk.lowering)
-        added = self.b.let("b_u", chunk.s.among(CUBE) * chunk.x.among(CUBE))
-        return Steps(decay, added, decay * added if self.adds_decayed else added)
+        s, x = self.side(place, at, 1), self.side(place, at, 2)
+        decay = self.decay(place, at)
+        added = self.b.let("b_u", s.among(CUBE) * x.among(CUBE))
+        return Steps(s, x, decay, added, decay * added if self.adds_decayed else added)
 
     def carried(self, steps: Steps, state: E, *, both: bool) -> tuple[E, E]:
         """The state after every position of a tile and, where `both` are wanted, before it."""
@@ -156,9 +162,9 @@ class Scan(WalkKernel):
         self.b.helpers.add("at_end")
         self.b.set(state, call("at_end", after, tile=state.tile))
 
-    def _decay(self, place: Place, lowering: Lowering) -> E:
+    def decay(self, place: Place, at: Loaded) -> E:
         """The decay at every position: 1 past the end."""
-        b = self.b
+        b, lowering = self.b, at.lowering
         total: E | None = None
         for log in self.logs():
             still, inner = self._still(log), plain(log)
@@ -185,6 +191,33 @@ class Scan(WalkKernel):
             value = value * number_of(factor, lowering)
         return value
 
+    def local(self, name: str, exprs: tuple[Expr, ...], passed: Callable[[Place, Loaded, E], E]) -> Function:
+        """The kernel of what a part alone makes of a state of zeros, and of the decay over it; see `split`.
+
+        passed: carries a state over a tile of positions, of which it has some expressions, and gives their decay.
+        """
+        b, local = self.b, self.tensors.local
+        place = self.place()
+        static = self.static(place, exprs)
+        b.section("State of this part alone, and the decay over it")
+        state = self.empty_state(0)
+        decay = b.let("b_over", zeros("BK", "BV") + 1.0)
+        b.space()
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            at = self.positions(place, static, t0, exprs)
+            running = call("tl.cumprod", passed(place, at, state.matrix), 0, tile=Tile("fp32", CUBE))
+            b.helpers.add("at_end")
+            b.set(decay, decay * call("at_end", running, tile=decay.tile))
+        b.space()
+        index = self.state_of_part(place)
+        for part, label, value in (("matrix", "local", state.matrix), ("decay", "decays", decay)):
+            address, mask = place.inputs.matrix(self.arguments.pointer(label, local[part, 0]), index, "key", "value")
+            b.do(call("tl.store", address, value, mask=mask, tile=Tile("ptr")))
+        doc = (
+            "The state that each part of a sequence would end with if it began with nothing, and the decay over it.",
+        )
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
     def _keep(self, place: Place, t0: E, state: State) -> None:
         """Keep the state before every EVERY-th position for the gradients."""
         b = self.b
@@ -199,25 +232,10 @@ class LocalScan(Scan):
 
     def build(self, name: str) -> Function:
         """The kernel."""
-        b, walk, local = self.b, self.walk, self.tensors.local
-        place = self.place()
-        static = self.static(place, (walk.s, walk.x))
-        b.section("State of this part alone, and the decay over it")
-        state = self.empty_state(0)
-        decay = b.let("b_over", zeros("BK", "BV") + 1.0)
-        b.space()
-        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
-            chunk = self.positions(place, static, t0, (walk.s, walk.x), rows=False)
-            steps = self.steps_of(place, chunk)
-            self.leave(state.matrix, self.carried(steps, state.matrix, both=False)[0])
-            running = call("tl.cumprod", steps.decay, 0, tile=steps.decay.tile)
-            b.set(decay, decay * call("at_end", running, tile=decay.tile))
-        b.space()
-        index = self.state_of_part(place)
-        for part, name_of, value in (("matrix", "local", state.matrix), ("decay", "decays", decay)):
-            at, mask = place.inputs.matrix(self.arguments.pointer(name_of, local[part, 0]), index, "key", "value")
-            b.do(call("tl.store", at, value, mask=mask, tile=Tile("ptr")))
-        doc = (
-            "The state that each part of a sequence would end with if it began with nothing, and the decay over it.",
-        )
-        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+        def passed(place: Place, at: Loaded, state: E) -> E:
+            steps = self.steps_of(place, at)
+            self.leave(state, self.carried(steps, state, both=False)[0])
+            return steps.decay
+
+        return self.local(name, (self.walk.s, self.walk.x), passed)

@@ -8,7 +8,7 @@ from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.channel_sums import ChannelSums
 from sma_compiler.kernel.channels import ChannelPath
-from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
+from sma_compiler.kernel.chunk import Chunk, Chunked, Loaded, Place, State
 from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.nodes import Function, Tile
@@ -87,7 +87,7 @@ class WalkKernel(Chunked):
     def _rows(self, place: Place, output: Output) -> tuple[E, E]:
         return place.inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
 
-    def _write(self, place: Place, chunk: Chunk, output: Output, rows: tuple[E, E] | None) -> None:
+    def _write(self, place: Place, chunk: Loaded, output: Output, rows: tuple[E, E] | None) -> None:
         """Write an output: its tile, or what its tile sums to."""
         b, outer = self.b, self.walk.outer
         pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])

@@ -83,7 +83,8 @@ def reference(op: Op, given: Arguments, dy: Tensor) -> dict[str, Tensor]:
     """The gradients in fp64."""
     wide = {key: x.double().requires_grad_() if isinstance(x, Tensor) else x for key, x in given.items()}
     leaves = {key: x for key, x in wide.items() if isinstance(x, Tensor)}
-    y = named(evaluate(op, wide), op.result.axes).aligned(RESULT)
+    axes = tuple(axis for axis in RESULT if axis in op.result.axes)
+    y = named(evaluate(op, wide), op.result.axes).aligned(axes)
     found = torch.autograd.grad(y, list(leaves.values()), dy.double(), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
 

@@ -24,6 +24,7 @@ from kernel.interpret_recurrent import steps
 from torch import Tensor
 from triton.runtime import interpreter
 
+from sma_compiler.emit import gradients as emitted
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.reference import evaluate
@@ -103,8 +104,10 @@ def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "") 
     small = config.Config(chunk=8, outer=16, warps=4, stages=1)
     config.forward = lambda *_, **__: small  # type: ignore[assignment]
     config.backward = lambda *_, **__: small
-    programs = 64 if op.name in CUT else 0
-    config.scan = lambda *_, **__: config.Config(chunk=4, outer=4, warps=1, stages=1, programs=programs)
+    parts = {"chunk": 2, "programs": 64} if op.name in CUT else {"chunk": 4}
+    scan = config.Config(**{**vars(small), "outer": 4, **parts})
+    config.scan = lambda *_, **__: scan
+    emitted.EVERY = 2
     config.recurrent_backward = lambda _: config.Config(chunk=4, outer=4, warps=1, stages=1)
     text = op.source(plan, {}, dtype)
     assert old in text, old

@@ -1,0 +1,229 @@
+"""The kernel of `scan_gradients`: from the end, the states of some positions at a time made again."""
+
+from __future__ import annotations
+
+from sma_compiler.kernel.build import E, call, lift, pointwise, reduce_sum, size, zeros
+from sma_compiler.kernel.chunk import Loaded, Place, State
+from sma_compiler.kernel.host import Host, Tensors
+from sma_compiler.kernel.lower import CHANNELS, wide_operand
+from sma_compiler.kernel.maker import program
+from sma_compiler.kernel.nodes import Function, Name, Tile
+from sma_compiler.kernel.scan import CUBE, Scan, Steps
+from sma_compiler.kernel.scan_gradients import Leaves
+from sma_compiler.kernel.walk import Output, Walk
+
+
+class Back(Scan):
+    """Builds the kernel. leaves: what stands for cotangents in the outputs; every: see `Scan`."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        host: Host,
+        tensors: Tensors,
+        reserved: frozenset[str],
+        parts: bool,
+        every: int,
+        leaves: Leaves,
+    ) -> None:
+        super().__init__(walk, host, tensors, reserved, parts, every)
+        self.leaves = leaves
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        b, walk, leaves = self.b, self.walk, self.leaves
+        place = self.place()
+        exprs = (walk.p, walk.s, walk.x, leaves.given, *(output.expr for output in walk.outputs))
+        static = self.static(place, exprs)
+        (state,) = self.initial_states(place)
+        b.section("What is summed over all positions")
+        totals = {output.name: self._total(output) for output in walk.outputs if output.axes[0] == "row"}
+        every, first, end = self.spacing(), place.first, place.end
+        scratch = self._scratch()
+        b.space()
+        with b.loop("n", call("range", self._count(end - first, every), tile=Tile("int32")), Tile("int32")) as n:
+            b.section("The states before every C of the EVERY positions from start on, from the one that was kept")
+            start = b.let("start", first + (self._count(end - first, every) - 1 - n) * every)
+            stop = b.let("stop", pointwise("tl.minimum", start + every, end, dtype="int32"))
+            known = b.let("b_known", self.state_of_chunk(place, start).to("fp32"))
+            earlier = call("range", start, stop, size("C"), tile=Tile("int32"))
+            with b.scope(), b.loop("t0", earlier, Tile("int32")) as t0:
+                self._leave_there(place, scratch, t0 - start, known)
+                at = self.positions(place, static, t0, (walk.s, walk.x))
+                self.leave(known, self.carried(self.steps_of(place, at), known, both=False)[0])
+            b.comment("Threads read what others have written")
+            b.do(call("tl.debug_barrier", tile=Tile("ptr")))
+            tiles = b.let("tiles", self._count(stop - start, size("C")))
+            with b.loop("m", call("range", tiles, tile=Tile("int32")), Tile("int32")) as m:
+                t0 = b.let("t0", start + (tiles - 1 - m) * size("C"))
+                at = self.positions(place, static, t0, exprs)
+                self._pass(place, at, state, self._found_there(place, scratch, t0 - start), totals)
+            b.comment("No thread may still have to read what is written next")
+            b.do(call("tl.debug_barrier", tile=Tile("ptr")))
+        b.space()
+        for output in walk.outputs:
+            if output.name in totals:
+                self._write_total(place, output, totals[output.name])
+        self._final_states(place, (state,))
+        doc = ("One program makes the gradients of one head and BV value channels, from the end of a sequence.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _pass(self, place: Place, at: Loaded, state: State, known: E, totals: dict[str, E]) -> None:
+        """Carry the cotangent of the state over a tile of positions, and write what it makes."""
+        b, leaves, lowering, inside = self.b, self.leaves, at.lowering, place.inputs.inside
+        b.section("States at every position, and the cotangents of what they are read for and of what comes behind")
+        steps = self.steps_of(place, at)
+        after, before = self.carried(steps, known, both=True)
+        given, weights = self.weights_of(place, at)
+        out, later = self.carried_back(steps.decay, weights, state.matrix)
+        b.helpers.add("at_start")
+        b.set(state.matrix, call("at_start", out, tile=state.matrix.tile))
+        b.section("Cotangents of queries, keys, values and log gates")
+        read = self.read(steps, after, before)
+        lowering.bind(leaves.q, b.let("b_dq", self.numbered(reduce_sum(read * given.among(CUBE), 2), lowering)))
+        grown = self._grown(steps, weights, out, later)
+        for leaf, label, other, axis, kept in (
+            (leaves.k, "b_dk", steps.x, 2, "key"),
+            (leaves.v, "b_dv", steps.s, 1, "value"),
+        ):
+            found = b.helper("keep", reduce_sum(grown * other.among(CUBE), axis), inside[kept], size("MASKED"))
+            lowering.bind(leaf, b.let(label, found))
+        gate = self._gate(steps, before, out, later)
+        lowering.bind(leaves.gate, b.let("b_dgate", b.helper("keep", gate, inside["all"], size("MASKED"))))
+        b.section("Gradients")
+        for output in self.walk.outputs:
+            if output.name in totals:
+                value = reduce_sum(lowering.value(output.expr), 0)
+                with b.branch(self._pointer(output).given()):
+                    b.set(totals[output.name], totals[output.name] + value)
+            else:
+                self._write_rows(place, at, output)
+
+    def weights_of(self, place: Place, at: Loaded) -> tuple[E, E]:
+        """The cotangent of rows, [C, BV], and with the numbers of all weights that of what they read, [C, BK, BV]."""
+        b, lowering = self.b, at.lowering
+        given = wide_operand(b, self.leaves.given, "dn", lowering, place.inputs.inside["value"])
+        scaled = b.named("b_dn", self.numbered(given, lowering))
+        return given, b.let("b_w", self.side(place, at, 0).among(CUBE) * scaled.among(CUBE))
+
+    def carried_back(self, decay: E, weights: E, state: E) -> tuple[E, E]:
+        """The cotangents of the states before and after every position."""
+        b, tile = self.b, weights.tile
+        b.helpers.add("carried_back")
+        grown = decay * weights if self.reads_decayed else weights
+        out, later = (E(Name(tile, b.fresh(name))) for name in ("b_out", "b_later"))
+        b.assign((out, later), call("carried_back", decay, grown, state, tile=tile))
+        return out, later
+
+    def _grown(self, steps: Steps, weights: E, out: E, later: E) -> E:
+        """The cotangent of k x."""
+        if self.term.strict:
+            return steps.decay * later if self.adds_decayed else later
+        return out if self.adds_decayed else later + weights
+
+    def _gate(self, steps: Steps, before: E, out: E, later: E) -> E:
+        """The cotangent of the sum of the log gates: what they decay times what is made of it."""
+        decayed = out if self.reads_decayed else steps.decay * later
+        found = before * decayed
+        if not self.adds_decayed:
+            return found
+        own = steps.decay * later if self.term.strict else decayed
+        return found + steps.added * own
+
+    def _count(self, length: E, step: E) -> E:
+        return call("tl.cdiv", length, step, tile=Tile("int32"))
+
+    def _pointer(self, output: Output) -> E:
+        return self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+
+    def _scratch(self) -> E:
+        """Where this program keeps states for itself, [EVERY / C, BK, BV]."""
+        pointer = self.arguments.pointer("scratch", self.tensors.sums["scratch", 0])
+        index = (program(1) * call("tl.num_programs", 0, tile=Tile("int32")) + program(0)).to("int64")
+        return self.b.let("p_scratch", pointer + index * (self.spacing() // size("C") * size("BK") * size("BV")))
+
+    def _address(self, scratch: E, offset: E) -> E:
+        """Of the state before the tile of positions that begins at an offset."""
+        o_k, o_v = (call("tl.arange", 0, size(x), tile=Tile("int32", (x,))) for x in ("BK", "BV"))
+        return scratch + offset // size("C") * (size("BK") * size("BV")) + (o_k.col * size("BV") + o_v.row)
+
+    def _leave_there(self, place: Place, scratch: E, offset: E, state: E) -> None:
+        self.b.do(call("tl.store", self._address(scratch, offset), state, tile=Tile("ptr")))
+
+    def _found_there(self, place: Place, scratch: E, offset: E) -> E:
+        return self.b.let("b_s_0", call("tl.load", self._address(scratch, offset), tile=Tile("fp32", ("BK", "BV"))))
+
+    def _write_rows(self, place: Place, at: Loaded, output: Output) -> None:
+        """Write what a tile of positions has: rows of this head, or this tile's part of them."""
+        b, inputs, axes, pointer = self.b, place.inputs, output.axes, self._pointer(output)
+        value = at.lowering.value(output.expr)
+        channels = [axis for axis in axes if axis in CHANNELS]
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        with b.branch(pointer.given()):
+            if len(channels) == 2:
+                heads = self.arguments.integer("H", self.host.heads)
+                matrix = size("K") * size("V")
+                begin = pointer + (inputs.batch * length * heads + inputs.head) * matrix
+                address = inputs.cubes(begin, heads * matrix, self._offsets(place, channels), at.t0, at.rows.offsets)
+                mask = inputs.inside["all"]
+            else:
+                channel = channels[0] if channels else None
+                begin, stride = pointer, lift(1)
+                if axes[0] == "tile":
+                    stride = size("K") if channels else stride
+                    begin = pointer + self.row_of_tile(place) * length * stride
+                else:
+                    begin, stride = inputs.made(output.name, pointer, channel)
+                rows = at.rows
+                address, mask = inputs.addresses(begin, stride, channel, at.t0, rows.offsets, rows.valid)
+            b.helpers.add("store")
+            b.do(call("store", address, value, mask, size("MASKED"), tile=Tile("ptr")))
+
+    def _offsets(self, place: Place, channels: list[str]) -> E:
+        """The offsets of this program's channels in one entry of a contiguous tensor."""
+        (o_k, _), (o_v, _) = (place.inputs.channels[axis] for axis in CHANNELS)
+        if len(channels) == 2:
+            return o_k.col * size("V") + o_v.row
+        return o_k if channels == ["key"] else o_v if channels else lift(0)
+
+    def _total(self, output: Output) -> E:
+        """Zeros for a sum over all positions."""
+        shape = tuple(CHANNELS[axis] for axis in output.axes if axis in CHANNELS)
+        return self.b.let(f"b_{output.name}", zeros(*shape) if shape else lift(0.0))
+
+    def _write_total(self, place: Place, output: Output, value: E) -> None:
+        """Write a sum over all positions, [programs of a head and tile, tiles or 1, H, channels]."""
+        b, inputs, pointer = self.b, place.inputs, self._pointer(output)
+        channels = [axis for axis in output.axes if axis in CHANNELS]
+        index = program(1).to("int64")
+        if output.axes[1] == "tile":
+            tiles = call("tl.cdiv", size("V"), size("BV"), tile=Tile("int32"))
+            index = index * tiles + place.tile
+        index = index * self.arguments.integer("H", self.host.heads) + inputs.head
+        for axis in channels:
+            index = index * size(axis[0].upper())
+        masks = [inputs.channels[axis][1] for axis in channels]
+        with b.branch(pointer.given()):
+            at = pointer + index + self._offsets(place, channels)
+            if not masks:
+                b.do(call("tl.store", at, value, tile=Tile("ptr")))
+                return
+            mask = masks[0].col & masks[1].row if len(masks) == 2 else masks[0]
+            b.do(call("tl.store", at, value, mask=mask, tile=Tile("ptr")))
+
+
+class LocalBack(Back):
+    """Builds the kernel of the cotangents that parts alone hand to the positions before them; see `split`."""
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        walk = self.walk
+
+        def passed(place: Place, at: Loaded, state: E) -> E:
+            decay = self.decay(place, at)
+            out, _ = self.carried_back(decay, self.weights_of(place, at)[1], state)
+            self.b.helpers.add("at_start")
+            self.b.set(state, call("at_start", out, tile=state.tile))
+            return decay
+
+        return self.local(name, (walk.p, self.leaves.given), passed)
