@@ -161,7 +161,7 @@ class E:
         """A tile whose axes are some of these, in their order, with an axis of one entry for each of the others."""
         shape = self.tile.shape
         order = tuple(extents)
-        if not shape or shape == order:
+        if not shape or len(shape) == len(order):
             return self
         none = Literal(None, None)
         index = tuple(None if name in shape else none for name in order)

@@ -58,6 +58,8 @@ class Inputs:
         self.channels: dict[str, tuple[E, E]] = {}
         self.inside: dict[str, E] = {}
         self.masked = size("MASKED")
+        self.cubic: frozenset[Param] = frozenset()
+        """Tensors without time that are loaded as [1, BK, BV]: Triton lays out what meets them alike."""
         self._bases: dict[str, E] = {}
         self._strides: dict[str, E] = {}
 
@@ -142,16 +144,20 @@ class Inputs:
 
     def _square(self, node: Param, address: E) -> E:
         """Load what a tensor has for every pair of the program's channels, [key, value]."""
-        offsets, mask = self._pairs(node)
+        offsets, mask = self._pairs(node, cubic=node in self.cubic)
         return self.builder.helper("load", address + offsets, mask, size("MASKED"), dtype="in")
 
-    def _pairs(self, node: Param) -> tuple[E, E]:
-        """Where a tensor has the pairs of the program's channels, and which there are, [BK, BV]."""
+    def _pairs(self, node: Param, *, cubic: bool = False) -> tuple[E, E]:
+        """Where a tensor has the pairs of the program's channels, and which there are, [BK, BV] or [1, BK, BV]."""
         (o_k, m_k), (o_v, m_v) = self.channels["key"], self.channels["value"]
         decl, host = self.host.decls[node.name], self.host.parameters[node.name]
         far = next(axis for axis in decl.dims if axis in ("key", "value"))
         stride = self.arguments.stride(node.name, far, host, decl.dims.index(far))
         rows, columns = (o_k * stride, o_v) if far == "key" else (o_k, o_v * stride)
+        if cubic:
+            order = ("1", *EXTENT.values())
+            rows, columns, m_k, m_v = (x.among(order) for x in (rows, columns, m_k, m_v))
+            return rows + columns, m_k & m_v
         return rows.col + columns.row, m_k.col & m_v.row
 
     def chunk(

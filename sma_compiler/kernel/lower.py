@@ -137,8 +137,11 @@ class Lowering:
         shapes = {value.tile.shape for value in values if value.tile.shape}
         if len(shapes) <= 1:
             return values
-        order = tuple(name for name in dict.fromkeys((self.rows, *CHANNELS.values())) if name in set().union(*shapes))
-        if set().union(*shapes) == set(order):
+        names = set().union(*shapes) - {"1"}
+        order = tuple(name for name in dict.fromkeys((self.rows, *CHANNELS.values())))
+        if max(map(len, shapes)) < len(order):
+            order = tuple(name for name in order if name in names)
+        if names <= set(order):
             return tuple(value.among(order) for value in values)
         return tuple(value.col if value.tile.shape == (self.rows,) else _as_row(value) for value in values)
 

@@ -26,6 +26,7 @@ from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.walk import Walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
 
+CHANNELS = {"key", "value"}
 CUBE = ("C", "BK", "BV")
 """The shape of what every position, key and value has."""
 
@@ -67,7 +68,6 @@ class Scan(WalkKernel):
         self.every = every
         (self.term,) = walk.terms
         gate = self.term.gates[0]
-        self.rates: dict[Expr, E] = {}
         self.reads_decayed, self.adds_decayed = gate.query_closed, gate.key_closed
 
     def spacing(self) -> E:
@@ -103,24 +103,22 @@ class Scan(WalkKernel):
 
     def static(self, place: Place, exprs: tuple[Expr, ...]) -> Lowering:
         """Load what does not vary in time of some expressions and of the gates."""
-        static = place.inputs.static((*exprs, *self.logs(), *self.term.row))
-        for log in self.logs():
-            still = self._still(log)
-            if still is not None:
-                self.rates[log] = self.b.let("b_rate", static.value(still) * LOG2E)
-        return static
+        every = (*exprs, *self.logs(), *self.term.row)
+        summed = [x for x in postorder(every) if isinstance(x, Reduce) and not varies(x)]
+        place.inputs.cubic = frozenset(place.inputs.held(self.logs())).difference(postorder(summed))
+        return place.inputs.static(every)
 
     def logs(self) -> tuple[Expr, ...]:
         """The log gates."""
         return tuple(gate.log for gate in self.term.gates)
 
-    def _still(self, log: Expr) -> Expr | None:
-        """The factor of a log gate that is the same at all positions, where a multiple of it may be made ahead."""
+    def _log2(self, log: Expr, lowering: Lowering) -> E:
+        """A log gate in base 2: of a product, the factor with fewer channels is taken times log2 of e."""
         inner = plain(log)
-        if self.exact or not isinstance(inner, Apply) or inner.fn != "mul":
-            return None
-        still = [arg for arg in inner.args if not varies(arg)]
-        return still[0] if len(still) == 1 else None
+        if not isinstance(inner, Apply) or inner.fn != "mul":
+            return lowering.value(inner).among(CUBE) * LOG2E
+        few, many = sorted(inner.args, key=lambda arg: len(CHANNELS & set(arg.axes)))
+        return (lowering.value(few) * LOG2E).among(CUBE) * lowering.value(many).among(CUBE)
 
     def positions(self, place: Place, static: Lowering, t0: E, exprs: tuple[Expr, ...]) -> Loaded:
         """Load positions t0 .. t0 + C of what some expressions and the gates read."""
@@ -167,13 +165,7 @@ class Scan(WalkKernel):
         b, lowering = self.b, at.lowering
         total: E | None = None
         for log in self.logs():
-            still, inner = self._still(log), plain(log)
-            if still is not None and isinstance(inner, Apply):
-                varying = next(arg for arg in inner.args if arg is not still)
-                value = lowering.value(varying).among(CUBE) * self.rates[log].among(CUBE)
-            else:
-                value = lowering.value(log).among(CUBE)
-                value = value if self.exact else value * LOG2E
+            value = lowering.value(log).among(CUBE) if self.exact else self._log2(log, lowering)
             total = value if total is None else total + value
         assert total is not None
         exponent = b.helper("keep", total, place.inputs.inside["all"], size("MASKED"))
