@@ -34,7 +34,7 @@ from sma_compiler.plan.choose import Plans
 WALKS = ("again", "dq", "dk", "dv")
 ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "chain")
 """What the kernels of a backward pass are for."""
-EVERY = 8
+EVERY = 16
 """Tiles of positions from one state to the next that is kept for gradients of gates of both axes."""
 
 

@@ -189,15 +189,16 @@ def recurrent_backward(sizes: Mapping[str, int]) -> Config:
 def scan(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False) -> Config:
     """The configuration of the kernels of gates that differ by both axes; `outer` counts values.
 
-    A thread carries some channels over some positions, 64 numbers of a tile: so few registers that many programs wait
-    for memory at once.
+    A thread carries some channels over some positions, 64 numbers of a tile, or 32 where gradients need many tiles at
+    once: so few registers that many programs wait for memory at a time.
 
     narrow: whether some tensors have one number a position, which Triton 3.6 cannot prefetch.
     """
     keys, values = power_of_two(sizes["key"]), power_of_two(sizes["value"])
     outer = min(32, values)
-    warps = min(8, max(1, keys * outer // 512))
-    chunk = min(16, max(1, 64 * 32 * warps // (keys * outer)))
+    warps = min(8, max(1, keys * outer // (256 if gradients and keys > 16 else 512)))
+    held = 32 if gradients else 64
+    chunk = min(16, max(1, held * 32 * warps // (keys * outer)))
     found = Config(chunk=chunk, outer=outer, warps=warps, stages=1 if gradients or narrow else 3)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["value"] // outer)
     if programs * warps < 8 * MULTIPROCESSORS and sizes["time"] >= 2048:

@@ -22,7 +22,8 @@ def column(p, t0, stride, o_t):
 @triton.jit
 def cube(p, t0, stride, o_t, o_d):
     """Addresses of entries o_d of the matrices at t0 + o_t: 64 bits up to row t0, 32 from there."""
-    return p + tl.cast(t0, tl.int64) * stride + (o_t[:, None, None] * stride + o_d[None, :, :])
+    rows = o_t[:, None, None] * stride
+    return p + tl.cast(t0, tl.int64) * stride + (rows + o_d[None, :, :])
 
 
 @triton.jit
@@ -309,7 +310,8 @@ def scan_parts_kernel(
         b_next = b_s
         if decay_ptr is not None:
             if APART:
-                b_next = b_next * tl.load(decay_ptr + place * N + o_n, mask=m_n, other=0.0)
+                p_decay = decay_ptr + place * N + o_n
+                b_next = b_next * tl.load(p_decay, mask=m_n, other=0.0)
             else:
                 b_next = b_next * tl.load(decay_ptr + place)
         b_next = b_next + b_local

@@ -196,7 +196,8 @@ def carried(e, u, s):
     u = tl.where(first, e * s[None, :, :] + u, u)
     before = tl.broadcast_to(tl.where(first, s[None, :, :], -0.0), e.shape)
     ones = tl.full(e.shape, 1.0, tl.float32)
-    _, after, _, before = tl.associative_scan((e, u, ones, before), 0, one_after_another)
+    steps = (e, u, ones, before)
+    _, after, _, before = tl.associative_scan(steps, 0, one_after_another)
     return after, before
 
 
@@ -210,10 +211,12 @@ def carried_back(e, u, s):
 @triton.jit
 def at_end(x):
     """What the last position of a tile has."""
-    return tl.sum(tl.where(tl.arange(0, x.shape[0])[:, None, None] == x.shape[0] - 1, x, 0.0), 0)
+    o_c = tl.arange(0, x.shape[0])[:, None, None]
+    return tl.sum(tl.where(o_c == x.shape[0] - 1, x, 0.0), 0)
 
 
 @triton.jit
 def at_start(x):
     """What the first position of a tile has."""
-    return tl.sum(tl.where(tl.arange(0, x.shape[0])[:, None, None] == 0, x, 0.0), 0)
+    o_c = tl.arange(0, x.shape[0])[:, None, None]
+    return tl.sum(tl.where(o_c == 0, x, 0.0), 0)

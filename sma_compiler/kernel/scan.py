@@ -145,15 +145,19 @@ class Scan(WalkKernel):
 
     def carried(self, steps: Steps, state: E, *, both: bool) -> tuple[E, E]:
         """The state after every position of a tile and, where `both` are wanted, before it."""
-        b, tile = self.b, steps.decay.tile
-        b.helpers.add("carried")
-        made = call("carried", steps.decay, steps.grown, state, tile=tile)
+        return self.pair("carried", (steps.decay, steps.grown, state), ("b_after", "b_before"), both=both)
+
+    def pair(self, helper: str, given: tuple[E, E, E], names: tuple[str, str], *, both: bool) -> tuple[E, E]:
+        """The two tiles that a helper gives; the first alone, for both, where no more are wanted."""
+        b, tile = self.b, given[0].tile
+        b.helpers.add(helper)
+        made = call(helper, *given, tile=tile)
         if not both:
-            after = b.let("b_after", E(Subscript(tile, made.node, (Literal(None, 0),))))
-            return after, after
-        after, before = (E(Name(tile, b.fresh(name))) for name in ("b_after", "b_before"))
-        b.assign((after, before), made)
-        return after, before
+            first = b.let(names[0], E(Subscript(tile, made.node, (Literal(None, 0),))))
+            return first, first
+        first, second = (E(Name(tile, b.fresh(name))) for name in names)
+        b.assign((first, second), made)
+        return first, second
 
     def leave(self, state: E, after: E) -> None:
         """The state behind a tile, from those after its positions."""

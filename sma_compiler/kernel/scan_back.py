@@ -7,7 +7,7 @@ from sma_compiler.kernel.chunk import Loaded, Place, State
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.lower import CHANNELS, wide_operand
 from sma_compiler.kernel.maker import program
-from sma_compiler.kernel.nodes import Function, Name, Tile
+from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.scan import CUBE, Scan, Steps
 from sma_compiler.kernel.scan_gradients import Leaves
 from sma_compiler.kernel.walk import Output, Walk
@@ -106,14 +106,10 @@ class Back(Scan):
         scaled = b.named("b_dn", self.numbered(given, lowering))
         return given, b.let("b_w", self.side(place, at, 0).among(CUBE) * scaled.among(CUBE))
 
-    def carried_back(self, decay: E, weights: E, state: E) -> tuple[E, E]:
-        """The cotangents of the states before and after every position."""
-        b, tile = self.b, weights.tile
-        b.helpers.add("carried_back")
+    def carried_back(self, decay: E, weights: E, state: E, *, both: bool = True) -> tuple[E, E]:
+        """The cotangents of the states before every position and, where `both` are wanted, after it."""
         grown = decay * weights if self.reads_decayed else weights
-        out, later = (E(Name(tile, b.fresh(name))) for name in ("b_out", "b_later"))
-        b.assign((out, later), call("carried_back", decay, grown, state, tile=tile))
-        return out, later
+        return self.pair("carried_back", (decay, grown, state), ("b_out", "b_later"), both=both)
 
     def _grown(self, steps: Steps, weights: E, out: E, later: E) -> E:
         """The cotangent of k x."""
@@ -139,8 +135,9 @@ class Back(Scan):
     def _scratch(self) -> E:
         """Where this program keeps states for itself, [EVERY / C, BK, BV]."""
         pointer = self.arguments.pointer("scratch", self.tensors.sums["scratch", 0])
-        index = (program(1) * call("tl.num_programs", 0, tile=Tile("int32")) + program(0)).to("int64")
-        return self.b.let("p_scratch", pointer + index * (self.spacing() // size("C") * size("BK") * size("BV")))
+        index = program(1) * call("tl.num_programs", 0, tile=Tile("int32")) + program(0)
+        held = self.spacing() // size("C") * size("BK") * size("BV")
+        return self.b.let("p_scratch", pointer + self.b.let("i_program", index).to("int64") * held)
 
     def _address(self, scratch: E, offset: E) -> E:
         """Of the state before the tile of positions that begins at an offset."""
@@ -221,7 +218,7 @@ class LocalBack(Back):
 
         def passed(place: Place, at: Loaded, state: E) -> E:
             decay = self.decay(place, at)
-            out, _ = self.carried_back(decay, self.weights_of(place, at)[1], state)
+            out, _ = self.carried_back(decay, self.weights_of(place, at)[1], state, both=False)
             self.b.helpers.add("at_start")
             self.b.set(state, call("at_start", out, tile=state.tile))
             return decay

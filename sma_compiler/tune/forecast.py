@@ -10,7 +10,7 @@ from types import MappingProxyType
 from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
-from sma_compiler.kernel.config import Config, Recurrence
+from sma_compiler.kernel.config import Config, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.plan.cost import BACKWARD, seconds
 from sma_compiler.plan.devices import Device
@@ -104,8 +104,9 @@ def configured(
     if not configs:
         found = quadratic(shape, device)
         return Forecast("triton", plan, found.seconds(backward=False), found.seconds(backward=True), found)
-    if isinstance(base, Recurrence):
-        found = recurrent(shape, base, device)
+    if base is not None:
+        elements = base.outer * power_of_two(shape.key) if isinstance(base, Config) else base.elements
+        found = recurrent(shape, Recurrence(elements, base.warps, base.stages), device)
     else:
         own = {role: config for role, config in configs.items() if isinstance(config, Config)}
         found = chunked(shape, own, device, used)
@@ -119,6 +120,8 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
     member = program.kernels.member
     gates = [gate for term in member.terms for gate in term.gates] if member else []
     tiles = tile_counts(program.op, program.plans, known, dtype, "sm_90")
+    if program.kernels.merged:
+        known |= {"head": 1, "value": known["head"]}
     return Shape(
         known["batch"],
         known["time"],

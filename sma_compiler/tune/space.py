@@ -127,6 +127,10 @@ def variations(
     configs: Mapping[str, Config | Recurrence], sizes: Mapping[str, int], dtype: str, target: str
 ) -> Iterator[Choices]:
     """Other numbers for the forward kernels, then for the backward kernels of a file with these configurations."""
+    if isinstance(configs.get("recurrent"), Config):
+        for role, chunk, outer, stages in product(("recurrent", "backward"), (2, 4, 8), (16, 32, 64), (1, 3)):
+            yield Choices.of({role: {"chunk": chunk, "outer": outer, "stages": stages}})
+        return
     narrow = 64 if target == "sm_90" and dtype != "float32" else 16
     for role, axis in (("forward", "value"), ("backward", "key")):
         base = configs.get(role)

@@ -41,14 +41,16 @@ RUNS = {
     ("rwkv6", "chunked", "float32"): 1,
     ("hgrn2", "recurrent", "float32"): 2,
     ("closed", "recurrent", "float32"): 1,
-    ("both", "recurrent", "float32"): 1,
+}
+"""Ops, plans and dtypes, and how many heads q and k have."""
+SCANS = {
     ("mamba1", "recurrent", "float32"): 1,
     ("scan", "recurrent", "float16"): 1,
     ("strict_both", "recurrent", "float32"): 2,
     ("closed_both", "recurrent", "float32"): 1,
     ("late_both", "recurrent", "float32"): 1,
 }
-"""Ops, plans and dtypes, and how many heads q and k have."""
+"""The same where gates have both axes."""
 CUT = ("mamba1", "strict_both")
 """Ops whose sequences are cut in parts."""
 MUTANTS = {
@@ -62,6 +64,19 @@ MUTANTS = {
     "one decay": ("recurrent", "b_decay[None, :]", "1.0"),
 }
 """For each the plan, a text of the file of gla and what takes its place."""
+SCAN_MUTANTS = {
+    "no state before the tile": ("u = tl.where(first, e * s[None, :, :] + u, u)", "u = u"),
+    "decays of one position": ("e2 * h + h2", "e2 * h2 + h2"),
+    "not from the end": ("carried(tl.flip(e, 0), tl.flip(u, 0), s)", "carried(e, tl.flip(u, 0), s)"),
+    "states before": ("b_before * b_out", "b_after * b_out"),
+    "a tile too late": ("(tiles - 1 - m) * C", "(tiles - 1 - m) * C + 1"),
+    "another kept state": ("(start - begin) // EVERY", "(start - begin) // (2 * EVERY)"),
+    "one decay for all": (
+        "tl.load(decay_ptr + place * N + o_n, mask=m_n, other=0.0)",
+        "tl.load(decay_ptr + place * N)",
+    ),
+}
+"""Texts of the file of mamba1 and what takes their place."""
 
 
 def scan_rows(self: interpreter.ScanOps, given: tuple[tl.tensor, ...]) -> list[tl.tensor]:
@@ -153,9 +168,14 @@ def mutants() -> dict[str, float]:
     return {name: changed(*mutant) for name, mutant in MUTANTS.items()}
 
 
-def changed(plan: str, old: str, new: str, strong: bool = True) -> float:
-    """The largest error of gla with a text changed. strong: whether some gates cut."""
-    op = compiled("gla")
+def scan_mutants() -> dict[str, float]:
+    """The same of mamba1."""
+    return {name: changed("recurrent", *texts, name="mamba1") for name, texts in SCAN_MUTANTS.items()}
+
+
+def changed(plan: str, old: str, new: str, strong: bool = True, name: str = "gla") -> float:
+    """The largest error of an op with a text changed. strong: whether some gates cut."""
+    op = compiled(name)
     given = arguments(op.ir, SIZES, "float32", 2)
     if not strong:
         given["g"] = -torch.rand(given["g"].shape)
@@ -164,7 +184,8 @@ def changed(plan: str, old: str, new: str, strong: bool = True) -> float:
     want = reference(op.ir, given, dy)
     made = module(op, plan, "float32", old, new)
     got: dict[str, Tensor] = gradients(op.ir, made, given, dy)
-    return max(error(made.gla(**given), expected), *(interpret_backward.error(got[x], want[x]) for x in want))
+    y = getattr(made, name)(**given)
+    return max(error(y, expected), *(interpret_backward.error(got[x], want[x]) for x in want))
 
 
 def main() -> None:
@@ -174,5 +195,12 @@ def main() -> None:
     print(json.dumps(found))
 
 
+def scans() -> dict[str, dict[str, float]]:
+    """All errors of every op whose gates have both axes."""
+    return {" ".join(one): run(compiled(one[0]), one[1], one[2], heads) for one, heads in SCANS.items()}
+
+
+MODES = {"mutants": mutants, "scans": scans, "scan_mutants": scan_mutants}
+
 if __name__ == "__main__":
-    print(json.dumps(mutants())) if sys.argv[1:] == ["mutants"] else main()
+    print(json.dumps(MODES[sys.argv[1]]())) if sys.argv[1:] else main()

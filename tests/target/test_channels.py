@@ -31,3 +31,20 @@ def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores:
         assert found.tensor_cores[cores] > 0
         assert found.spilled < 256, one.launch.kernel
         assert found.shared <= SHARED
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "target", "dtype"),
+    [
+        ("mamba1", {"B": 8, "T": 4096, "H": 5120, "K": 16}, "sm_90", "bfloat16"),
+        ("mamba1", {"B": 1, "T": 131072, "H": 1536, "K": 16}, "sm_90", "bfloat16"),
+        ("mamba1", {"B": 8, "T": 4096, "H": 5120, "K": 16}, "sm_80", "float32"),
+    ],
+)
+def test_states_stay_in_registers(name: str, shape: dict[str, int], target: str, dtype: str) -> None:
+    op = library(name)
+    text = op.source("recurrent", shape, dtype, target)
+    for one in compile_text(text, op.ir, named_sizes(name, shape), dtype, target):
+        found = resources(one)
+        assert found.spilled < 256, one.launch.kernel
+        assert found.shared <= SHARED
