@@ -53,6 +53,8 @@ SCANS = {
 """The same where gates have both axes."""
 CUT = ("mamba1", "strict_both")
 """Ops whose sequences are cut in parts."""
+ENDS = ("closed_both", "late_both")
+"""Ops that are there for the ends of their paths."""
 MUTANTS = {
     "flipped halves": ("chunked", "o_r // size == o_c // size + 1", "o_r // size == o_c // size - 1"),
     "no decay of the state": ("chunked", "b_s * b_across[:, None]", "b_s"),
@@ -71,10 +73,7 @@ SCAN_MUTANTS = {
     "states before": ("b_before * b_out", "b_after * b_out"),
     "a tile too late": ("(tiles - 1 - m) * C", "(tiles - 1 - m) * C + 1"),
     "another kept state": ("(start - begin) // EVERY", "(start - begin) // (2 * EVERY)"),
-    "one decay for all": (
-        "tl.load(decay_ptr + place * N + o_n, mask=m_n, other=0.0)",
-        "tl.load(decay_ptr + place * N)",
-    ),
+    "one decay for all": ("decay_ptr + place * N + o_n", "decay_ptr + place * N + 0 * o_n"),
 }
 """Texts of the file of mamba1 and what takes their place."""
 
@@ -135,6 +134,10 @@ def run(op: CompiledOp, plan: str, dtype: str, group: int) -> dict[str, float]:
     made, given = module(op, plan, dtype), arguments(op.ir, SIZES, dtype, group)
     launch, expected, time = getattr(made, op.name), evaluate(op.ir, given), SIZES["time"]
     errors = {"y": error(launch(**given), expected)}
+    if op.name in ENDS:
+        dy = torch.randn(expected.shape)
+        want, got = reference(op.ir, given, dy), gradients(op.ir, made, given, dy)
+        return errors | {f"d{name}": interpret_backward.error(got[name], want[name]) for name in want}
     y, state = launch(**part(op.ir, given, 0, time // 3), return_state=True)
     after = launch(**part(op.ir, given, time // 3, time), initial_state=state)
     errors["y joined"] = error(torch.cat([y, after], 1), expected)
