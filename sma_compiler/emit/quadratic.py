@@ -22,12 +22,13 @@ from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.pair_backward import pair_backward
 from sma_compiler.kernel.pair_forward import PairForward
 from sma_compiler.kernel.pair_gradients import KeyGradient, QueryGradient
+from sma_compiler.kernel.pair_lags import LagGradient
 from sma_compiler.kernel.pairs import LARGEST, Pairs, pairs
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.plan.choose import Plans
 
-ROLES = ("gates", "forward", "again", "dq", "dkv", "chain", *cached.ROLES)
+ROLES = ("gates", "forward", "again", "dq", "dkv", "lags", "chain", *cached.ROLES)
 """What the kernels of a file are for."""
 
 
@@ -102,6 +103,8 @@ def _gradients(
         builders["again"] = PairForward(member, made.before, outer, read, named.walks["again"], reserved)
     builders["dq"] = QueryGradient(member, back, outer, read, names, reserved, "i")
     builders["dkv"] = KeyGradient(member, back, outer, read, names, reserved, "j")
+    if back.lags:
+        builders["lags"] = LagGradient(member, back, outer, read, names, reserved, back.lags[0].end)
     if made.chain is not None:
         one, options = lift(1), {"backward": False, "apart": False}
         builders["chain"] = ChainKernel(made.chain, outer, named.chain, reserved, one, one, **options)

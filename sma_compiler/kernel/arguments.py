@@ -8,7 +8,7 @@ from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.build import Builder, E, Operand, lift, path
 from sma_compiler.kernel.nodes import Expr, Name, Parameter, Tile
 
-LETTER = {"batch": "b", "time": "t", "head": "h", "key": "k", "value": "v"}
+LETTER = {"batch": "b", "time": "t", "head": "h", "key": "k", "value": "v", "lag": "l", "level": "l"}
 """How the stride of an axis is named; the last axis of channels has stride 1."""
 
 

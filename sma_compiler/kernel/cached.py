@@ -62,6 +62,8 @@ def cached(pairs: Pairs, plans: Plans) -> Cached:
         gate = along.gate
         if along.early != "j" or not along.one_sided or not gate.query_closed or gate.key_closed:
             raise refuse("of paths, the cache's kernels know those from behind the column to the row")
+    if pairs.tables:
+        raise refuse("what masks look up in tables is not known to the cache's kernels")
     if pairs.paths and (len(pairs.paths) > 1 or pairs.weight is None or not _adds(pairs.weight, pairs.paths[0].leaf)):
         raise refuse("a path that is no factor of the whole mask has no running sum")
     counts: dict[Turns, Expr] = {}

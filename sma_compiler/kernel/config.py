@@ -233,4 +233,6 @@ def pairs_backward(sizes: Mapping[str, int], dtype: str, target: str, *, sums: b
     else:
         queries = replace(forward, warps=8, stages=2)
         keys = replace(queries, rows=32, columns=64 if sums and wide > 64 else 128)
-    return {"again": forward, "dq": queries, "dkv": keys}
+    side = min(64, forward.chunk)
+    lags = replace(forward, rows=side, columns=side, warps=4, stages=1)
+    return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

@@ -16,6 +16,9 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 SIZES = {"batch": "B", "time": "T", "head": "H", "key": "K", "value": "V"}
 """The letter of each axis."""
 
+TABLES = {"lag": "LAGS", "level": "LEVELS"}
+"""The name of how many entries each axis has that masks look up."""
+
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
@@ -149,7 +152,9 @@ def host(
     decls = {decl.name: decl for decl in (*op.params, *extra)}
     parameters = {decl: path(builder.fresh(decl)) for decl in decls}
     shared = frozenset(decl.name for decl in op.params if {"key", "value"} & set(decl.dims))
-    sizes = {axis: path(builder.fresh(letter)) for axis, letter in SIZES.items()}
+    axes = {axis for decl in op.params for axis in decl.dims}
+    letters = {**SIZES, **{axis: name for axis, name in TABLES.items() if axis in axes}}
+    sizes = {axis: path(builder.fresh(letter)) for axis, letter in letters.items()}
     gates: dict[tuple[int, str], E] = {}
     for number, term in enumerate(forward_walk(linear).paths):
         made = split(term)

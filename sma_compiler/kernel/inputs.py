@@ -128,6 +128,8 @@ class Inputs:
 
     def _number(self, node: Expr) -> E:
         name = node.name if isinstance(node, Param) else "factor"
+        if node.kind <= Kind.INT:
+            return self.arguments.integer(name, self.host.number(node))
         return self.arguments.real(name, path("float").call(self.host.number(node)))
 
     def tensor(self, node: Param, address: E) -> E:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sma_compiler.kernel.build import E, Operand, lift, path, sequence
+from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.check import UNUSED
 from sma_compiler.kernel.config import PairConfig
 from sma_compiler.kernel.host import SIZES, Host, Tensors
@@ -29,7 +29,7 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     fresh, made = host.builder.fresh, back.made
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
-    sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in back.sums}
+    sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in (*back.sums, *back.lags)}
     delta = lift(None) if back.delta is None else host.parameters[back.delta.name]
     one = lift(1)
     walks = {
@@ -153,14 +153,16 @@ class PairBackwardLauncher(BackwardLauncher):
         for output in made.dq.outputs:
             self._output(output.name)
         for one in self.back.sums:
-            b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, [batch, heads, time], summed))
+            shape = [batch, heads, time, *([] if one.table is None else [host.sizes["level"]])]
+            b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, shape, summed))
         if self.back.delta is not None:
             b.set(self.pair_names.delta, self.empty([batch, time, heads], fp32))
         keys = (*made.dk.outputs, *made.dv.outputs)
         sums = [self.by_chain] if self.back.sums else []
         of_keys = [*self._needed(output.name for output in keys), *sums]
         of_queries = [*self._needed(output.name for output in made.dq.outputs), *sums]
-        first = [*of_queries, *(of_keys if self.back.delta is not None else ())]
+        of_lags = self._needed(one.tensor for one in self.back.lags)
+        first = [*of_queries, *([*of_keys, *of_lags] if self.back.delta is not None else ())]
         with b.branch(either(*dict.fromkeys(first))):
             launch("dq", configs["dq"].rows, heads)
         b.section("Keys and values" + (", and what columns of pairs sum to" if self.back.at("j") else ""))
@@ -168,6 +170,25 @@ class PairBackwardLauncher(BackwardLauncher):
             self._output(output.name)
         with b.branch(either(*dict.fromkeys(of_keys))):
             launch("dkv", configs["dkv"].columns, self.pair_names.groups)
+        if not self.back.lags:
+            return
+        b.section("Taps, by distances")
+        config, lags = configs["lags"], host.sizes["lag"]
+        for one in self.back.lags:
+            wanted = either(*self._needed([one.tensor]))
+            b.set(self.pair_names.sums[one.tensor], self._new(wanted, [host.sequences, heads, lags], summed))
+        with b.branch(either(*of_lags)):
+            grid = sequence([path("triton.cdiv").call(lags, config.rows), heads, host.sequences])
+            b.do(kernels["lags"].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
+
+    def _give(self) -> None:
+        b, sums = self.b, {one.tensor for one in self.back.sums}
+        pieces = [piece for piece in self.made.pieces if piece.tensor in sums]
+        if self.made.chain is not None or len(pieces) > 1:  # sums are made together, where any of them is needed
+            for piece in pieces:
+                made = self._written(piece.tensor)
+                b.set(made, choose(self.need[piece.param], made, None))
+        super()._give()
 
     def _ends(self) -> None:
         b, host, sums = self.b, self.host, self.pair_names.sums

@@ -227,6 +227,27 @@ def logsigmoid(x):
 
 
 @triton.jit
+def floor_div(x, n):
+    """x // n of integers, downward."""
+    q = x // n
+    return tl.where((q * n != x) & ((x < 0) != (n < 0)), q - 1, q)
+
+
+@triton.jit
+def floor_mod(x, n):
+    """x % n of integers, with the sign of n."""
+    return x - floor_div(x, n) * n
+
+
+@triton.jit
+def level_of(i, j):
+    """The bit length of i xor j, which is 0 where they are alike."""
+    x = i ^ j
+    power = (x & ~(x >> 1)).to(tl.float32).to(tl.int32, bitcast=True) >> 23
+    return tl.maximum(power - 126, 0)
+
+
+@triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)) without overflow."""
     z = tl.exp(-tl.abs(x))

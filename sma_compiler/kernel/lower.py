@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Reduce
 from sma_compiler.kernel.build import Builder, E, TileError, lift, pointwise, reduce_sum, size, where
 from sma_compiler.kernel.linear import is_tensor, plain
-from sma_compiler.kernel.nodes import operands
+from sma_compiler.kernel.nodes import DTYPES, operands
 
 CHANNELS = {"key": "BK", "value": "BV"}
 """The tile size of each channel axis."""
@@ -112,6 +112,10 @@ class Lowering:
                 return -values[0]
             case "not":
                 return values[0].eq(False)
+            case "floordiv" | "mod":
+                whole = [x.to("int32") if x.tile.dtype == "bool" else x for x in values]
+                kind_of = max((x.tile.dtype for x in whole), key=DTYPES.index)
+                return self.builder.helper(f"floor_{fn.removeprefix('floor')}", *whole, dtype=kind_of)
             case _ if fn in _BINARY:
                 return _BINARY[fn](*values)
         (value,) = (x.to("fp32") if x.tile.dtype in ("int32", "int64") else x for x in values)

@@ -15,7 +15,7 @@ from sma_compiler.kernel.chain import is_cut
 from sma_compiler.kernel.derive import gradients, unplaced
 from sma_compiler.kernel.gates import LOWEST
 from sma_compiler.kernel.linear import varies
-from sma_compiler.kernel.pairs import Along, End, Pairs
+from sma_compiler.kernel.pairs import Along, End, Pairs, Table
 from sma_compiler.kernel.score import LN2
 from sma_compiler.kernel.walk import Output
 from sma_compiler.source import NOWHERE
@@ -30,6 +30,7 @@ class Sum:
 
     tensor: its name on the host. expr: of the pairs, it reads `PairBackward.cotangent`. path: whose end it is, where a
     gate is summed along a path: pairs of a position with itself, which both ends have, are left out if `apart`.
+    table: where pairs are told apart by their level: [B, H, T, levels].
     """
 
     tensor: str
@@ -37,6 +38,7 @@ class Sum:
     expr: Expr
     path: Along | None = None
     apart: bool = False
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class PairBackward:
 
     pairs: the op. made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs.
     delta: what is added to the cotangents of weights in each row; None: nothing is. sums: what is summed over pairs.
-    paths: gates. ends: by the leaf that the chain rule reads, the sum that it stands for.
+    lags: what is summed over pairs at the same distance, [S, H, lags]. paths: gates. ends: by the leaf that the chain
+    rule reads, the sum that it stands for.
     """
 
     pairs: Pairs
@@ -63,6 +66,7 @@ class PairBackward:
     cotangent: Param
     delta: Param | None
     sums: tuple[Sum, ...]
+    lags: tuple[Sum, ...]
     paths: tuple[PathGradient, ...]
     ends: tuple[tuple[Param, str], ...]
 
@@ -100,6 +104,7 @@ class _PairGradients(Gradients):
         self.pairs = pairs
         self.taken |= pairs.taken
         self.sums: list[Sum] = []
+        self.lags: list[Sum] = []
         self.gates: list[PathGradient] = []
         self.ends: list[tuple[Param, str]] = []
 
@@ -109,8 +114,9 @@ class _PairGradients(Gradients):
         made = self.made()
         offset = made.dq.offset
         delta = None if offset is None else self._leaf("delta", AT)
-        sums, gates, ends = tuple(self.sums), tuple(self.gates), tuple(self.ends)
-        return PairBackward(self.pairs, made, self.cotangent, delta, sums, gates, ends)
+        sums, lags = tuple(self.sums), tuple(self.lags)
+        gates, ends = tuple(self.gates), tuple(self.ends)
+        return PairBackward(self.pairs, made, self.cotangent, delta, sums, lags, gates, ends)
 
     def _chain(self) -> Chain | None:
         """The sums over pairs, and the chain rule from them to the parameters."""
@@ -121,7 +127,8 @@ class _PairGradients(Gradients):
             raise self._refused("a factor of the mask may be 0, where its logarithm has no derivative")
         real = [end for end in pairs.ends if end.leaf.kind is Kind.REAL]
         static = [x for x in self.leaves if not varies(x) and any(node is x for node in postorder((pairs.weight,)))]
-        leaves = [*(end.leaf for end in real), *(along.leaf for along in pairs.paths), *static]
+        varying = [end.leaf for end in real] + [along.leaf for along in pairs.paths]
+        leaves = [*varying, *(table.leaf for table in pairs.tables), *static]
         found = gradients(graph, [(self._differentiable(pairs.weight), self.cotangent)], leaves)
         handed: list[tuple[Expr, Expr]] = []
         cut: list[Expr] = []
@@ -133,6 +140,9 @@ class _PairGradients(Gradients):
             if along.leaf in found and self._reads_leaves(log):
                 handed.append((log, self._gate(along, log, found[along.leaf])))
                 cut.append(log)
+        for table in pairs.tables:
+            if table.leaf in found and table.x in self.leaves:
+                self._table(table, found[table.leaf])
         for param in static:
             if param in found:
                 tensor = self._piece(param, "pairs", ROWS[1:])
@@ -159,10 +169,23 @@ class _PairGradients(Gradients):
         """Whether an expression is the same for all pairs."""
         pairs = self.pairs
         varying = {pairs.i, pairs.j, *(end.leaf for end in pairs.ends), *(along.leaf for along in pairs.paths)}
+        varying |= {table.leaf for table in pairs.tables}
         return varying.isdisjoint(postorder((expr,)))
 
     def _reads_leaves(self, expr: Expr) -> bool:
         return any(node in self.leaves for node in postorder((expr,)) if isinstance(node, Param))
+
+    def _table(self, table: Table, expr: Expr) -> None:
+        """The gradient of what masks look up."""
+        if table.axis == "level":
+            tensor = self._piece(table.x, "pairs", (*ROWS[1:], "level"))
+            self.sums.append(Sum(tensor, table.row or "i", expr, table=table))
+            return
+        ends = {"i": (self.pairs.i, self.pairs.j), "j": (self.pairs.j, self.pairs.i)}
+        end = next((end for end, given in ends.items() if table.index is self.graph.apply("sub", *given)), None)
+        if end is None or table.row or any(one.end != end for one in self.lags):
+            raise self._refused("taps have gradients that are looked up by `i - j` alone or by `j - i` alone")
+        self.lags.append(Sum(self._piece(table.x, "pairs", ("batch", "head", "lag")), end, expr, table=table))
 
     def _end(self, end: End, expr: Expr) -> Param:
         """The gradient of what a tensor has at one end."""

@@ -9,15 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Const, Expr
-from sma_compiler.kernel.build import INFINITY, MINUS_INFINITY, E, call, dot, lift, reduce_sum, where, zeros
+from sma_compiler.kernel.build import (
+    INFINITY,
+    MINUS_INFINITY,
+    E,
+    arange,
+    call,
+    dot,
+    lift,
+    path,
+    reduce_sum,
+    size,
+    where,
+    zeros,
+)
 from sma_compiler.kernel.derive import gradients
 from sma_compiler.kernel.gates import LOG2E
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import program
-from sma_compiler.kernel.nodes import Function, Tile
-from sma_compiler.kernel.pair_backward import PairBackward, whole_groups
+from sma_compiler.kernel.nodes import Function, Name, Tile
+from sma_compiler.kernel.pair_backward import PairBackward, Sum, whole_groups
 from sma_compiler.kernel.pair_kernel import EXTENTS, PairKernel
 from sma_compiler.kernel.pair_places import PairNames, Place, Seen, Side, Visit
 from sma_compiler.kernel.pairs import Pairs
@@ -37,14 +50,6 @@ class PairTensors:
     delta: E
     groups: E
     dlse: E
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What every row of pairs has: the logarithm of its sum in base 2, and the cotangent of its divisor; None: 0."""
-
-    lse: E | None
-    delta: E | None
 
 
 class PairGradient(PairKernel):
@@ -97,6 +102,18 @@ class PairGradient(PairKernel):
         found = self.b.let("b_l", side.lowering.value(self.lse) * LOG2E)
         return self.b.let("b_l", where(found.eq(MINUS_INFINITY), INFINITY, found))
 
+    def at_rows(self) -> tuple[Expr, ...]:
+        """What rows of pairs have, behind the kernel of the queries' gradients."""
+        delta = () if self.back.delta is None else (self.back.delta,)
+        kept = () if self.lse is None else (self.lse,)
+        return (self.pairs.linear.q, self.dn, *delta, *kept)
+
+    def rows_of(self, side: Side) -> tuple[E | None, E | None]:
+        """The logarithms of the sums of rows and the cotangents of their divisors, laid out along a tile."""
+        lse, delta = self.rows_lse(side), self.back.delta
+        laid = None if delta is None else side.laid(side.lowering.value(delta))
+        return None if lse is None else side.laid(lse), laid
+
     def pair(
         self, pair: PairLowering, scores: E, dweights: E, scale: E | None, rows: tuple[E | None, E | None]
     ) -> tuple[E, E]:
@@ -145,8 +162,17 @@ class PairGradient(PairKernel):
 
     def start_sums(self) -> None:
         """Sums over the other end of pairs, of 0."""
-        zero = zeros(EXTENTS[self.own], dtype=self.sums_dtype)
-        self.totals = {one.tensor: self.b.let(f"b_{one.tensor}", zero) for one in self.summed}
+        extent = EXTENTS[self.own]
+        for one in self.summed:
+            shape = (extent,) if one.table is None else (extent, self._levels())
+            self.totals[one.tensor] = self.b.let(f"b_{one.tensor}", zeros(*shape, dtype=self.sums_dtype))
+
+    def _levels(self) -> str:
+        """The size that levels have in a tile."""
+        levels = path("triton.next_power_of_2").call(self.host.sizes["level"])
+        name = self.arguments.constant("BL", levels).node
+        assert isinstance(name, Name)
+        return name.name
 
     def add_sums(self, pair: PairLowering, cotangent: E) -> None:
         """Add a tile's pairs to the sums, where these are asked for."""
@@ -157,13 +183,33 @@ class PairGradient(PairKernel):
             made = pair.extended()
             made.bind(self.back.cotangent, b.named("b_z", cotangent))
             for one in self.summed:
-                value = made.value(one.expr)
-                if pair.seen is not None:
-                    live = pair.seen
-                    if one.apart:
-                        live = live & made.value(self.pairs.i).ne(made.value(self.pairs.j))
-                    value = where(live, value, 0.0)
-                b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(value.to(self.sums_dtype), 1))
+                value = self.live(made, one).to(self.sums_dtype)
+                if one.table is None:
+                    b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(value, 1))
+                else:
+                    self._add_levels(self.totals[one.tensor], self.indices[one.table.leaf], value)
+
+    def live(self, pair: PairLowering, one: Sum) -> E:
+        """What is summed of every pair of a tile."""
+        value = pair.value(one.expr)
+        if pair.seen is None:
+            return value
+        live = pair.seen
+        if one.apart:
+            live = live & pair.value(self.pairs.i).ne(pair.value(self.pairs.j))
+        return where(live, value, 0.0)
+
+    def _add_levels(self, total: E, index: E, value: E) -> None:
+        """Add a tile's pairs to the sums [own, levels], by their levels."""
+        b, extent = self.b, total.tile.shape[1]
+        levels = b.let("o_l", arange(extent), show=False)
+        if not index.tile.shape:
+            b.set(total, total + where(levels.row.eq(index), reduce_sum(value, 1).col, 0.0))
+            return
+        value = b.named("b_x", value)
+        with b.loop("level", call("range", size(extent), tile=Tile("int32")), Tile("int32")) as level:
+            part = reduce_sum(where(index.eq(level), value, 0.0), 1)
+            b.set(total, total + where(levels.row.eq(level), part.col, 0.0))
 
     def _first_sum(self) -> E:
         return self.arguments.pointer(self.summed[0].tensor, self.tensors.sums[self.summed[0].tensor])
@@ -176,8 +222,13 @@ class PairGradient(PairKernel):
         with self.b.branch(self._first_sum().given()):
             for one in self.summed:
                 pointer = self.arguments.pointer(one.tensor, self.tensors.sums[one.tensor])
-                at = pointer + inputs.row() * length + own.positions
-                self.b.do(call("tl.store", at, self.totals[one.tensor], mask=own.valid, tile=Tile("ptr")))
+                at, mask = pointer + inputs.row() * length + own.positions, own.valid
+                if one.table is not None and own.valid is not None:
+                    levels = self.b.let("o_l", arange(self._levels()), show=False)
+                    count = self.arguments.integer("LEVELS", self.host.sizes["level"])
+                    places = (inputs.row() * length + own.positions).col * count
+                    at, mask = pointer + (places + levels.row), own.valid.col & (levels < count).row
+                self.b.do(call("tl.store", at, self.totals[one.tensor], mask=mask, tile=Tile("ptr")))
 
 
 class QueryGradient(PairGradient):
@@ -285,9 +336,7 @@ class KeyGradient(PairGradient):
         (k, v), (dk, dv) = operands, totals
         inputs = Inputs(b, self.arguments, self.host, place.span.batch, head, place.span.sequence)
         inputs.channels = group.channels
-        delta = () if self.back.delta is None else (self.back.delta,)
-        kept = () if self.lse is None else (self.lse,)
-        at_rows = (linear.q, self.dn, *delta, *kept)
+        at_rows = self.at_rows()
         every = (*at_rows, *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
         static = inputs.static((*every, *self.pair_exprs()))
         scale = self.scale(static)
@@ -299,8 +348,7 @@ class KeyGradient(PairGradient):
             other = self.other_side(place, inputs, static, visit, at_rows)
             q = self.operand(other, linear.q, "q", "key")
             dn = self.operand(other, self.dn, "dn", "value")
-            lse = self.rows_lse(other)
-            rows = (None if lse is None else lse.row, None if not delta else other.lowering.value(delta[0]).row)
+            rows = self.rows_of(other)
             pair = self.lowering(place, own, other, static, visit, seen)
             scores = b.let("b_s", self.product(k, q))
             dweights = b.let("b_dp", self.product(v, dn))

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from sma_compiler.ir.graph import COMPARISONS
-from sma_compiler.ir.nodes import Apply, Const, Expr, children, postorder
+from sma_compiler.ir.nodes import Apply, Const, Expr, Param, children, postorder
 from sma_compiler.kernel import rows as rows_of
 from sma_compiler.kernel.ahead import Split, split
 from sma_compiler.kernel.build import (
@@ -28,14 +28,14 @@ from sma_compiler.kernel.build import (
     where,
 )
 from sma_compiler.kernel.gates import LOG2E
-from sma_compiler.kernel.host import SIZES, Host, suffix
+from sma_compiler.kernel.host import SIZES, TABLES, Host, suffix
 from sma_compiler.kernel.inputs import EXTENT, Inputs, shared_nodes
 from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
-from sma_compiler.kernel.pairs import Along, Pairs
+from sma_compiler.kernel.pairs import Along, Pairs, Table
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.rows import Span
 from sma_compiler.kernel.score import PairLowering, PathEnds
@@ -61,6 +61,8 @@ class PairKernel(Maker):
         self.support = pairs.support if own == "i" else pairs.support.transposed(pairs.graph)
         self.relative = _relative(pairs)
         self.path_rows: dict[tuple[int, str], E] = {}
+        self.tables: dict[Param, tuple[E, Inputs]] = {}
+        self.indices: dict[Param, E] = {}
         self.origin = lift(0)
         self.extent = {True: EXTENTS[self.own], False: EXTENTS[self.other]}
 
@@ -107,6 +109,8 @@ class PairKernel(Maker):
         offsets = place.offsets[self.own]
         if weighed:
             self.start_paths(place, inputs)
+            for table in self.pairs.tables:
+                self.tables[table.leaf] = inputs.base(table.x.name), inputs
             self.b.space()
         valid = self.b.let(f"v_{LETTERS[self.own]}", place.start + offsets < place.span.end, show=False)
         return self._side(place, inputs, static, self.own, place.start, valid, exprs, weighed=weighed)
@@ -312,6 +316,8 @@ class PairKernel(Maker):
         apart = pairs.graph.apply("sub", pairs.i, pairs.j)
         if any(node is apart for node in postorder(self.pair_exprs())):
             made.bind(apart, b.let("b_apart", leaves[pairs.i] - leaves[pairs.j]))
+        for table in pairs.tables:
+            made.bind(table.leaf, self._look_up(table, place, own, other, made, visit))
         if pairs.condition is not None:
             condition = made.value(pairs.condition)
             made.seen = b.let(self.live_name, condition if live is None else live & condition)
@@ -335,6 +341,34 @@ class PairKernel(Maker):
         if seen.lo is not None:
             live = (at >= own.laid(seen.lo)) & live
         return self.b.let(self.live_name, live)
+
+    def index(self, table: Table, place: Place, own: Side, other: Side, pair: PairLowering, visit: Visit) -> E:
+        """Where every pair of a tile is in a table; one number, where all are at one place."""
+        if table.index is not None:
+            return pair.value(table.index)
+        ends = pair.value(self.pairs.i), pair.value(self.pairs.j)
+        if table.alike and not visit.masked:
+            ends = own.start - place.begin, other.start - place.begin
+        return self.b.helper("level_of", *ends, dtype="int32")
+
+    def _look_up(self, table: Table, place: Place, own: Side, other: Side, pair: PairLowering, visit: Visit) -> E:
+        """What a table has for every pair of a tile."""
+        b, host = self.b, self.host
+        name, axis = table.x.name, table.axis
+        index = b.let(f"b_{axis}", self.index(table, place, own, other, pair, visit))
+        self.indices[table.leaf] = index
+        at, inputs = self.tables[table.leaf]
+        dims = host.decls[name].dims
+        inside = index < self.arguments.integer(TABLES[axis], host.sizes[axis])
+        if table.index is not None:
+            inside = inside & (index >= 0)
+        if table.row:
+            side = own if own.letter == table.row else other
+            at = at + side.laid(side.positions.to("int64") * inputs.stride(name))
+            inside = inside if side.valid is None else inside & side.laid(side.valid)
+        at = at + index * self.arguments.stride(name, axis, host.parameters[name], dims.index(axis))
+        value = call("tl.load", at, mask=inside, other=0, tile=Tile("in", at.tile.shape)).to("fp32")
+        return b.let(f"b_{table.leaf.name}", value)
 
     def _path(self, along: Along, own: Side, other: Side, leaves: dict[Expr, E]) -> E:
         """log2 of the decay along a path, of every pair of a tile."""
@@ -416,6 +450,8 @@ class PairKernel(Maker):
 
 def _relative(pairs: Pairs) -> bool:
     """Whether expressions of pairs read positions against each other only, so that these may count from anywhere."""
+    if any(table.index is None for table in pairs.tables):
+        return False
     ends = {pairs.i, pairs.j}
     for node in postorder(pairs.exprs):
         both = isinstance(node, Apply) and node.fn in RELATIVE and ends == set(node.args)

@@ -22,6 +22,8 @@ from sma_compiler.ir.nodes import (
     Contraction,
     Expr,
     Kind,
+    Lag,
+    Levels,
     Op,
     Param,
     PathSum,
@@ -32,7 +34,7 @@ from sma_compiler.ir.nodes import (
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import FUNCTIONS, Linear, Term, axes_refused, foreign, static_number
 from sma_compiler.kernel.support import Support, Turns, support, turns_of
-from sma_compiler.mask.algebra import constant
+from sma_compiler.mask.algebra import by_distance, constant
 from sma_compiler.mask.guards import Guard, Guards, Piece
 from sma_compiler.mask.nodes import Gate
 from sma_compiler.mask.pieces import Splitter
@@ -69,6 +71,22 @@ class Along:
 
 
 @dataclass(frozen=True)
+class Table:
+    """What a tensor has for a pair, looked up along `axis`: "lag" or "level"; 0 beyond it. `leaf` stands for it.
+
+    index: an expression of positions; None: the level of the pair. row: the end whose position the tensor has besides;
+    "": none. alike: whether pairs of a tile that is live as a whole have the same level: all lie on one side.
+    """
+
+    leaf: Param
+    x: Param
+    axis: str
+    index: Expr | None
+    row: str
+    alike: bool = False
+
+
+@dataclass(frozen=True)
 class Pairs:
     """An op that the quadratic kernels compute.
 
@@ -93,6 +111,7 @@ class Pairs:
     score: Param
     ends: tuple[End, ...] = ()
     paths: tuple[Along, ...] = ()
+    tables: tuple[Table, ...] = ()
     taken: frozenset[str] = field(default_factory=frozenset)
     vanishing: bool = False
     wide: bool = False
@@ -110,7 +129,8 @@ class Pairs:
     @property
     def exprs(self) -> tuple[Expr, ...]:
         """What tiles of pairs are computed from."""
-        return tuple(x for x in (self.weight, self.condition) if x is not None)
+        found = (self.weight, self.condition, *(table.index for table in self.tables))
+        return tuple(x for x in found if x is not None)
 
     @property
     def turns(self) -> tuple[Turns, ...]:
@@ -139,6 +159,7 @@ class _Reader:
         self.leaves: dict[Expr, Expr] = {}
         self.ends: list[End] = []
         self.paths: list[Along] = []
+        self.tables: list[Table] = []
         self.terms: list[Term] = []
         self.down: int | None = None
         self.up: int | None = None
@@ -198,6 +219,7 @@ class _Reader:
             self._leaf("score", Kind.REAL, ()),
             tuple(self.ends),
             tuple(self.paths),
+            tuple(self.tables),
             frozenset(self.taken),
             self.vanishing,
             self.wide,
@@ -272,6 +294,8 @@ class _Reader:
                 return graph.apply("where", c, log(a), log(b))
             case Apply(fn="sigmoid", args=(a,)):
                 return graph.apply("logsigmoid", a)
+            case Lag(table=Apply()):
+                return log(self._inside(x))
         self.vanishing |= bounds(x)[0] <= 0 and _reads_outside_exponents(x)
         return graph.apply("log", x)
 
@@ -293,6 +317,16 @@ class _Reader:
                     self.ends.append(End(leaf, x, position))
                 case PathSum():
                     self._path(node)
+                case Lag(table=table) if _looked_up(table) is None:
+                    self.leaves[node] = self._read(self._inside(node))
+                case Lag(table=table, index=index):
+                    self._table(node, table, "lag", self._read(index))
+                case Levels(weights=weights, row=row):
+                    self._table(node, graph.at(weights, row), "level", None)
+                case Apply(fn="floordiv" | "mod" as fn):
+                    if node.kind is Kind.REAL:
+                        raise self.refuse(f"`{fn}` of real numbers has no tile form")
+                    stack.extend(children(node))
                 case Apply(fn=fn) if fn not in FUNCTIONS:
                     raise self.refuse(f"`{fn}` has no tile form")
                 case Apply() | Const() | Param() | Position():
@@ -300,6 +334,26 @@ class _Reader:
                 case _ if not static_number(node):
                     raise self.refuse(f"`{type(node).__name__.lower()}` in a mask has no tile form")
         return graph.replace(expr, self.leaves)
+
+    def _inside(self, node: Lag) -> Expr:
+        """f(x)[i - j] as f(x[i - j]): where it lies beyond the table no pair is live."""
+        graph, table = self.graph, node.table
+        powers = by_distance(graph, node.index)
+        if not isinstance(table, Apply) or powers is None or constant(powers.get(1, graph.const(0))) not in (1, -1):
+            raise self.refuse("a table over `lag` is no tensor")
+        args = (graph.lag(x, node.index) if "lag" in x.axes else x for x in table.args)
+        return graph.apply(table.fn, *args)
+
+    def _table(self, node: Expr, table: Expr, axis: str, index: Expr | None) -> None:
+        """What is looked up in a tensor, as a leaf."""
+        x, row = _looked_up(table) or (None, "")
+        if x is None or x.kind is not Kind.REAL:
+            raise self.refuse(f"a table over `{axis}` is no tensor of real numbers")
+        leaf = self._leaf(f"{x.name}_{axis}", Kind.REAL, node.axes)
+        self.leaves[node] = leaf
+        one_sided = self.down if row == "i" else self.up
+        alike = axis == "level" and one_sided is not None and one_sided >= 0
+        self.tables.append(Table(leaf, x, axis, index, row, alike))
 
     def _check(self, x: Expr) -> None:
         """Refuse a tensor that tiles cannot be given."""
@@ -343,6 +397,13 @@ def _around(result: Expr) -> tuple[Expr, ...]:
             found[node] = None
             stack.extend(child for child in children(node) if not (isinstance(node, Attend) and child is node.mask))
     return tuple(found)
+
+
+def _looked_up(table: Expr) -> tuple[Param, str] | None:
+    """The tensor of a table, and the end at whose position it is read; None: it is an expression."""
+    row = table.position if isinstance(table, At) else ""
+    x = table.x if isinstance(table, At) else table
+    return (x, row) if isinstance(x, Param) and not x.number else None
 
 
 def _reads_outside_exponents(x: Expr) -> bool:

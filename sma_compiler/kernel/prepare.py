@@ -9,7 +9,7 @@ from sma_compiler.ir.nodes import Expr, ParamDecl, Reduce, postorder
 from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.config import Config
-from sma_compiler.kernel.host import SIZES, Host, Tensors
+from sma_compiler.kernel.host import SIZES, TABLES, Host, Tensors
 from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.linear import Linear, Term
 from sma_compiler.kernel.nodes import Function
@@ -53,7 +53,7 @@ class Launch:
     def sizes(self) -> None:
         """B, T, H, K and V, each from the first tensor that has the axis; H is the largest."""
         b, host = self.b, self.host
-        for axis in SIZES:
+        for axis in host.sizes:
             holders = [decl for decl in self.tensors if axis in decl.dims]
             if not holders and axis == "head":
                 b.set(host.sizes[axis], lift(1))
@@ -229,6 +229,6 @@ def size_of(host: Host, decl: ParamDecl, axis: str) -> E:
 
 def shape_of(decl: ParamDecl, grouped: bool) -> str:
     """A shape in letters; `grouped`: several heads may share one entry."""
-    letters = {**SIZES, "head": "G" if grouped else "H"}
+    letters = {**SIZES, **TABLES, "head": "G" if grouped else "H"}
     shape = f"[{', '.join(letters[axis] for axis in decl.dims)}]"
     return f"{shape}, G a divisor of H" if grouped else shape

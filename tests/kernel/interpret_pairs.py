@@ -23,15 +23,19 @@ from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.target.compile import load_text
 
 Arguments = dict[str, Tensor | float]
+TABLES = {"lag": 40, "level": 6}
+"""Entries that masks look up: fewer than the longest sequence needs."""
 SHAPES = {
     "odd": ("float32", {"batch": 1, "time": 75, "head": 2, "key": 20, "value": 24}, 1),
     "even": ("float16", {"batch": 1, "time": 48, "head": 1, "key": 16, "value": 16}, 1),
     "one": ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
 }
 """dtype, sizes, and how many heads q, k and v have."""
+HALF = (*LIBRARY[::2], "bias", "squared_relu", "relative", "strided", "both_levels")
+"""The ops that are run in fp16 as well."""
 ONCE = ("attention", "forgetting", "squared_relu")
 """The ops that are run at a single position."""
-PACKED = ("prefix_in_document", "forgetting", "simple_gla")
+PACKED = ("prefix_in_document", "forgetting", "simple_gla", "relative", "log_linear")
 """The ops that are run as a pack, with other strides, and for one gradient at a time."""
 STARTS = (0, 1, 1, 20, 75)
 """Where the sequences of a pack begin, and its end."""
@@ -46,6 +50,10 @@ MUTANTS = {
     "no scale": ("attention", "b_dq = b_dq * factor", "b_dq = b_dq"),
     "open path": ("forgetting", "early_dgate, True, False)", "early_dgate, False, False)"),
     "one head": ("alibi", "i_g * HEADS + i_r", "i_g * HEADS"),
+    "other levels": ("log_linear", "tl.maximum(power - 126, 0)", "tl.maximum(power - 127, 0)"),
+    "one level": ("log_linear", "tl.where(b_level == level, b_x, 0.0)", "b_x"),
+    "fewer taps": ("relative", "range(tl.maximum(i_t - i_l - 1, 0)", "range(tl.maximum(i_t - i_l, 0)"),
+    "no floor": ("strided", "q - 1, q", "q, q"),
     "no slope": ("alibi", "* b_apart", "* 0.0 * b_apart"),
 }
 """For each the op, a text of its file and what takes its place."""
@@ -61,7 +69,7 @@ def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Argument
         if decl.number:
             found[decl.name] = 21
             continue
-        shape = [group if axis == "head" and decl.name in "qkv" else sizes[axis] for axis in decl.dims]
+        shape = [group if axis == "head" and decl.name in "qkv" else {**sizes, **TABLES}[axis] for axis in decl.dims]
         value = torch.randn(shape)
         if decl.kind is Kind.INT:
             value = (torch.arange(shape[1]).expand(shape) * 5 // 97) % 3
@@ -85,7 +93,8 @@ def module(op: CompiledOp, dtype: str, old: str = "", new: str = "") -> ModuleTy
     small = config.PairConfig(rows=2 * TILE, columns=TILE, warps=4, stages=1, chunk=TILE)
     config.pairs = lambda *_, **__: small
     turned = config.PairConfig(rows=TILE, columns=2 * TILE, warps=4, stages=1, chunk=TILE)
-    config.pairs_backward = lambda *_, **__: {"again": small, "dq": small, "dkv": turned}
+    square = config.PairConfig(rows=TILE, columns=TILE, warps=4, stages=1, chunk=TILE)
+    config.pairs_backward = lambda *_, **__: {"again": small, "dq": small, "dkv": turned, "lags": square}
     text = op.source("quadratic", {}, dtype)
     assert old in text, old
     with tempfile.TemporaryDirectory() as folder:
@@ -174,9 +183,9 @@ def main(names: list[str]) -> None:
             found[name] = run(op, module(op, "float32", old, new), *SHAPES["odd"])
             continue
         op = compiled(name)
-        made = {dtype: module(op, dtype) for dtype in ("float32", "float16")}
+        made = {dtype: module(op, dtype) for dtype in ("float32", "float16")[: 1 + (name in HALF)]}
         for shape, (dtype, sizes, group) in SHAPES.items():
-            if shape != "one" or name in ONCE:
+            if dtype in made and (shape != "one" or name in ONCE):
                 found[f"{name} {shape}"] = run(op, made[dtype], dtype, sizes, group)
         if name in PACKED:
             found[f"{name} packed"] = packed(op, made["float32"])

@@ -16,6 +16,7 @@ LINEAR = (
     "lightning",
     "simple_gla",
     "mamba2",
+    "log_linear",
 )
 LIBRARY = (*SOFTMAX, *LINEAR)
 
@@ -71,6 +72,27 @@ op anticausal(q, k, v, g: [time, head], s: [head]):
     "overlapping": """
 op overlapping(q, k, v, g: [time, head]):
     return attend(decay(g) + 0.5 * (i - j == 1), q, k, v, normalize=softmax)
+""",
+    "relative": """
+op relative(q, k, v, c: [lag, head], f: [time, head]):
+    return attend(decay(logsigmoid(f)) * exp(c[i - j]), q, k, v, normalize=softmax, scale=1 / sqrt(key))
+""",
+    "taps": """
+op taps(q, k, v, c: [head, lag], b: [lag], s: [head]):
+    return attend(silu(c)[j - i] * exp(-s * (j - i)) * b[j - i] + 0.1 * (i == j), q, k, v)
+""",
+    "strided": """
+op strided(q, k, v, n: int, s: [head]):
+    near = i // 8 == j // 8
+    return attend(causal * ((j - i) % n == 0 or near) * exp(-s * ((j - i) % 7)), q, k, v, normalize=softmax)
+""",
+    "level_bias": """
+op level_bias(q, k, v, w: [time, head, level], g: [time, head]):
+    return attend((i - j < 40) * decay(g) * exp(levels(w)), q, k, v, normalize=softmax)
+""",
+    "both_levels": """
+op both_levels(q, k, v, w: [time, head, level], u: [time, head, level]):
+    return attend(where(i >= j, levels(w), transpose(levels(u))), q, k, v)
 """,
 }
 

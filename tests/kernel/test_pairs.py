@@ -18,6 +18,7 @@ LIMITS = {"odd": 3e-6, "even": 4e-3, "one": 1e-6, "packed": 1e-6}
 MUTANTS = (
     *("flipped mask", "late mask", "fewer tiles", "no decay", "no totals"),
     *("no shrinking", "no delta", "no scale", "open path", "one head", "no slope"),
+    *("other levels", "one level", "fewer taps", "no floor"),
 )
 
 
@@ -36,7 +37,7 @@ def errors() -> dict[str, dict[str, float]]:
 def test_results_and_gradients_match_the_reference(name: str) -> None:
     pytest.importorskip("triton")
     found = {key: one for key, one in errors().items() if key.split()[0] == name}
-    assert {f"{name} odd", f"{name} even"} <= set(found)
+    assert f"{name} odd" in found
     for key, each in found.items():
         assert max(each.values()) < LIMITS[key.split()[1]], each
 
