@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sma_compiler.kernel import config
 from sma_compiler.kernel.cached import cached
 from sma_compiler.kernel.cached_kernel import CachedForward
 from sma_compiler.kernel.cached_result import Append, Combine
+from sma_compiler.kernel.config import PairConfig
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.host import host, tensors
 from sma_compiler.kernel.launch_cached import CachedLauncher, cache_names
@@ -35,8 +35,7 @@ class Continued:
 def continued(
     pairs: Pairs,
     plans: Plans,
-    sizes: Mapping[str, int],
-    target: str,
+    config: PairConfig,
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
 ) -> Continued:
@@ -53,5 +52,5 @@ def continued(
     given = (member, walk, names, named, held, reserved)
     builders: dict[str, Maker] = {"cached": CachedForward(*given), "combine": Combine(*given), "append": Append(*given)}
     kernels = {role: kernel(builder, f"{op.name}_{role}_kernel") for role, builder in builders.items()}
-    launcher = CachedLauncher(member, names, held, named, name).build(kernels, config.cached(sizes, target))
+    launcher = CachedLauncher(member, names, held, named, name).build(kernels, config)
     return Continued(tuple(builders.values()), tuple(kernels.values()), (launcher,))

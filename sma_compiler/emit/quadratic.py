@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sma_compiler.emit import cached
 from sma_compiler.emit.gradients import Gradients
@@ -11,6 +11,7 @@ from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.build import lift
 from sma_compiler.kernel.chain import ChainKernel
+from sma_compiler.kernel.choices import PAIRS, Choices
 from sma_compiler.kernel.config import PairConfig
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gate_kernel import Gates
@@ -34,12 +35,13 @@ ROLES = ("gates", "forward", "again", "dq", "dkv", "lags", "chain", *cached.ROLE
 
 @dataclass(frozen=True)
 class Quadratic:
-    """What a file holds."""
+    """What a file holds. configs: by role, see `kernel.choices`."""
 
     builders: tuple[Maker, ...]
     kernels: tuple[Kernel, ...]
     launchers: tuple[Function, ...]
     back: Gradients
+    configs: Mapping[str, PairConfig]
 
 
 def quadratic(
@@ -50,6 +52,7 @@ def quadratic(
     target: str,
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
+    choices: Choices,
 ) -> Quadratic:
     """The kernels and launchers of an op. reserved: names of the file. kernel: makes one from its builder, by a name.
 
@@ -70,16 +73,28 @@ def quadratic(
         builders["gates"] = Gates(walk.paths, names, held)
     builders["forward"] = PairForward(member, walk, names, read, named, held)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    chosen = config.pairs(sizes, dtype, target)
-    launcher = PairLauncher(member, names, read, named).build(kernels, chosen)
+    weighed, tables = member.weight is not None, bool(member.tables)
+    configs = {"forward": choices.apply("forward", config.pairs(sizes, dtype, target, weighed=weighed))}
+    launcher = PairLauncher(member, names, read, named).build(kernels, _in_chunks(configs)["forward"])
 
     def configured(sums: bool) -> Mapping[str, PairConfig]:
-        return config.pairs_backward(sizes, dtype, target, sums=sums)
+        usual = config.pairs_backward(sizes, dtype, target, weighed=weighed, sums=sums, tables=tables)
+        configs.update({role: choices.apply(role, usual[role]) for role in PAIRS})
+        return _in_chunks({**usual, **{role: configs[role] for role in PAIRS}})
 
     back = _gradients(member, configured, held, kernel)
-    more = cached.continued(member, plans, sizes, target, held, kernel)
+    configs["cached"] = choices.apply("cached", config.cached(sizes, target))
+    more = cached.continued(member, plans, configs["cached"], held, kernel)
+    if not more.launchers:
+        del configs["cached"]
     made = (*builders.values(), *more.builders), (*kernels.values(), *more.kernels)
-    return Quadratic(*made, (launcher, *more.launchers), back)
+    return Quadratic(*made, (launcher, *more.launchers), back, configs)
+
+
+def _in_chunks(configs: Mapping[str, PairConfig]) -> Mapping[str, PairConfig]:
+    """Configurations with chunks that hold every tile which is visited."""
+    most = max(config.rows if role == "dkv" else config.columns for role, config in configs.items())
+    return {role: replace(config, chunk=max(config.chunk, most)) for role, config in configs.items()}
 
 
 def _gradients(

@@ -15,7 +15,7 @@ from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.check import mentioned, prune, verify
 from sma_compiler.kernel.choices import DEFAULT, Choices
-from sma_compiler.kernel.config import Config, Recurrence
+from sma_compiler.kernel.config import AnyConfig, Config, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
@@ -57,7 +57,7 @@ class Emitted:
     header: tuple[str, ...]
     helpers: tuple[str, ...]
     functions: tuple[Function, ...]
-    configs: Mapping[str, Config | Recurrence] = field(default_factory=dict)
+    configs: Mapping[str, AnyConfig] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -106,8 +106,9 @@ def emit(
     if plan == "recurrent":
         return _recurrent(op, plans, sizes, dtype, choices)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
-        made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel)
-        return _emitted(header(op, plans, "quadratic"), made.builders, made.kernels, made.launchers, made.back)
+        made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel, choices)
+        top = header(op, plans, "quadratic")
+        return replace(_emitted(top, made.builders, made.kernels, made.launchers, made.back), configs=made.configs)
     try:
         return _chunked(op, plans, sizes, dtype, target, choices)
     except NoTritonKernel:

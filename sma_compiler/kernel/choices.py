@@ -14,24 +14,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from sma_compiler.kernel.config import Config, Recurrence
+from sma_compiler.kernel.config import Config, PairConfig, Recurrence
 
-C = TypeVar("C", Config, Recurrence)
+C = TypeVar("C", Config, PairConfig, Recurrence)
 
 POWERS = {
     "chunk": (1, 256),
     "outer": (8, 512),
+    "rows": (16, 256),
+    "columns": (16, 256),
     "warps": (1, 16),
     "elements": (32, 65536),
 }
 """Numbers that are powers of two, and between which."""
 RANGES = {"stages": (1, 8), "programs": (0, 65536), "scores": (0, 1)}
 """The other numbers, and between which."""
-OWN = {"walk": ("warps", "stages")}
+OWN = {"walk": ("warps", "stages", "rows", "columns")}
+PAIRS = ("dq", "dkv")
+"""Roles of the quadratic plan's gradients; their tiles have rows and columns."""
 WALKS = ("again", "dq", "dk", "dv")
 """Roles that have a chunk and tiles in common, and of their own only what `OWN` says."""
-ROLES = ("forward", "backward", *WALKS, "states", "recurrent", "step")
-"""Every role; `states` is the walk that keeps those of every chunk, where heads share gradients."""
+ROLES = ("forward", "backward", *WALKS, "dkv", "states", "recurrent", "step", "cached")
+"""Every role; `states` is the walk that keeps those of every chunk, where heads share gradients; `cached` is what
+continues from a cache."""
 FIXED = ("assembly",)
 """What follows from the target and is never chosen."""
 
@@ -97,7 +102,9 @@ class Choices:
 
     def only(self, *, backward: bool) -> Choices:
         """Those of the backward pass, or those of all else."""
-        return Choices(tuple(n for n in self.numbers if (n[0] not in ("forward", "recurrent", "step")) == backward))
+        return Choices(
+            tuple(n for n in self.numbers if (n[0] not in ("forward", "recurrent", "step", "cached")) == backward)
+        )
 
     def __or__(self, other: Choices) -> Choices:
         """Both; where both choose a number, that of the other."""

@@ -56,6 +56,8 @@ class PairConfig:
     least: int = 16
 
 
+AnyConfig = Config | Recurrence | PairConfig
+
 CACHED = 8 * MULTIPROCESSORS
 """Programs that share caches: those of an H100 eight times over, so that the last to end matter little."""
 SHARED = 8
@@ -206,33 +208,38 @@ def scan(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False) -> 
     return found
 
 
-def pairs(sizes: Mapping[str, int], dtype: str, target: str) -> PairConfig:
-    """The configuration of the quadratic forward kernel."""
+def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool) -> PairConfig:
+    """The configuration of the quadratic forward kernel. weighed: whether masks give live pairs weights."""
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     if dtype == "float32":
         found = PairConfig(rows=32, columns=32, warps=4, stages=1, chunk=32)
     elif target != "sm_90":
         found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
     elif wide > 128:
-        found = PairConfig(rows=128, columns=64, warps=8, stages=2, chunk=64, least=64)
+        found = PairConfig(rows=128, columns=32 if weighed else 64, warps=8, stages=2, chunk=64, least=64)
     else:
-        found = PairConfig(rows=128, columns=64, warps=8, stages=3, chunk=64, least=64)
+        found = PairConfig(rows=128, columns=64 if weighed else 128, warps=8, stages=3, chunk=64, least=64)
     return replace(found, assembly=target.startswith("sm_"))
 
 
-def pairs_backward(sizes: Mapping[str, int], dtype: str, target: str, *, sums: bool) -> Mapping[str, PairConfig]:
-    """The configurations of the quadratic gradients, by kernel. sums: whether pairs are summed for the mask's own."""
-    forward = pairs(sizes, dtype, target)
+def pairs_backward(
+    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, sums: bool, tables: bool
+) -> Mapping[str, PairConfig]:
+    """The configurations of the quadratic gradients, by kernel.
+
+    weighed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
+    """
+    forward = pairs(sizes, dtype, target, weighed=weighed)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
+    side = min(64 if wide <= 128 else 16, forward.chunk)
+    lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
     if dtype == "float32" or target != "sm_90":
         queries = replace(forward, columns=forward.chunk, stages=1)
         keys = replace(queries, rows=forward.chunk, columns=forward.rows)
     elif wide > 128:
-        queries = replace(forward, rows=64, stages=1)
-        keys = replace(queries, rows=32, columns=64)
+        queries = replace(forward, rows=32 if weighed else 128, columns=64, stages=1)
+        keys = replace(queries, rows=64, columns=32)
     else:
-        queries = replace(forward, warps=8, stages=2)
-        keys = replace(queries, rows=32, columns=64 if sums and wide > 64 else 128)
-    side = min(64, forward.chunk)
-    lags = replace(forward, rows=side, columns=side, warps=4, stages=1)
+        queries = replace(forward, columns=32 if tables else 64, stages=2 if tables else 3)
+        keys = replace(queries, rows=32, columns=64 if sums and tables else 128, stages=3)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

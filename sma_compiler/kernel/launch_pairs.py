@@ -48,12 +48,10 @@ class Ahead:
         for turns in self.pairs.turns:
             b.section("Where the run of each position begins and ends")
             tensor = host.parameters[turns.tensor.name]
-            told = tensor if turns.resets else path("changes").call(tensor)
-            spread = told.attr("expand").call(host.sizes["batch"], host.sizes["time"])
             ends = [
                 self.names.runs[turns, end] if Run(turns, end) in self.runs else path(UNUSED) for end in (False, True)
             ]
-            b.assign(ends, path("runs").call(spread, host.pack))
+            b.assign(ends, path("runs").call(tensor, turns.resets, host.sizes["batch"], host.pack))
         if gates is not None:
             self.launch.gates(gates, {**constants, "MASKED": self.ragged(constants)})
             for (number, part), before in self.names.before.items():

@@ -365,22 +365,83 @@ def along_paths(late, early, late_closed, early_closed):
     return over.float().transpose(1, 2)
 
 
-def runs(turns, cu_seqlens):
-    """Where the run of every position begins and where it ends, [B, T]; one begins where `turns` is true."""
-    time = turns.shape[1]
-    at = torch.arange(time + 1, device=turns.device)
-    first = at == 0
-    if cu_seqlens is not None:
-        first = first.index_fill(0, cu_seqlens.long(), True)
-    turns = torch.nn.functional.pad(turns, (0, 1), value=True) | first
-    begin = (at * turns).cummax(1).values
-    end = torch.maximum(~turns * time, at).flip(1).cummin(1).values.flip(1)
-    return begin[:, :-1].int().contiguous(), end[:, 1:].int().contiguous()
+@triton.jit
+def larger(a, b):
+    """The larger one."""
+    return tl.maximum(a, b)
 
 
-def changes(ids):
-    """Where an id differs from the one before it, [B, T]; also at the start."""
-    return torch.nn.functional.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True)
+@triton.jit
+def smaller(a, b):
+    """The smaller one."""
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def turns(p, cu_ptr, t, T, S, stride_t, RESETS: tl.constexpr):
+    """Where a run begins: at the start of a sequence, and where there is a reset or another id than before."""
+    inside = (t > 0) & (t < T)
+    at = p + t.to(tl.int64) * stride_t
+    here = tl.load(at, mask=inside, other=0)
+    turn = here != 0
+    if not RESETS:
+        turn = here != tl.load(at - stride_t, mask=inside, other=0)
+    if cu_ptr is not None:
+        low = t * 0
+        high = low + S
+        while tl.max(high - low) > 1:
+            middle = (low + high) // 2
+            reached = tl.load(cu_ptr + middle) <= t
+            low = tl.where(reached, middle, low)
+            high = tl.where(reached, high, middle)
+        turn = turn | (tl.load(cu_ptr + low) == t)
+    return (turn & inside) | (t == 0)
+
+
+@triton.jit
+def runs_kernel(
+    told_ptr,
+    cu_ptr,
+    begin_ptr,
+    end_ptr,
+    stride_b,
+    stride_t,
+    T,
+    S,
+    RESETS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Where the run of every position begins, or where it ends: one program goes over a row of the batch."""
+    i_b = tl.program_id(1).to(tl.int64)
+    p = told_ptr + i_b * stride_b
+    o_t = tl.arange(0, BLOCK)
+    if tl.program_id(0) == 0:
+        last = 0
+        for t0 in range(0, T, BLOCK):
+            t = t0 + o_t
+            at = tl.where(turns(p, cu_ptr, t, T, S, stride_t, RESETS), t, last)
+            begin = tl.associative_scan(at, 0, larger)
+            tl.store(begin_ptr + i_b * T + t, begin, mask=t < T)
+            last = tl.max(begin)
+    else:
+        first = T
+        for i in range(tl.cdiv(T, BLOCK)):
+            t = (tl.cdiv(T, BLOCK) - 1 - i) * BLOCK + o_t
+            at = tl.where(turns(p, cu_ptr, t + 1, T, S, stride_t, RESETS), t + 1, first)
+            end = tl.associative_scan(at, 0, smaller, reverse=True)
+            tl.store(end_ptr + i_b * T + t, end, mask=t < T)
+            first = tl.min(end)
+
+
+def runs(told, resets, batch, cu_seqlens):
+    """Where the run of every position begins and where it ends, [B, T], of ids or (`resets`) of where runs begin."""
+    time = told.shape[1]
+    begin, end = torch.empty((2, batch, time), dtype=torch.int32, device=told.device)
+    stride = told.stride(0) if told.shape[0] == batch else 0
+    count = 0 if cu_seqlens is None else cu_seqlens.shape[0]
+    given = (told, cu_seqlens, begin, end, stride, told.stride(1), time, count)
+    runs_kernel[(2, batch)](*given, RESETS=resets, BLOCK=1024, num_warps=4)
+    return begin, end
 
 
 def of_groups(x, heads):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sma_compiler.facts.bounds import bounds
+from sma_compiler.ir.nodes import Apply, Expr
 from sma_compiler.kernel.build import (
     MINUS_INFINITY,
     E,
@@ -94,7 +95,7 @@ class PairForward(PairKernel):
         """Exponentials of a tile's scores against the largest so far; what was summed before is scaled down to it."""
         b = self.b
         factor: E | None = None
-        if self.pairs.weight is None and bounds(self.pairs.scale)[0] > 0:
+        if self.pairs.weight is None and _positive(self.pairs.scale):
             factor = scale
         else:
             scores = self.exponents(pair, scores, scale)
@@ -137,3 +138,9 @@ class PairForward(PairKernel):
         with self.b.branch(pointer.given()):
             base, stride = inputs.made("norm", pointer, None)
             self.b.do(call("tl.store", base + own.positions * stride, norm, mask=own.valid, tile=Tile("ptr")))
+
+
+def _positive(x: Expr) -> bool:
+    """Whether a number is surely greater than 0."""
+    quotient = isinstance(x, Apply) and x.fn == "div" and all(_positive(arg) for arg in x.args)
+    return quotient or bounds(x)[0] > 0

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
-from sma_compiler.kernel.config import Config, Recurrence, power_of_two
+from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.plan.cost import BACKWARD, seconds
 from sma_compiler.plan.devices import Device
@@ -83,7 +83,7 @@ def kernel_forecast(
 @lru_cache(maxsize=4096)
 def _file(
     program: Program, pick: str, sizes: tuple[tuple[str, int], ...], dtype: str, target: str
-) -> tuple[Mapping[str, Config | Recurrence], Mapping[str, Resources]]:
+) -> tuple[Mapping[str, AnyConfig], Mapping[str, Resources]]:
     """The configurations of a file, and what its kernels are known to need. Raises NoTritonKernel."""
     emitted = program.kernels.emitted(pick, dict(sizes), dtype, target)
     return emitted.configs, by_role(program.op.name, known(emitted.text, target))
@@ -92,19 +92,19 @@ def _file(
 def configured(
     plan: str,
     shape: Shape,
-    configs: Mapping[str, Config | Recurrence],
+    configs: Mapping[str, AnyConfig],
     device: Device,
     used: Mapping[str, Resources] = MappingProxyType({}),
 ) -> Forecast:
-    """A file's kernels, by its configurations; those of the quadratic plan have none that a tuner chooses.
+    """A file's kernels, by its configurations; those of the quadratic plan are not told apart by them.
 
     used: what compiled kernels need, by role.
     """
     base = configs.get("recurrent")
-    if not configs:
+    if isinstance(configs.get("forward"), PairConfig):
         found = quadratic(shape, device)
         return Forecast("triton", plan, found.seconds(backward=False), found.seconds(backward=True), found)
-    if base is not None:
+    if isinstance(base, Config | Recurrence):
         elements = base.outer * power_of_two(shape.key) if isinstance(base, Config) else base.elements
         found = recurrent(shape, Recurrence(elements, base.warps, base.stages), device)
     else:

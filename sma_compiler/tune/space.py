@@ -8,8 +8,8 @@ from itertools import product, zip_longest
 from typing import Any
 
 from sma_compiler.emit.source import DEFAULTS, PLANS, emit
-from sma_compiler.kernel.choices import WALKS, Choices
-from sma_compiler.kernel.config import Config, Recurrence, power_of_two
+from sma_compiler.kernel.choices import PAIRS, WALKS, Choices
+from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.plan.choose import usual
 from sma_compiler.runtime.kernels import has_triton, target_of
@@ -18,6 +18,12 @@ from sma_compiler.tune.forecast import Forecast, configured, kernel_forecast, sh
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Setting
 
+PAIR_TILES = {
+    "forward": ((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
+    "dq": ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 2), (128, 32, 8, 2), (32, 64, 8, 1), (32, 32, 4, 1)),
+    "dkv": ((32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 8, 2), (64, 32, 8, 1), (32, 32, 4, 1)),
+}
+"""Rows, columns, warps and stages that quadratic kernels are tried with, the likeliest first."""
 HOPELESS = 8.0
 """Times the best prediction: plans beyond it are not measured."""
 PROGRAMS = (0, 264, 528)
@@ -110,26 +116,31 @@ def _of(found: Forecast, backward: bool) -> float:
     return (found.backward or 0.0) if backward else found.forward
 
 
-def varied(configs: Mapping[str, Config | Recurrence], choices: Choices) -> dict[str, Config | Recurrence]:
+def varied(configs: Mapping[str, AnyConfig], choices: Choices) -> dict[str, AnyConfig]:
     """What a file's configurations become by choices: walks have in common what `backward` says."""
-    found: dict[str, Config | Recurrence] = {}
+    found: dict[str, AnyConfig] = {}
     shared = ("chunk", "outer", "programs")
     common: dict[str, Any] = {field: n for field, n in choices.data().get("backward", {}).items() if field in shared}
     for role, config in configs.items():
-        if isinstance(config, Recurrence):
+        if isinstance(config, Config):
+            found[role] = choices.apply(role, replace(config, **common) if role in WALKS else config)
+        elif isinstance(config, PairConfig):
             found[role] = choices.apply(role, config)
         else:
-            found[role] = choices.apply(role, replace(config, **common) if role in WALKS else config)
+            found[role] = choices.apply(role, config)
     return found
 
 
 def variations(
-    configs: Mapping[str, Config | Recurrence], sizes: Mapping[str, int], dtype: str, target: str
+    configs: Mapping[str, AnyConfig], sizes: Mapping[str, int], dtype: str, target: str
 ) -> Iterator[Choices]:
     """Other numbers for the forward kernels, then for the backward kernels of a file with these configurations."""
     if isinstance(configs.get("recurrent"), Config):
         for role, chunk, outer, stages in product(("recurrent", "backward"), (2, 4, 8), (16, 32, 64), (1, 3)):
             yield Choices.of({role: {"chunk": chunk, "outer": outer, "stages": stages}})
+        return
+    if isinstance(configs.get("forward"), PairConfig):
+        yield from _pair_variations(configs)
         return
     narrow = 64 if target == "sm_90" and dtype != "float32" else 16
     for role, axis in (("forward", "value"), ("backward", "key")):
@@ -152,3 +163,16 @@ def variations(
     if isinstance(base, Recurrence):
         for elements, warps in ((1024, 1), (2048, 2), (4096, 2), (4096, 4)):
             yield Choices.of({"recurrent": {"elements": elements, "warps": warps}})
+
+
+def _pair_variations(configs: Mapping[str, AnyConfig]) -> Iterator[Choices]:
+    """The same of the quadratic plan, whose kernels of gradients are varied together."""
+
+    def numbers(role: str) -> list[dict[str, int]]:
+        return [dict(zip(("rows", "columns", "warps", "stages"), tile, strict=True)) for tile in PAIR_TILES[role]]
+
+    for tile in numbers("forward"):
+        yield Choices.of({"forward": tile})
+    if set(PAIRS) <= configs.keys():
+        for together in zip(*map(numbers, PAIRS), strict=True):
+            yield Choices.of(dict(zip(PAIRS, together, strict=True)))

@@ -16,6 +16,7 @@ CHOSEN = [
     ("simple_gla", "chunked:backward.chunk=32,backward.outer=32,dq.stages=2,forward.chunk=32,forward.scores=1"),
     ("simple_gla", "chunked:backward.programs=8,forward.programs=8"),
     ("simple_gla", "recurrent:recurrent.elements=64,recurrent.warps=2"),
+    ("forgetting", "quadratic:dkv.columns=16,dkv.rows=64,dq.columns=16,dq.rows=16,forward.columns=64,forward.rows=16"),
 ]
 SIZES = {"batch": 1, "time": 70, "head": 2, "key": 16, "value": 16}
 

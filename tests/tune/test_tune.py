@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def test_configurations_of_kernels_are_tried_and_later_calls_run_the_best(
     op, called = stand_ins(monkeypatch)
     monkeypatch.setenv("SMA_CACHE_DIR", str(tmp_path / "cache"))
     compiled: list[Candidate] = []
-    best = "forward.warps=8"
+    best = "forward.scores=0"
 
     def compiler(_: Setting, wanted: Sequence[Candidate]) -> dict[Candidate, str]:
         compiled.extend(wanted)
@@ -206,7 +207,7 @@ def test_a_wrong_kernel_is_rejected_and_reported(monkeypatch: pytest.MonkeyPatch
     found = search.tune(setting(op), timer=Clock(**{"warps=8": 0.01}), compiler=lambda *_: {})
     wrong = [row for row in found.rows if "warps=8" in str(row.candidate)]
     assert wrong
-    assert all(row.refused.startswith("wrong: FAIL gated chunked triton float32 output") for row in wrong)
+    assert all(re.match(r"wrong: FAIL gated \w+ triton float32 output", row.refused) for row in wrong), wrong
     assert found.forward is not None
     assert found.training is not None
     assert "warps=8" not in found.forward.pick + found.training.pick
