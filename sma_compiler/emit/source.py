@@ -104,7 +104,7 @@ def emit(
         held = "a tile of rows" if plan == "quadratic" else "a state"
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: {held} of {LARGEST_KEY} channels fits on chip")
     if plan == "recurrent":
-        return _recurrent(op, plans, sizes, dtype, choices)
+        return _recurrent(op, plans, sizes, dtype, target, choices)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
         made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel, choices)
         top = header(op, plans, "quadratic")
@@ -114,7 +114,7 @@ def emit(
     except NoTritonKernel:
         if plan != "auto" or not any(found.name == "recurrent" for found in plans.legal):
             raise
-    return _recurrent(op, plans, sizes, dtype, choices)
+    return _recurrent(op, plans, sizes, dtype, target, choices)
 
 
 def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
@@ -160,7 +160,7 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
 
 
-def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, choices: Choices) -> Emitted:
+def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
     """The recurrent plan, and the decoding step of causal ops."""
     member = linear(op, plans, "recurrent", exact=True)
     scans = is_scan(member)
@@ -178,7 +178,7 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, choic
     cut = False
     builders: list[Maker]
     if scans:
-        forward = choices.apply("recurrent", config.scan(sizes, narrow=_has_narrow(member.op)))
+        forward = choices.apply("recurrent", config.scan(sizes, dtype, target, narrow=_has_narrow(member.op)))
         cut = forward.programs > 0
         builders = [Scan(walk, names, named, reserved, parts=cut)]
         builders += [LocalScan(walk, names, named, reserved, parts=True)] if cut else []
@@ -198,7 +198,9 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, choic
         kernels.append(_kernel(builders[-1], roles["step"]))
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
     if scans:
-        common = choices.apply("backward", config.scan(sizes, narrow=_has_narrow(member.op), gradients=True))
+        common = choices.apply(
+            "backward", config.scan(sizes, dtype, target, narrow=_has_narrow(member.op), gradients=True)
+        )
         back = scanned(member, plans, common, reserved, _kernel)
     else:
         common = choices.apply("backward", config.recurrent_backward(sizes))

@@ -20,6 +20,7 @@ class Config:
 
     programs: how many should run at once, where sequences are cut into parts for it; 0: they are not.
     scores: whether Q K^T is made ahead, where many programs would make it again. assembly: whether the target has PTX.
+    registers: of a thread, at most, so that more programs are there at once; 0: as many as there are.
     """
 
     chunk: int
@@ -29,6 +30,7 @@ class Config:
     programs: int = 0
     scores: bool = False
     assembly: bool = False
+    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ RECURRENT = Recurrence(elements=2048, warps=1, stages=2)
 """Of a walk: 64 numbers a thread, so that a position is little more than the wait for its tensors."""
 STEP = Recurrence(elements=8192, warps=4)
 """Of a decoding step: 64 numbers a thread, in flight at once."""
+
+
+RESIDENT = 12
+"""Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
 
 
 def power_of_two(n: int) -> int:
@@ -188,11 +194,11 @@ def recurrent_backward(sizes: Mapping[str, int]) -> Config:
     return Config(chunk=64, outer=max(1, RECURRENT.elements // inner), warps=RECURRENT.warps, stages=RECURRENT.stages)
 
 
-def scan(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False) -> Config:
+def scan(sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gradients: bool = False) -> Config:
     """The configuration of the kernels of gates that differ by both axes; `outer` counts values.
 
     A thread carries some channels over some positions, 64 numbers of a tile, or 32 where gradients need many tiles at
-    once: so few registers that many programs wait for memory at a time.
+    once: so few registers that many programs wait for memory at a time. `RESIDENT` of one warp fit on a multiprocessor.
 
     narrow: whether some tensors have one number a position, which Triton 3.6 cannot prefetch.
     """
@@ -202,9 +208,11 @@ def scan(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False) -> 
     held = 32 if gradients else 64
     chunk = min(16, max(1, held * 32 * warps // (keys * outer)))
     found = Config(chunk=chunk, outer=outer, warps=warps, stages=1 if gradients or narrow else 3)
+    if gradients and warps == 1 and dtype != "float32" and target.startswith("sm_"):
+        found = replace(found, registers=65536 // (32 * RESIDENT) // 8 * 8)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["value"] // outer)
     if programs * warps < 8 * MULTIPROCESSORS and sizes["time"] >= 2048:
-        found = replace(found, programs=16 * MULTIPROCESSORS // warps)
+        found = replace(found, programs=RESIDENT * MULTIPROCESSORS // warps)
     return found
 
 

@@ -109,7 +109,7 @@ class ScanBackwardLauncher(BackwardLauncher):
         if self.cuts:
             rows = self.begin(kernels[f"local_{walk.name}"], walk, tensors, given, tiles, config)
         grid = sequence([self.host.heads * tiles, rows])
-        self.b.do(kernels[walk.name].launch(grid, given, config.warps))
+        self.b.do(kernels[walk.name].launch(grid, given, config.warps, config.registers))
 
     def _more_sizes(self) -> dict[str, E]:
         return {"row": self._rows, "one": lift(1)}

@@ -24,12 +24,13 @@ class Kernel:
     arguments: Arguments
     uses: frozenset[str]
 
-    def launch(self, grid: E, constants: Mapping[str, Operand], warps: Operand) -> E:
-        """The expression that starts it; of the constants it takes those that it uses."""
+    def launch(self, grid: E, constants: Mapping[str, Operand], warps: Operand, registers: int = 0) -> E:
+        """The expression that starts it; of the constants it takes those that it uses. registers: see `Config`."""
         for name, given in constants.items():
             if name in self.uses:
                 self.arguments.give(name, given)
-        return self.arguments.launch(self.function.name, grid, num_warps=warps)
+        limit = {"maxnreg": registers} if registers else {}
+        return self.arguments.launch(self.function.name, grid, num_warps=warps, **limit)
 
 
 class Launch:

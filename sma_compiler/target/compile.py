@@ -42,12 +42,13 @@ _POINTERS = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: its arguments by name, and how many warps."""
+    """One launch of a kernel: its arguments by name, how many warps, and the registers of a thread at most, if any."""
 
     kernel: str
     grid: tuple[int, ...]
     arguments: dict[str, object]
     warps: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ class _Recorder:
         self.launches = launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: object, num_warps: int = 4, **keywords: object) -> None:
+        def launch(*args: object, num_warps: int = 4, maxnreg: int | None = None, **keywords: object) -> None:
             defaults = {x.name: x.default for x in self.kernel.params if x.has_default}
             arguments = defaults | dict(zip(self.kernel.arg_names, args, strict=False)) | keywords
-            self.launches.append(Launch(self.kernel.__name__, tuple(grid), arguments, num_warps))
+            self.launches.append(Launch(self.kernel.__name__, tuple(grid), arguments, num_warps, maxnreg))
 
         return launch
 
@@ -169,6 +170,8 @@ def compile_launch(kernel: Any, launch: Launch, target: str) -> Compiled:  # noq
     source = triton.compiler.ASTSource(kernel, signature, constexprs, attributes)
     backend, architecture, width = TARGETS[target]
     options = {"num_warps": launch.warps}
+    if launch.registers is not None:
+        options["maxnreg"] = launch.registers
     made = triton.compile(source, target=GPUTarget(backend, architecture, width), options=options)
     stages = {name: text for name, text in made.asm.items() if isinstance(text, str)}
     binary = made.asm["cubin" if backend == "cuda" else "hsaco"]
