@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sma_compiler.kernel import config
-from sma_compiler.kernel.backward import backward
+from sma_compiler.kernel.backward import backward, gathered
 from sma_compiler.kernel.chain import ChainKernel
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.kernel.config import Config
@@ -25,7 +25,7 @@ from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.scan import LocalScan, Scan
 from sma_compiler.kernel.scan_back import Back, LocalBack
 from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
-from sma_compiler.kernel.score_kernel import ChannelScores
+from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.walk import Walk, forward_walk
@@ -62,17 +62,17 @@ def gradients(
     common: Config,
     each: Callable[[Walk], Config],
     walker: Walker,
-    ahead: str,
+    ahead: Mapping[str, str],
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
     together: Mapping[str, Config] = MappingProxyType({}),
 ) -> Gradients:
     """The backward pass of an op.
 
-    common: the configuration of all walks; each: that of one. walker: builds its kernel.
-    ahead: the forward pass's kernel that makes paths ahead, or "". reserved: names of the file. kernel: makes a kernel
-    from its builder, under a name. together: the configurations of the kernels that make the gradients of q and k for
-    all heads that share them; none where each head makes its own.
+    common: the configuration of all walks; each: that of one. walker: builds its kernel. ahead: the names of the forward
+    pass's kernels that make `gates` and `scores` ahead. reserved: names of the file. kernel: makes a kernel from its
+    builder, under a name. together: the configurations of the kernels that make the gradients of q and k for all heads
+    that share them; none where each head makes its own.
     """
     try:
         made = backward(member, plans.graph)
@@ -85,6 +85,7 @@ def gradients(
     outer = host(member, held, made.reads, name=name)
     cut = common.programs > 0
     shares = bool(together) and may_share(made)
+    made = gathered(made) if shares else made
     apart = walker is not Recurrent
     names = named_shared(made, outer, cut) if shares else named(made, outer, cut, apart=apart)
     builders: dict[str, Maker] = {}
@@ -101,14 +102,17 @@ def gradients(
             made.chain, outer, names.chain, held, tiles, anchors, backward=backwards, apart=apart
         )
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    if ahead:
-        kernels["gates"] = kernel(Gates(forward_walk(member).paths, outer, reserved), ahead)
-    forward = forward_walk(member)
+    forward, scores = forward_walk(member), f"{op.name}_scores_kernel"
+    made_ahead: dict[str, Maker] = {}
+    if "gates" in ahead:
+        made_ahead["gates"] = Gates(forward.paths, outer, reserved)
     if apart and member.terms[0].axes:
         weighed = forward if forward.decayed else made.dq
-        scores = ChannelScores(member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved)
-        kernels["scores"] = kernel(scores, f"{op.name}_scores_kernel")
-        builders |= {} if forward.decayed else {"scores": scores}
+        made_ahead["scores"] = ChannelScores(member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved)
+    elif shares:
+        made_ahead["scores"] = Scores(member, outer, reserved)
+    builders |= {role: maker for role, maker in made_ahead.items() if role not in ahead}
+    kernels |= {role: kernel(maker, ahead.get(role, scores)) for role, maker in made_ahead.items()}
     configs = {**{walk.name: each(walk) for walk in made.walks}, **together}
     launcher = SharedLauncher if shares else BackwardLauncher
     built = launcher(made, outer, names).build(name, kernels, common, configs)

@@ -132,7 +132,7 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     if channels:
         chosen = replace(chosen, programs=0, scores=False)
     cut = chosen.programs > 0
-    named = tensors(walk, names)
+    named = replace(tensors(walk, names), scores=chosen.scores)
     builders: dict[str, Maker] = {}
     if walk.decayed:
         builders["scores"] = ChannelScores(walk.terms[0], walk.p, walk.s, walk.names[:2], names, reserved)
@@ -142,17 +142,17 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
         builders["gates"] = Gates(walk.paths, names, reserved)
     if cut:
         builders["local_states"] = LocalStates(walk, names, named, reserved, parts=True)
-    builders["forward"] = WalkKernel(walk, names, named, reserved, parts=cut, scores=chosen.scores)
+    builders["forward"] = WalkKernel(walk, names, named, reserved, parts=cut)
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
-    ahead = roles["gates"] if names.gates else ""
+    ahead = {role: roles[role] for role in ("gates", "scores") if role in builders}
     common = choices.apply("backward", config.backward(sizes, dtype, target))
     if channels:
         common = replace(common, programs=0)
     more = ["scan_parts_kernel"] if cut or common.programs else []
     each = chunked_walks(member, common, sizes, choices, varying=bool(names.gates))
-    walker = partial(WalkKernel, parts=common.programs > 0, scores=False)
+    walker = partial(WalkKernel, parts=common.programs > 0)
     shared = {} if channels else config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
@@ -204,7 +204,7 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
         back = scanned(member, plans, common, reserved, _kernel)
     else:
         common = choices.apply("backward", config.recurrent_backward(sizes))
-        back = gradients(member, plans, common, lambda _: common, Recurrent, "", reserved, _kernel)
+        back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
     helpers = ["scan_parts_kernel"] if scans and (common.programs or cut) else []
     found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back, helpers)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})

@@ -90,6 +90,19 @@ class Backward:
         return tuple(piece for piece in self.pieces if piece.param == param)
 
 
+def gathered(made: Backward) -> Backward:
+    """The same with what the walk of dV sums over values beside its contraction left to that of dK, which reads as much.
+
+    For kernels of dK that hold all values of a head.
+    """
+    moved = [x for x in made.dv.outputs if made.dv.outer not in x.axes and made.dv.result not in _inside((x.expr,))]
+    names = {output.name for output in moved}
+    kept = tuple(output for output in made.dv.outputs if output.name not in names)
+    pieces = tuple(replace(p, axes=p.axes[1:]) if p.tensor in names else p for p in made.pieces)
+    dk = replace(made.dk, outputs=(*made.dk.outputs, *moved))
+    return replace(made, dv=replace(made.dv, outputs=kept), dk=dk, pieces=pieces)
+
+
 def backward(linear: Linear, graph: Graph) -> Backward:
     """The gradients of an op.
 

@@ -171,20 +171,21 @@ def by_channel(common: Config, inner: int, *, decayed: bool) -> Config:
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:
     """The kernels that make the gradients of q and k for all heads that share them, from the states of every chunk.
 
-    With that of the walk of dV, which keeps its states. Empty where each head makes its own: only few share them, or
+    With those of the walks of dV and of the states, which keep theirs. Empty where each head makes its own: only few share them, or
     the programs would not fit.
     """
     heads = sizes["head"] // sizes.get("group", sizes["head"])
     if heads < SHARED or dtype == "float32" or target != "sm_90" or sizes["value"] > 128:
         return {}
     narrow = sizes["value"] <= 64
-    walk = replace(common, warps=8, stages=3)
-    wide = replace(walk, outer=128 if narrow and sizes["key"] > 64 else 64, stages=3 if narrow else 2)
+    wide = replace(common, warps=8, stages=3 if narrow else 2)
+    if narrow:
+        wide = replace(wide, outer=max(64, power_of_two(sizes["key"])))
     return {
-        "states": walk,
-        "dv": walk if sizes["key"] <= 128 else replace(walk, stages=2),
-        "dq": wide,
-        "dk": replace(wide, warps=4) if narrow else wide,
+        "states": replace(common, warps=8, stages=3),
+        "dv": replace(common, warps=4 if sizes["key"] <= 128 else 8, stages=2),
+        "dq": replace(wide, warps=4) if narrow and sizes["key"] <= 128 else wide,
+        "dk": wide,
     }
 
 

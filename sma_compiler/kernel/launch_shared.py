@@ -13,8 +13,8 @@ from sma_compiler.kernel.launch_backward import SUMS, TITLES, BackwardLauncher, 
 from sma_compiler.kernel.prepare import Kernel, either
 from sma_compiler.kernel.walk import Walk
 
-PAIRS = ("net", "rows", "columns", "inter")
-"""Sums that the kernel of dQ writes; that of dK writes `through`."""
+PAIRS = ("net", "rows", "columns")
+"""Sums over pairs inside chunks, which the kernel of dK weighs."""
 
 
 def named_shared(made: Backward, host: Host, cut: bool = False) -> Named:
@@ -30,12 +30,12 @@ def named_shared(made: Backward, host: Host, cut: bool = False) -> Named:
 
     walks = {
         **names.walks,
-        "dq": replace(dq, sums={**kept, **weights, **of(*PAIRS)}),
-        "dk": replace(dk, sums={**kept, **weights, **of("through")}),
-        "dv": replace(dv, sums={**kept, **of("anchors")}),
-        "states": replace(dq, outputs={}, sums=kept),
+        "dq": replace(dq, sums={**kept, **weights, **of("inter")}),
+        "dk": replace(dk, sums={**kept, **weights, **of(*PAIRS, "through")}),
+        "dv": replace(dv, sums=kept, scores=True),
+        "states": replace(dq, outputs={}, sums={**kept, **of("anchors")}),
     }
-    return replace(names, walks=walks, anchors=names.tiles["value"])
+    return replace(names, walks=walks)
 
 
 class SharedLauncher(BackwardLauncher):
@@ -49,6 +49,7 @@ class SharedLauncher(BackwardLauncher):
     def _heads(self, tensor: str) -> E:
         walks = self.names.walks
         shared = tensor in walks["dq"].outputs or tensor in walks["dk"].outputs
+        shared = shared and any("key" in piece.axes for piece in self.made.pieces if piece.tensor == tensor)
         return self.host.groups if shared else self.host.heads
 
     def _walks(
@@ -59,30 +60,31 @@ class SharedLauncher(BackwardLauncher):
         if made.before is not None:
             self._walk(made.before, kernels, constants, each[made.before.name])
         by_chain = [self.by_chain] if dq.sums is not None else []
-        keys = [*dict.fromkeys((*self._needed(output.name for output in dk.outputs), *by_chain))]
+        queries = [*dict.fromkeys((*self._needed(output.name for output in dq.outputs), *by_chain))]
         wanted = [*dict.fromkeys((*self._needed(output.name for output in (*dq.outputs, *dk.outputs)), *by_chain))]
         held = self.names.walks["states"]
         batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
-        b.section("The state at the start of every chunk; the weight of all pairs that lead over each")
-        self.groups()
         dtype = self.first.attr("dtype")
-        b.set(held.sums["states", 0], self._new(either(*wanted), [batch, heads, host.slots, key, value], dtype))
-        self._sums("dv", "anchors")
         given = {**constants, **self._tiles("key")}
-        with b.branch(either(*wanted)):
+        b.section("States at the end of every chunk, and later at its start")
+        b.set(held.sums["states", 0], self._new(either(*wanted), [batch, heads, host.slots, key, value], dtype))
+        self.scores(kernels["scores"], {**constants, **self._tiles("value")})
+        self._walk(dv, kernels, constants, each["dv"], also=wanted)
+        b.section(TITLES["dk"] + SUMS if dk.sums is not None else TITLES["dk"])
+        weights = self.names.walks["dk"].sums["weights", 0]
+        shape = [batch, host.groups, time, lift(constants["C"])]
+        b.set(weights, self._new(either(*wanted), shape, dtype))
+        self._shared(dk, kernels, given, each["dk"], wanted)
+        b.section("The state at the start of every chunk; the weight of all pairs that lead over each")
+        self._sums("states", "anchors")
+        with b.branch(either(*queries)):
             config, rows = each["states"], host.sequences
             if config.programs:
                 rows = self.begin(kernels["local_dq"], dq, held, given, self.names.tiles["key"], config)
             grid = sequence([heads * self.names.tiles["key"], rows])
             b.do(kernels["states"].launch(grid, {**given, "STAGES": config.stages}, config.warps))
         b.section(TITLES["dq"] + SUMS if dq.sums is not None else TITLES["dq"])
-        weights = self.names.walks["dq"].sums["weights", 0]
-        shape = [batch, host.groups, time, lift(constants["C"])]
-        b.set(weights, self._new(either(*wanted), shape, dtype))
-        self._shared(dq, kernels, given, each["dq"], wanted)
-        self._walk(dv, kernels, constants, each["dv"], also=wanted)
-        b.section(TITLES["dk"])
-        self._shared(dk, kernels, given, each["dk"], keys)
+        self._shared(dq, kernels, given, each["dq"], queries)
 
     def _sums(self, walk: str, *kinds: str) -> None:
         """Make the tensors for some sums of a walk."""
@@ -102,7 +104,7 @@ class SharedLauncher(BackwardLauncher):
         b, host = self.b, self.host
         for output in walk.outputs:
             self._output(output.name)
-        self._sums(walk.name, *PAIRS, "through")
+        self._sums(walk.name, *PAIRS, "inter", "through")
         grid = sequence([host.slots * self.names.tiles["key"], host.groups, host.sizes["batch"]])
         with b.branch(either(*wanted)):
             b.do(kernels[walk.name].launch(grid, {**given, "STAGES": config.stages}, config.warps))

@@ -121,7 +121,7 @@ class Launch:
         b.section("Scores inside every chunk, once for the heads that share q and k")
         self.groups()
         shape = [batch, host.groups, time, lift(constants["C"])]
-        b.set(host.scores, self.empty(shape, path("torch.float32")))
+        b.set(host.scores, self.empty(shape, path("dtype_of").call(constants["DOT"])))
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
         b.section("")
 

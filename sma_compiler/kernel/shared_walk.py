@@ -4,20 +4,22 @@ Both are sums over those heads h. With S_h the state at the chunk's start and dS
 its end, kept in memory by the kernels that run before, chunks need not wait for each other:
 
     W  = sum over h of decay_h (dY_h V_h^T)
-    dQ = W K   + sum over h of decay_h (dY_h S_h)
     dK = W^T Q + sum over h of decay_h (V_h dS_h)
+    dQ = W K   + sum over h of decay_h (dY_h S_h)
 
-One tensor holds S_h until dQ is made; the walk of dV then leaves dS_h in its place. The kernel of dQ keeps W for dK.
+One tensor holds dS_h until dK is made; the walk of the states then leaves S_h in its place, and where they meet, the
+weight of all pairs whose path leads over the chunk. The kernel of dK keeps W for dQ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.backward import Backward
-from sma_compiler.kernel.build import E, arange, call, dot, pointwise, size, trans, where, zeros
-from sma_compiler.kernel.chunk import CHANNELS, Chunk, Chunked, Place
+from sma_compiler.kernel.build import E, arange, call, dot, pointwise, reduce_sum, size, trans, where, zeros
+from sma_compiler.kernel.chunk import CHANNELS, Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import Rows, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
@@ -28,7 +30,7 @@ from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import chunk as find_chunk
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
-from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.walk import Output, Walk
 
 
 def may_share(made: Backward) -> bool:
@@ -45,9 +47,9 @@ def may_share(made: Backward) -> bool:
 
 
 class ChunkStates(Chunked):
-    """Builds the kernel that keeps the state at the start of every chunk.
+    """Builds the kernel that keeps the state at the start of every chunk, in the place of the one from its other end.
 
-    walk: that of dQ. tensors: `sums` has the states.
+    walk: that of dQ. tensors: `sums` has the states, and `anchors` where the products of both are asked for.
     """
 
     def build(self, name: str) -> Function:
@@ -60,29 +62,49 @@ class ChunkStates(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, (), rows=False)
+            self._meet(place, chunk, states[0])
             b.section("The state at the start of the chunk is kept")
             self.keep_of_chunk(place, t0, states[0])
             self.advance(chunk, states)
         doc = "One program keeps the state of one head and BK key channels at the start of every chunk."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
+    def _meet(self, place: Place, chunk: Chunk, state: State) -> None:
+        """Sum the product with the state from the chunk's other end: the weight of all pairs that lead over the chunk.
+
+        Every thread has read its part of it before the sum is known, and so before anything is written in its place.
+        """
+        if ("anchors", 0) not in self.tensors.sums:
+            return
+        b = self.b
+        b.section("Times the state from the chunk's other end")
+        pointer = self.arguments.pointer("anchors", self.tensors.sums["anchors", 0])
+        across = self.leaving(chunk, 0)[1]
+        with b.branch(pointer.given()):
+            met = self.state_of_chunk(place, chunk.t0)
+            weight = reduce_sum(reduce_sum(state.matrix * met.to("fp32"), 1), 0)
+            weight = weight if across is None else weight * across
+            b.do(call("tl.store", self.address_of_anchor(place, pointer, chunk.t0), weight, tile=Tile("ptr")))
+
 
 class SharedHeads(Chunked):
     """Builds the kernel of dQ or of dK, all heads of a group in one program.
 
-    walk: of the one or the other. x: what kernels call its operand of other rows, which pairs inside the chunk weigh.
-    tensors: what it writes, the states of chunks, and `weights`, which the kernel of dQ leaves to that of dK.
+    walk: of the one or the other. tensors: what it writes, the states of chunks, and `weights`, which the kernel of dK
+    leaves to that of dQ.
     """
 
     def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str]) -> None:
         super().__init__(walk, host, tensors, reserved, parts=False)
         self.guarded = True
+        self.first = walk.backward
+        """Whether it weighs the pairs inside chunks, for both."""
 
     def build(self, name: str) -> Function:
         """The kernel."""
         b, walk = self.b, self.walk
         group, place = self._place()
-        outputs = [output.expr for output in walk.outputs]
+        outputs = [output.expr for output in walk.outputs if walk.outer in output.axes]
         beside = (walk.sums.other,) if walk.sums is not None else ()
         operands = (walk.x, *beside)
         static = group.static((*operands, *outputs))
@@ -97,9 +119,9 @@ class SharedHeads(Chunked):
         if walk.sums is not None:
             other = operand(b, walk.sums.other, walk.sums.name, lowering, group.inside[walk.outer])
         what = "what goes through the states"
-        b.section(f"Sums over heads: {what}" if walk.backward else f"Sums over heads: the weights of pairs, and {what}")
+        b.section(f"Sums over heads: the weights of pairs, and {what}" if self.first else f"Sums over heads: {what}")
         products = weights = None
-        if not walk.backward:
+        if self.first:
             products = b.let("b_products", dot(other, trans(x))) if other is not None else None
             weights = b.let("b_weights", zeros("C", "C"))
         total = b.let("b_y", zeros("C", self.outer))
@@ -159,7 +181,8 @@ class SharedHeads(Chunked):
         """Add what one head brings."""
         b, walk, inputs = self.b, self.walk, place.inputs
         operands = (walk.p,) if weights is None else (walk.p, walk.s)
-        exprs = (*operands, *self.factors(rows=True))
+        beside = [output for output in walk.outputs if walk.outer not in output.axes]
+        exprs = (*operands, *self.factors(rows=True), *(output.expr for output in beside))
         static = inputs.static(exprs)
         rates = static_rates(walk.paths, static)
         b.space()
@@ -171,6 +194,7 @@ class SharedHeads(Chunked):
         paths = self._paths(place, lowering, rows, rates, place.first, at_rows=True)
         chunk = Chunk(place.first, rows, lowering, p, s, x, None, None, other, paths, None)
         sums = PathSums(self, place) if walk.sums is not None else None
+        self._beside(place, chunk, beside)
         if weights is not None:
             self._pairs(chunk, sums, products, weights)
         whose, when = ("columns", "later") if walk.backward else ("rows", "earlier")
@@ -183,6 +207,19 @@ class SharedHeads(Chunked):
         if sums is not None:
             sums.through(chunk, 0, part)
         b.set(total, total + scaled(part, path.rows.factors, column=True))
+
+    def _beside(self, place: Place, chunk: Chunk, outputs: Iterable[Output]) -> None:
+        """Sum over the inner channels what does not depend on pairs, [B, H, T], by the programs of the first tile."""
+        b, walk = self.b, self.walk
+        for output in outputs:
+            pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+            length = self.arguments.integer("T", self.host.sizes["time"])
+            at = pointer + place.inputs.row() * length + (chunk.t0 + chunk.rows.offsets)
+            b.helpers |= {"keep", "store"}
+            with b.branch(pointer.given().both(place.tile.eq(0))):
+                inside = place.inputs.inside[walk.inner]
+                value = b.helper("keep", chunk.lowering.value(output.expr), inside, size("MASKED"))
+                b.do(call("store", at, reduce_sum(value, 1), chunk.rows.valid, size("MASKED"), tile=Tile("ptr")))
 
     def _pairs(self, chunk: Chunk, sums: PathSums | None, products: E | None, weights: E) -> None:
         """Add the weights that one head gives to the chunk's pairs."""
@@ -208,7 +245,7 @@ class SharedHeads(Chunked):
         length = self.arguments.integer("T", self.host.sizes["time"])
         at = score_address(pointer, group.batch * groups + group.head, length, place.first, rows.offsets)
         if weights is None:
-            b.section("Pairs inside the chunk, as the kernel of queries weighed them")
+            b.section("Pairs inside the chunk, as the kernel of keys weighed them")
             value = b.helper("load", at, rows.valid.col, size("MASKED"), dtype="in")
             return trans(b.let("b_weights", value).to("dot"))
         b.section("The weights of pairs are kept, by the program of the first channels")
@@ -221,6 +258,8 @@ class SharedHeads(Chunked):
     def _write(self, walk: Walk, group: Inputs, place: Place, lowering: Lowering, valid: E) -> None:
         b = self.b
         for output in walk.outputs:
+            if walk.outer not in output.axes:
+                continue
             pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
             value = lowering.value(output.expr)
             b.helpers.add("store")

@@ -49,14 +49,15 @@ class PathSums(Summing):
         """
         b = self.b
         products = products or b.let("b_products", dot(self._other(chunk), trans(chunk.x)))
+        at_first, at_second = ("rows", "columns") if self.asked.pairs else ("columns", "rows")
         for number, (term, path) in enumerate(zip(self.kernel.walk.terms, chunk.paths, strict=True)):
             suffix = self.kernel.suffix(number)
             pairs = b.let(f"b_pairs{suffix}", (scores * decays[number] if decays else scores) * products)
             at_rows, at_columns = path.rows.factors, path.columns.factors
-            if ("rows", number) in self.named:
-                self._write("rows", number, chunk, reduce_sum(scaled(pairs, at_columns, column=False), 1))
-            if ("columns", number) in self.named:
-                self._write("columns", number, chunk, reduce_sum(scaled(pairs, at_rows, column=True), 0))
+            if (at_first, number) in self.named:
+                self._write(at_first, number, chunk, reduce_sum(scaled(pairs, at_columns, column=False), 1))
+            if (at_second, number) in self.named:
+                self._write(at_second, number, chunk, reduce_sum(scaled(pairs, at_rows, column=True), 0))
             if ("net", number) in self.named:
                 whole = scaled(scaled(pairs, at_rows, column=True), at_columns, column=False)
                 if not term.strict:

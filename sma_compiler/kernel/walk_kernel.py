@@ -18,13 +18,11 @@ from sma_compiler.kernel.walk import Output, Walk
 
 
 class WalkKernel(Chunked):
-    """Builds the kernel. scores: whether P S^T was made ahead."""
+    """Builds the kernel."""
 
-    def __init__(
-        self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, scores: bool
-    ) -> None:
+    def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool) -> None:
         super().__init__(walk, host, tensors, reserved, parts)
-        self.ahead = scores or walk.decayed
+        self.ahead = tensors.scores or walk.decayed
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -42,11 +40,10 @@ class WalkKernel(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
-            met = self._met(place, chunk)
             if sums is not None:
                 sums.meet(chunk, states)
             beside = self._beside()
-            y = self._rows_of(place, chunk, states, beside, sums, met)
+            y = self._rows_of(place, chunk, states, beside, sums)
             self.advance(chunk, states)
             b.section("Output")
             chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
@@ -57,30 +54,10 @@ class WalkKernel(Chunked):
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
-    def _met(self, place: Place, chunk: Chunk) -> E | None:
-        """The state that another walk kept of the chunk, read long before it is used; None: no sum needs it."""
-        if self.walk.sums is not None or ("anchors", 0) not in self.tensors.sums:
-            return None
-        with self.b.branch(self.arguments.pointer("anchors", self.tensors.sums["anchors", 0]).given()):
-            return self.state_of_chunk(place, chunk.t0)
-
-    def _exchange(self, place: Place, chunk: Chunk, state: State, met: E | None) -> None:
-        """Leave the state that comes into the chunk in the place of the one that came in from its other end.
-
-        met: that one; the product of both is the weight of all pairs whose path leads over the chunk. Every thread has
-        read its part of it before their sum is known, and so before anything is written.
-        """
+    def _keep_state(self, place: Place, chunk: Chunk, state: State) -> None:
+        """Keep the state that comes into the chunk, for kernels that work chunk by chunk."""
         b = self.b
-        if self.walk.sums is not None or ("states", 0) not in self.tensors.sums:
-            return
-        b.section("The state that comes into the chunk takes the place of the one from its other end")
-        if met is not None:
-            anchors = self.arguments.pointer("anchors", self.tensors.sums["anchors", 0])
-            across = self.leaving(chunk, 0)[1]
-            with b.branch(anchors.given()):
-                weight = reduce_sum(reduce_sum(state.matrix * met.to("fp32"), 1), 0)
-                weight = weight if across is None else weight * across
-                b.do(call("tl.store", self.address_of_anchor(place, anchors, chunk.t0), weight, tile=Tile("ptr")))
+        b.section("The state that comes into the chunk is kept")
         with b.branch(self.arguments.pointer("states", self.tensors.sums["states", 0]).given()):
             self.keep_of_chunk(place, chunk.t0, state)
 
@@ -121,17 +98,16 @@ class WalkKernel(Chunked):
 
     def _scores(self, place: Place, chunk: Chunk) -> E:
         """P S^T of the chunk, [C, C], as it was made ahead."""
-        length = self.arguments.integer("T", self.host.sizes["time"])
-        pointer = self.arguments.pointer("scores", self.host.scores)
-        if self.walk.decayed:
-            at = score_address(pointer, place.inputs.row(), length, chunk.t0, chunk.rows.offsets)
-            value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
-            return self.b.let("b_scores", trans(value) if self.walk.backward else value)
-        groups = self.arguments.integer("G", self.host.groups)
-        group = place.inputs.head // self.arguments.constant("G_SHARED", self.host.heads // self.host.groups)
-        at = score_address(pointer, place.inputs.batch * groups + group, length, chunk.t0, chunk.rows.offsets)
-        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"))
-        return self.b.let("b_scores", value)
+        host, inputs = self.host, place.inputs
+        length = self.arguments.integer("T", host.sizes["time"])
+        pointer = self.arguments.pointer("scores", host.scores)
+        index = inputs.row()
+        if not self.walk.decayed:
+            groups = self.arguments.integer("G", host.groups)
+            index = inputs.batch * groups + inputs.head // self.arguments.constant("G_SHARED", host.heads // host.groups)
+        at = score_address(pointer, index, length, chunk.t0, chunk.rows.offsets)
+        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"), dtype="in").to("fp32")
+        return self.b.let("b_scores", trans(value) if self.walk.backward else value)
 
     def _rows_of(
         self,
@@ -140,20 +116,23 @@ class WalkKernel(Chunked):
         states: tuple[State, ...],
         beside: Expr | None,
         sums: PathSums | ChannelSums | None,
-        met: E | None,
     ) -> E:
-        """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum. met: see `_exchange`."""
+        """The contraction's rows, [C, outer]; where they are a sum with `beside`, the sum."""
         b, walk = self.b, self.walk
         if chunk.channel is not None:
             assert not isinstance(sums, PathSums)
             return self._channel_rows(chunk, chunk.channel, states[0], sums)
         assert not isinstance(sums, ChannelSums)
         made = self._scores(place, chunk) if self.ahead else None
-        first = sums is not None and sums.asked.pairs
+        narrow = self.ahead and walk.normalize == "none"
+        first = narrow or (sums is not None and sums.asked.pairs)
         scores = self._pairs(chunk, made, sums) if first else None
+        if scores is not None and narrow:
+            scores = b.let("b_p", scores.to("dot"))
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
         y, norm = self._through_states(chunk, states, sums)
-        self._exchange(place, chunk, states[0], met)
+        if walk.sums is None and ("states", 0) in self.tensors.sums:
+            self._keep_state(place, chunk, states[0])
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:

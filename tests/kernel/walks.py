@@ -100,7 +100,7 @@ def build(op: CompiledOp, config: Config, exact: bool) -> Built:
         cut = config.programs > 0
         if cut:
             builders[f"local_{walk.name}"] = LocalStates(walk, outer, named[walk.name], reserved, parts=True)
-        builders[walk.name] = WalkKernel(walk, outer, named[walk.name], reserved, parts=cut, scores=False)
+        builders[walk.name] = WalkKernel(walk, outer, named[walk.name], reserved, parts=cut)
     kernels: dict[str, Kernel] = {}
     for role, builder in builders.items():
         function = prune(builder.build(names[role]))
