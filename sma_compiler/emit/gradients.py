@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -26,13 +26,13 @@ from sma_compiler.kernel.scan import LocalScan, Scan
 from sma_compiler.kernel.scan_back import Back, LocalBack
 from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
-from sma_compiler.kernel.shared_walk import ChunkStates, SharedHeads, may_share
+from sma_compiler.kernel.shared_walk import ChunkRows, ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
 WALKS = ("again", "dq", "dk", "dv")
-ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "chain")
+ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "chain")
 """What the kernels of a backward pass are for."""
 EVERY = 16
 """Tiles of positions from one state to the next that is kept for gradients of gates of both axes."""
@@ -62,15 +62,15 @@ def gradients(
     common: Config,
     each: Callable[[Walk], Config],
     walker: Walker,
-    ahead: Mapping[str, str],
+    ahead: Collection[str],
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
     together: Mapping[str, Config] = MappingProxyType({}),
 ) -> Gradients:
     """The backward pass of an op.
 
-    common: the configuration of all walks; each: that of one. walker: builds its kernel. ahead: the names of the forward
-    pass's kernels that make `gates` and `scores` ahead. reserved: names of the file. kernel: makes a kernel from its
+    common: the configuration of all walks; each: that of one. walker: builds its kernel. ahead: the forward
+    pass's kernels that work ahead, by role. reserved: names of the file. kernel: makes a kernel from its
     builder, under a name. together: the configurations of the kernels that make the gradients of q and k for all heads
     that share them; none where each head makes its own.
     """
@@ -88,21 +88,24 @@ def gradients(
     made = gathered(made) if shares else made
     apart = walker is not Recurrent
     names = named_shared(made, outer, cut) if shares else named(made, outer, cut, apart=apart)
+    forward = forward_walk(member)
     builders: dict[str, Maker] = {}
     for walk in made.walks:
-        if cut and not (shares and walk is made.dk):
-            builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
         alone = not shares or walk not in (made.dq, made.dk)
+        if cut and alone:
+            builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
         builders[walk.name] = (walker if alone else SharedHeads)(walk, outer, names.walks[walk.name], held)
     if shares:
-        builders["states"] = ChunkStates(made.dq, outer, names.walks["states"], held, parts=cut)
+        builders["states"] = ChunkStates(forward, outer, names.walks["states"], held, parts=cut)
+        if "dstates" in together:
+            builders["dstates"] = ChunkStates(made.dv, outer, names.walks["dstates"], held, parts=cut)
+            builders["dv"] = ChunkRows(made.dv, outer, names.walks["dv"], held, parts=False)
     if made.chain is not None:
         tiles, anchors, backwards = names.tiles["key"], names.anchors, member.backward
         builders["chain"] = ChainKernel(
             made.chain, outer, names.chain, held, tiles, anchors, backward=backwards, apart=apart
         )
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    forward, scores = forward_walk(member), f"{op.name}_scores_kernel"
     made_ahead: dict[str, Maker] = {}
     if "gates" in ahead:
         made_ahead["gates"] = Gates(forward.paths, outer, reserved)
@@ -111,8 +114,10 @@ def gradients(
         made_ahead["scores"] = ChannelScores(member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved)
     elif shares:
         made_ahead["scores"] = Scores(member, outer, reserved)
+    if shares and cut:
+        made_ahead["local_states"] = LocalStates(forward, outer, names.walks["states"], reserved, parts=True)
     builders |= {role: maker for role, maker in made_ahead.items() if role not in ahead}
-    kernels |= {role: kernel(maker, ahead.get(role, scores)) for role, maker in made_ahead.items()}
+    kernels |= {role: kernel(maker, f"{op.name}_{role}_kernel") for role, maker in made_ahead.items()}
     configs = {**{walk.name: each(walk) for walk in made.walks}, **together}
     launcher = SharedLauncher if shares else BackwardLauncher
     built = launcher(made, outer, names).build(name, kernels, common, configs)
@@ -163,6 +168,7 @@ def chunked_walks(
             common,
             sizes[walk.inner],
             counts=walk.sums is not None,
+            pairs=walk.sums is not None and walk.sums.pairs,
             varying=varying,
             normalised=member.normalize != "none",
             computed=not (is_tensor(member.q) and is_tensor(member.k)),

@@ -146,7 +146,7 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
-    ahead = {role: roles[role] for role in ("gates", "scores") if role in builders}
+    ahead = builders.keys() - {"forward"}
     common = choices.apply("backward", config.backward(sizes, dtype, target))
     if channels:
         common = replace(common, programs=0)

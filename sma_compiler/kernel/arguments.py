@@ -37,7 +37,7 @@ class Arguments:
         return self._add(0, f"{name}_ptr", host, Tile("ptr"))
 
     def stride(self, name: str, axis: str, host: E, dimension: int) -> E:
-        """The stride of one dimension, in elements; that of time is compiled in, so that addresses need no registers."""
+        """The stride of one dimension, in elements; that of time is compiled in, for addresses without registers."""
         group = 3 if axis == "time" else 1
         return self._add(group, f"{name}_stride_{LETTER[axis]}", host.attr("stride").call(dimension), Tile("int32"))
 

@@ -91,10 +91,7 @@ class Backward:
 
 
 def gathered(made: Backward) -> Backward:
-    """The same with what the walk of dV sums over values beside its contraction left to that of dK, which reads as much.
-
-    For kernels of dK that hold all values of a head.
-    """
+    """The same where the kernel of dK has all values of a head, and makes what dV's sums beside its contraction."""
     moved = [x for x in made.dv.outputs if made.dv.outer not in x.axes and made.dv.result not in _inside((x.expr,))]
     names = {output.name for output in moved}
     kept = tuple(output for output in made.dv.outputs if output.name not in names)

@@ -386,6 +386,23 @@ class Chunked(Maker):
                     b.set(state.vector, call("tl.load", at, mask=mask, other=0.0, tile=state.vector.tile))
         return tuple(found)
 
+    def final_states(self, place: Place, states: tuple[State, ...]) -> None:
+        """Write the states that the program ends with, where there is a place for them."""
+        b, final = self.b, self.tensors.final
+        b.space()
+        last = None
+        if place.part is not None:
+            parts = self.arguments.integer("PARTS", self.tensors.parts)
+            last = place.part.eq(0 if self.walk.backward else parts - 1)
+        index = place.inputs.place()
+        for number, state in enumerate(states):
+            suffix = self.suffix(number)
+            for part, name in (("matrix", "final"), ("vector", "final_keys")):
+                if (part, number) in final:
+                    pointer = self.arguments.pointer(f"{name}{suffix}", final[part, number])
+                    with b.branch(pointer.given()):
+                        self.keep_state(place, state, part, pointer, index, only=last)
+
     def keep_state(self, place: Place, state: State, part: str, pointer: E, index: E, only: E | None = None) -> None:
         """Write the matrix or the vector of a state to its place, where `only` holds."""
         value = state.matrix if part == "matrix" else state.vector

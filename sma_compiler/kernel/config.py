@@ -103,7 +103,8 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
         found = Config(chunk=64, outer=32, warps=4, stages=3)
     else:
-        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised else 3)
+        shared = sizes["head"] // sizes.get("group", sizes["head"]) >= SHARED
+        found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised else 3, scores=shared)
     programs = rows * -(-sizes["value"] // found.outer)
     if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
@@ -131,13 +132,16 @@ def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
     return replace(found, assembly=target.startswith("sm_"))
 
 
-def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normalised: bool, computed: bool) -> Config:
+def gradient(
+    common: Config, inner: int, *, counts: bool, pairs: bool, varying: bool, normalised: bool, computed: bool
+) -> Config:
     """The configuration of one walk of gradients.
 
     Args:
         common: of all of them.
         inner: channels of the axis that its scores contract.
-        counts: whether it sums the weights of pairs, for gates and factors.
+        counts: whether it makes sums for gates and factors.
+        pairs: whether those of pairs inside chunks are among them.
         varying: whether gates vary in time.
         normalised: whether rows are divided by the sum of their weights.
         computed: whether operands are computed from tensors.
@@ -150,9 +154,9 @@ def gradient(common: Config, inner: int, *, counts: bool, varying: bool, normali
         return replace(common, stages=1)
     if computed:
         return replace(common, stages=1 if counts or normalised else 2)
-    narrow = inner <= 64
-    plain = not (varying or normalised or counts)
-    return replace(common, stages=3 if plain or narrow else 2)
+    if inner <= 64 or not (varying or normalised or counts):
+        return replace(common, stages=3)
+    return replace(common, stages=1 if counts and (varying or not pairs) else 2)
 
 
 def by_channel(common: Config, inner: int, *, decayed: bool) -> Config:
@@ -171,19 +175,23 @@ def by_channel(common: Config, inner: int, *, decayed: bool) -> Config:
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:
     """The kernels that make the gradients of q and k for all heads that share them, from the states of every chunk.
 
-    With those of the walks of dV and of the states, which keep theirs. Empty where each head makes its own: only few share them, or
-    the programs would not fit.
+    With those of the walks of dV and of the states, which keep theirs; where a state is so large that the walk of dV
+    would spill, `dstates` keeps them, and dV is made by chunks. Empty where each head makes its own: only few share
+    them, or the programs would not fit.
     """
     heads = sizes["head"] // sizes.get("group", sizes["head"])
     if heads < SHARED or dtype == "float32" or target != "sm_90" or sizes["value"] > 128:
         return {}
     narrow = sizes["value"] <= 64
+    walk = replace(common, warps=4 if sizes["key"] <= 128 else 8, stages=2)
     wide = replace(common, warps=8, stages=3 if narrow else 2)
     if narrow:
         wide = replace(wide, outer=max(64, power_of_two(sizes["key"])))
+    apart = {"dstates": replace(walk, stages=3)} if sizes["key"] > 128 else {}
     return {
-        "states": replace(common, warps=8, stages=3),
-        "dv": replace(common, warps=4 if sizes["key"] <= 128 else 8, stages=2),
+        **apart,
+        "states": replace(walk, stages=3 if apart else 4),
+        "dv": replace(walk, stages=1, warps=4) if apart else replace(walk, stages=3),
         "dq": replace(wide, warps=4) if narrow and sizes["key"] <= 128 else wide,
         "dk": wide,
     }

@@ -81,8 +81,8 @@ class Tensors:
 
     outputs: by `Output.name`. initial, final: states by part and stream; `matrix` is [S, H, K, V], `vector` [S, H, K].
     local: those of every part, [S, parts, H, ...], with the `decay` [S, parts, H] over each. norm: [B, T, H], what rows
-    are divided by. sums: by kind and stream, see `sums.py`. scores: whether P S^T was made ahead. parts: how many programs
-    share a sequence; span: how many positions each has.
+    are divided by. sums: by kind and stream, see `sums.py`. scores: whether P S^T was made ahead. parts: how many
+    programs share a sequence; span: how many positions each has.
     """
 
     parts: E

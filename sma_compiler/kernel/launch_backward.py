@@ -111,7 +111,7 @@ class BackwardLauncher(Launch):
             self._again()
         if "gates" in kernels:
             self.gates(kernels["gates"], constants)
-        if any(walk.decayed for walk in self.made.walks):
+        if "scores" in kernels and any(walk.decayed for walk in self.made.walks):
             term = self.linear.terms[0]
             wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
             walk = next(walk for walk in self.made.walks if walk.decayed)

@@ -11,7 +11,7 @@ from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import SIZES, Host
 from sma_compiler.kernel.launch_backward import SUMS, TITLES, BackwardLauncher, Named, named
 from sma_compiler.kernel.prepare import Kernel, either
-from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.walk import Walk, forward_walk
 
 PAIRS = ("net", "rows", "columns")
 """Sums over pairs inside chunks, which the kernel of dK weighs."""
@@ -33,9 +33,10 @@ def named_shared(made: Backward, host: Host, cut: bool = False) -> Named:
         "dq": replace(dq, sums={**kept, **weights, **of("inter")}),
         "dk": replace(dk, sums={**kept, **weights, **of(*PAIRS, "through")}),
         "dv": replace(dv, sums=kept, scores=True),
+        "dstates": replace(dv, outputs={}, sums=kept),
         "states": replace(dq, outputs={}, sums={**kept, **of("anchors")}),
     }
-    return replace(names, walks=walks)
+    return replace(names, walks=walks, anchors=names.tiles["value"])
 
 
 class SharedLauncher(BackwardLauncher):
@@ -65,11 +66,16 @@ class SharedLauncher(BackwardLauncher):
         held = self.names.walks["states"]
         batch, time, heads, key, value = (host.sizes[axis] for axis in SIZES)
         dtype = self.first.attr("dtype")
-        given = {**constants, **self._tiles("key")}
+        given, along = {**constants, **self._tiles("key")}, {**constants, **self._tiles("value")}
         b.section("States at the end of every chunk, and later at its start")
-        b.set(held.sums["states", 0], self._new(either(*wanted), [batch, heads, host.slots, key, value], dtype))
-        self.scores(kernels["scores"], {**constants, **self._tiles("value")})
-        self._walk(dv, kernels, constants, each["dv"], also=wanted)
+        values = [*self._needed(output.name for output in dv.outputs), self._first_state.given()]
+        keeping = [*dict.fromkeys((*wanted, *values))] if "dstates" in kernels else wanted
+        b.set(held.sums["states", 0], self._new(either(*keeping), [batch, heads, host.slots, key, value], dtype))
+        self.scores(kernels["scores"], along)
+        if "dstates" in kernels:
+            self._by_chunk(dv, kernels, along, each, keeping)
+        else:
+            self._walk(dv, kernels, constants, each["dv"], also=wanted)
         b.section(TITLES["dk"] + SUMS if dk.sums is not None else TITLES["dk"])
         weights = self.names.walks["dk"].sums["weights", 0]
         shape = [batch, host.groups, time, lift(constants["C"])]
@@ -78,13 +84,39 @@ class SharedLauncher(BackwardLauncher):
         b.section("The state at the start of every chunk; the weight of all pairs that lead over each")
         self._sums("states", "anchors")
         with b.branch(either(*queries)):
-            config, rows = each["states"], host.sequences
+            config, rows, tiles = each["states"], host.sequences, self.names.tiles["value"]
+            along["STAGES"] = config.stages
             if config.programs:
-                rows = self.begin(kernels["local_dq"], dq, held, given, self.names.tiles["key"], config)
-            grid = sequence([heads * self.names.tiles["key"], rows])
-            b.do(kernels["states"].launch(grid, {**given, "STAGES": config.stages}, config.warps))
+                rows = self.begin(kernels["local_states"], forward_walk(self.linear), held, along, tiles, config)
+            b.do(kernels["states"].launch(sequence([heads * tiles, rows]), along, config.warps))
         b.section(TITLES["dq"] + SUMS if dq.sums is not None else TITLES["dq"])
         self._shared(dq, kernels, given, each["dq"], queries)
+
+    def _by_chunk(
+        self,
+        dv: Walk,
+        kernels: Mapping[str, Kernel],
+        given: Mapping[str, Operand],
+        each: Mapping[str, Config],
+        keeping: list[E],
+    ) -> None:
+        """Keep the states at the end of every chunk, then make dV chunk by chunk."""
+        b, host = self.b, self.host
+        held, config = self.names.walks["dstates"], each["dstates"]
+        tiles, rows = self.names.tiles["value"], host.sequences
+        needed = self._needed(output.name for output in dv.outputs)
+        with b.branch(either(*keeping)):
+            constants = {**given, "STAGES": config.stages}
+            if config.programs:
+                rows = self.begin(kernels["local_dv"], dv, held, constants, tiles, config)
+            b.do(kernels["dstates"].launch(sequence([host.heads * tiles, rows]), constants, config.warps))
+        b.section(TITLES["dv"])
+        for output in dv.outputs:
+            self._output(output.name)
+        grid = sequence([host.slots * tiles, host.heads, host.sizes["batch"]])
+        with b.branch(either(*dict.fromkeys(needed))):
+            config = each["dv"]
+            b.do(kernels["dv"].launch(grid, {**given, "STAGES": config.stages}, config.warps))
 
     def _sums(self, walk: str, *kinds: str) -> None:
         """Make the tensors for some sums of a walk."""

@@ -1,7 +1,7 @@
 """The kernels that make scores inside every chunk ahead of the others, where many programs would make them again.
 
-Heads that share q and k share Q K^T, and so do the value channels of one head; [B, G, T, C] in their dtype. Where a gate
-differs by the channels that scores sum over, the weights are part of them, [B, H, T, C].
+Heads that share q and k share Q K^T, and so do the value channels of one head; [B, G, T, C] in their dtype. Where a
+gate differs by the channels that scores sum over, the weights are part of them, [B, H, T, C].
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from sma_compiler.kernel.rows import chunk as find_chunk
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
+from sma_compiler.kernel.walk_kernel import WalkKernel
 
 
 def may_share(made: Backward) -> bool:
@@ -47,9 +48,10 @@ def may_share(made: Backward) -> bool:
 
 
 class ChunkStates(Chunked):
-    """Builds the kernel that keeps the state at the start of every chunk, in the place of the one from its other end.
+    """Builds the kernel that keeps the state that comes into every chunk, in the place of the one from its other end.
 
-    walk: that of dQ. tensors: `sums` has the states, and `anchors` where the products of both are asked for.
+    walk: the forward one, or that of dV. tensors: `sums` has the states, and `anchors` where the products of both are
+    asked for.
     """
 
     def build(self, name: str) -> Function:
@@ -63,10 +65,12 @@ class ChunkStates(Chunked):
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, (), rows=False)
             self._meet(place, chunk, states[0])
-            b.section("The state at the start of the chunk is kept")
+            b.section("The state that comes into the chunk is kept")
             self.keep_of_chunk(place, t0, states[0])
             self.advance(chunk, states)
-        doc = "One program keeps the state of one head and BK key channels at the start of every chunk."
+        self.final_states(place, states)
+        which = f"the state of one head and {self.outer} {walk.outer} channels"
+        doc = f"One program keeps {which} that comes into every chunk."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
     def _meet(self, place: Place, chunk: Chunk, state: State) -> None:
@@ -87,7 +91,55 @@ class ChunkStates(Chunked):
             b.do(call("tl.store", self.address_of_anchor(place, pointer, chunk.t0), weight, tile=Tile("ptr")))
 
 
-class SharedHeads(Chunked):
+class ByChunk(Chunked):
+    """A kernel whose programs have one chunk each, with the state that comes into it from memory."""
+
+    def slot(self, place: Place, t0: E) -> E:
+        """The program has one chunk alone."""
+        return place.span.slot
+
+    def place_of_chunk(self, whose: str, name: str, heads: E) -> Place:
+        """Say which program this is: of which head or group of heads, and where. heads: how many of them there are."""
+        b, outer = self.b, self.walk.outer
+        letter, channels = outer[0], CHANNELS[outer]
+        b.section(f"Which {outer} channels, chunk, {whose} and sequence")
+        tiles = b.let(f"n_{letter}", call("tl.cdiv", size(channels), size(self.outer), tile=Tile("int32")))
+        tile = b.let(f"i_{letter}", program(0) % tiles)
+        slot = b.let("slot", program(0) // tiles)
+        i_h = b.let(name, program(1).to("int64"))
+        i_b = b.let("i_b", program(2).to("int64"))
+        span = find_chunk(b, self.arguments, self.host, slot, i_b)
+        offsets = b.let("o_c", arange("C"), show=False)
+        inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence, heads=heads)
+        held = {axis: arange(EXTENT[axis]) for axis in CHANNELS}
+        held[outer] = tile * size(self.outer) + held[outer]
+        held = {axis: b.let(f"o_{axis[0]}", held[axis], show=False) for axis in CHANNELS}
+        for axis, channel in held.items():
+            inputs.use_channels(axis, channel, b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False))
+        b.section(f"Where the rows of this {whose.split()[0]} begin")
+        return Place(inputs, offsets, span, tile, None, span.begin, span.end)
+
+
+class ChunkRows(ByChunk, WalkKernel):
+    """Builds the kernel of a walk that carries no state: those that come into its chunks lie in memory."""
+
+    keeps = False
+
+    def build(self, name: str) -> Function:
+        """The kernel."""
+        walk = self.walk
+        place = self.place_of_chunk("head", "i_h", self.host.heads)
+        around = [output.expr for output in walk.outputs]
+        static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
+        chunk = self.chunk(place, static, static_rates(walk.paths, static), place.first, around)
+        state = State(self.state_of_chunk(place, place.first), None)
+        beside = self.beside()
+        self.write(place, chunk, beside, self.rows_of(place, chunk, (state,), beside, None))
+        doc = f"One program has a chunk and {self.outer} {walk.outer} channels of one head."
+        return self.b.function(name, (doc,), self.arguments.parameters, jit=True)
+
+
+class SharedHeads(ByChunk):
     """Builds the kernel of dQ or of dK, all heads of a group in one program.
 
     walk: of the one or the other. tensors: what it writes, the states of chunks, and `weights`, which the kernel of dK
@@ -103,7 +155,8 @@ class SharedHeads(Chunked):
     def build(self, name: str) -> Function:
         """The kernel."""
         b, walk = self.b, self.walk
-        group, place = self._place()
+        place = self.place_of_chunk("group", "i_g", self.host.groups)
+        group = place.inputs
         outputs = [output.expr for output in walk.outputs if walk.outer in output.axes]
         beside = (walk.sums.other,) if walk.sums is not None else ()
         operands = (walk.x, *beside)
@@ -142,31 +195,6 @@ class SharedHeads(Chunked):
         what = "keys" if walk.backward else "queries"
         doc = f"One program has a chunk and BK key channels of the gradients of {what} that a group of heads shares."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
-
-    def slot(self, place: Place, t0: E) -> E:
-        """The program has one chunk alone."""
-        return place.span.slot
-
-    def _place(self) -> tuple[Inputs, Place]:
-        """Say which program this is: of which group, and where."""
-        b, outer = self.b, self.walk.outer
-        letter, channels = outer[0], CHANNELS[outer]
-        b.section(f"Which {outer} channels, chunk, group of heads and sequence")
-        tiles = b.let(f"n_{letter}", call("tl.cdiv", size(channels), size(self.outer), tile=Tile("int32")))
-        tile = b.let(f"i_{letter}", program(0) % tiles)
-        slot = b.let("slot", program(0) // tiles)
-        i_g = b.let("i_g", program(1).to("int64"))
-        i_b = b.let("i_b", program(2).to("int64"))
-        span = find_chunk(b, self.arguments, self.host, slot, i_b)
-        offsets = b.let("o_c", arange("C"), show=False)
-        group = Inputs(b, self.arguments, self.host, i_b, i_g, span.sequence, heads=self.host.groups)
-        held = {axis: arange(EXTENT[axis]) for axis in CHANNELS}
-        held[outer] = tile * size(self.outer) + held[outer]
-        held = {axis: b.let(f"o_{axis[0]}", held[axis], show=False) for axis in CHANNELS}
-        for axis, channel in held.items():
-            group.use_channels(axis, channel, b.let(f"m_{axis[0]}", channel < size(CHANNELS[axis]), show=False))
-        b.section("Where the rows of this group begin")
-        return group, Place(group, offsets, span, tile, None, span.begin, span.end)
 
     def _head(
         self,

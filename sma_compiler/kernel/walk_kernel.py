@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
@@ -16,9 +18,14 @@ from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
 
+NO_ROWS: Mapping[str, tuple[E, E]] = MappingProxyType({})
+
 
 class WalkKernel(Chunked):
     """Builds the kernel."""
+
+    keeps = True
+    """Whether it may leave states for other kernels."""
 
     def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool) -> None:
         super().__init__(walk, host, tensors, reserved, parts)
@@ -42,14 +49,11 @@ class WalkKernel(Chunked):
             chunk = self.chunk(place, static, rates, t0, around)
             if sums is not None:
                 sums.meet(chunk, states)
-            beside = self._beside()
-            y = self._rows_of(place, chunk, states, beside, sums)
+            beside = self.beside()
+            y = self.rows_of(place, chunk, states, beside, sums)
             self.advance(chunk, states)
-            b.section("Output")
-            chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
-            for output in walk.outputs:
-                self._write(place, chunk, output, rows.get(output.name))
-        self._final_states(place, states)
+            self.write(place, chunk, beside, y, rows)
+        self.final_states(place, states)
         carries = f"carries the state of one head and {self.outer} {walk.outer} channels along a sequence"
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
@@ -63,6 +67,16 @@ class WalkKernel(Chunked):
 
     def _rows(self, place: Place, output: Output) -> tuple[E, E]:
         return place.inputs.result(output.name, self.tensors.outputs[output.name], output.axes)
+
+    def write(
+        self, place: Place, chunk: Chunk, beside: Expr | None, y: E, rows: Mapping[str, tuple[E, E]] = NO_ROWS
+    ) -> None:
+        """Write all outputs. y: the contraction's rows, or with `beside` the only output. rows: where some begin."""
+        walk = self.walk
+        self.b.section("Output")
+        chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
+        for output in walk.outputs:
+            self._write(place, chunk, output, rows.get(output.name))
 
     def _write(self, place: Place, chunk: Loaded, output: Output, rows: tuple[E, E] | None) -> None:
         """Write an output: its tile, or what its tile sums to."""
@@ -80,22 +94,6 @@ class WalkKernel(Chunked):
                 b.helpers.add("store")
                 b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
 
-    def _final_states(self, place: Place, states: tuple[State, ...]) -> None:
-        b, final = self.b, self.tensors.final
-        b.space()
-        last = None
-        if place.part is not None:
-            parts = self.arguments.integer("PARTS", self.tensors.parts)
-            last = place.part.eq(0 if self.walk.backward else parts - 1)
-        index = place.inputs.place()
-        for number, state in enumerate(states):
-            suffix = self.suffix(number)
-            for part, name in (("matrix", "final"), ("vector", "final_keys")):
-                if (part, number) in final:
-                    pointer = self.arguments.pointer(f"{name}{suffix}", final[part, number])
-                    with b.branch(pointer.given()):
-                        self.keep_state(place, state, part, pointer, index, only=last)
-
     def _scores(self, place: Place, chunk: Chunk) -> E:
         """P S^T of the chunk, [C, C], as it was made ahead."""
         host, inputs = self.host, place.inputs
@@ -104,12 +102,13 @@ class WalkKernel(Chunked):
         index = inputs.row()
         if not self.walk.decayed:
             groups = self.arguments.integer("G", host.groups)
-            index = inputs.batch * groups + inputs.head // self.arguments.constant("G_SHARED", host.heads // host.groups)
+            shared = self.arguments.constant("G_SHARED", host.heads // host.groups)
+            index = inputs.batch * groups + inputs.head // shared
         at = score_address(pointer, index, length, chunk.t0, chunk.rows.offsets)
         value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"), dtype="in").to("fp32")
         return self.b.let("b_scores", trans(value) if self.walk.backward else value)
 
-    def _rows_of(
+    def rows_of(
         self,
         place: Place,
         chunk: Chunk,
@@ -131,7 +130,7 @@ class WalkKernel(Chunked):
             scores = b.let("b_p", scores.to("dot"))
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
         y, norm = self._through_states(chunk, states, sums)
-        if walk.sums is None and ("states", 0) in self.tensors.sums:
+        if self.keeps and walk.sums is None and ("states", 0) in self.tensors.sums:
             self._keep_state(place, chunk, states[0])
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
@@ -203,7 +202,7 @@ class WalkKernel(Chunked):
             b.set(scores, weighted)
         return scores
 
-    def _beside(self) -> Expr | None:
+    def beside(self) -> Expr | None:
         """x where the result is the contraction plus x, and x can be added before the last product: no divisor."""
         walk = self.walk
         result = walk.outputs[0].expr if len(walk.outputs) == 1 else None

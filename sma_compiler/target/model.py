@@ -116,8 +116,10 @@ def chunked(
         backward.append(_stream("gates", shape, device, 8.0 * shape.head * shape.streams))
     axes = {"dq": ("value", "key"), "dk": ("value", "key"), "dv": ("key", "value"), "again": ("key", "value")}
     together = "states" in configs
+    by_chunk = {"dq", "dk"} if together else set()
+    by_chunk |= {"dv"} if "dstates" in configs else set()
     for role, (inner, outer) in axes.items():
-        if role in configs and not (together and role in ("dq", "dk")):
+        if role in configs and role not in by_chunk:
             backward += _walk(role, shape, configs[role], device, used, inner, outer, keeps=together)
     if together:
         backward += _shared(shape, configs, device, used)
@@ -232,21 +234,34 @@ def _fresh(shape: Shape, inner_axis: str, tiles: int) -> float:
 
 def _shared(shape: Shape, configs: Mapping[str, Config], device: Device, used: Mapping[str, Resources]) -> list[Part]:
     """Gradients of q and k for all heads that share them: states of every chunk, then chunks in parallel."""
-    config, size = configs["states"], BYTES[shape.dtype]
-    c, key, value = config.chunk, max(16, power_of_two(shape.key)), max(16, power_of_two(shape.value))
-    chunks = math.ceil(shape.time / c)
-    rows = shape.batch * shape.head * math.ceil(value / config.outer)
-    parts = min(chunks, max(1, config.programs // rows)) if config.programs else 1
-    moved = float((c * key + c * config.outer + key * config.outer) * size)
-    state = _Turn(2.0 * c * key * config.outer, 0.0, STATE * key * config.outer, moved, moved)
-    found = [_grid("states", state, rows * parts, chunks / parts, config, key, config.outer, shape, device, used)]
-    found += [replace(found[0], role="local_dq")] * (parts > 1)
-    for role in ("dq", "dk"):
+    size = BYTES[shape.dtype]
+    c, key, value = configs["states"].chunk, max(16, power_of_two(shape.key)), max(16, power_of_two(shape.value))
+    chunks, found = math.ceil(shape.time / c), []
+    for role, states in (("dstates", 1), ("states", 2 if shape.gated else 1)):
+        if role not in configs:
+            continue
+        config = configs[role]
+        rows = shape.batch * shape.head * math.ceil(value / config.outer)
+        parts = min(chunks, max(1, config.programs // rows)) if config.programs else 1
+        moved = float((c * key + c * config.outer + states * key * config.outer) * size)
+        distinct = moved - float(c * key * size) * (1 - shape.group / shape.head)
+        state = _Turn(2.0 * c * key * config.outer, 0.0, states * STATE * key * config.outer, moved, distinct)
+        found.append(_grid(role, state, rows * parts, chunks / parts, config, key, config.outer, shape, device, used))
+        found += [replace(found[-1], role=f"local_{role}")] * (parts > 1)
+    if "dstates" in configs:
+        config = configs["dv"]
+        programs = shape.batch * shape.head * chunks * math.ceil(value / config.outer)
+        distinct = float((2 * c * config.outer + key * config.outer) * size)
+        products = 2.0 * c * c * config.outer + 2.0 * c * key * config.outer
+        turn = _Turn(products, 1.0 * c * c, PAIRS * c * c, distinct + (c * key + c * c) * size, distinct)
+        found.append(_grid("dv", turn, programs, 1.0, config, key, config.outer, shape, device, used))
+    for role in ("dk", "dq"):
         config = configs[role]
         programs = shape.batch * shape.group * chunks * math.ceil(key / config.outer)
-        moved = (2.0 * c * value + config.outer * value) * size
-        products = 2.0 * c * c * value + 2.0 * c * value * config.outer
-        turn = _Turn(products, 1.0 * c * c, BACKWARD_SUMS * PAIRS * c * c, moved, moved)
+        first = role == "dk"  # it weighs the pairs inside chunks, for both
+        moved = ((1.0 + first) * c * value + config.outer * value) * size
+        products = 2.0 * c * c * value * first + 2.0 * c * value * config.outer
+        turn = _Turn(products, 1.0 * c * c * first, BACKWARD_SUMS * PAIRS * c * c * first, moved, moved)
         turns = shape.head / shape.group
         found.append(_grid(role, turn, programs, turns, config, value, config.outer, shape, device, used))
     return found

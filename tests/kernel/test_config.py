@@ -49,8 +49,8 @@ def test_few_heads_and_long_sequences_are_cut_in_parts() -> None:
 def test_every_walk_has_the_chunks_of_all(inner: int) -> None:
     for dtype, target in (("bfloat16", "sm_90"), ("float32", "sm_90"), ("bfloat16", "sm_80"), ("float16", "gfx942")):
         common = backward(SIZES, dtype, target)
-        for flags in itertools.product((False, True), repeat=4):
-            names = ("counts", "varying", "normalised", "computed")
+        for flags in itertools.product((False, True), repeat=5):
+            names = ("counts", "pairs", "varying", "normalised", "computed")
             found = gradient(common, inner, **dict(zip(names, flags, strict=True)))
             assert (found.chunk, found.outer, found.assembly) == (common.chunk, common.outer, common.assembly)
             assert found.assembly == target.startswith("sm_")

@@ -27,11 +27,11 @@ from sma_compiler.tune.usage import keep, known
 
 MAMBA2, RETENTION = "mamba2", "retention"
 MEASURED = [
-    (MAMBA2, {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64, "group": 1}, 0.640, 4.08),
-    (MAMBA2, {"batch": 4, "time": 8192, "head": 64, "key": 256, "value": 64, "group": 1}, 0.868, 6.62),
-    (MAMBA2, {"batch": 1, "time": 131072, "head": 24, "key": 128, "value": 64, "group": 1}, 0.906, 5.42),
+    (MAMBA2, {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64, "group": 1}, 0.589, 3.064),
+    (MAMBA2, {"batch": 4, "time": 8192, "head": 64, "key": 256, "value": 64, "group": 1}, 0.715, 4.448),
+    (MAMBA2, {"batch": 1, "time": 131072, "head": 24, "key": 128, "value": 64, "group": 1}, 0.813, 4.276),
     (MAMBA2, {"batch": 2, "time": 2048, "head": 24, "key": 64, "value": 64, "group": 1}, 0.071, None),
-    (RETENTION, {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.255, 0.972),
+    (RETENTION, {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.250, 0.951),
     (RETENTION, {"batch": 8, "time": 1024, "head": 16, "key": 128, "value": 128}, 0.072, 0.300),
     (RETENTION, {"batch": 8, "time": 4096, "head": 8, "key": 256, "value": 512}, 0.933, 4.54),
     ("linear_attention", {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.204, 0.813),
