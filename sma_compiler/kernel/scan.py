@@ -64,7 +64,7 @@ class Scan(WalkKernel):
     def __init__(
         self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool, every: int = 0
     ) -> None:
-        super().__init__(walk, host, tensors, reserved, parts, scores=False)
+        super().__init__(walk, host, tensors, reserved, parts)
         self.every = every
         (self.term,) = walk.terms
         gate = self.term.gates[0]
@@ -97,7 +97,7 @@ class Scan(WalkKernel):
             at.lowering.bind(walk.result, y)
             for output in walk.outputs:
                 self._write(place, at, output, rows.get(output.name))
-        self._final_states(place, (state,))
+        self.final_states(place, (state,))
         doc = ("One program carries the states of one head and BV value channels along a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 

@@ -64,7 +64,7 @@ class Back(Scan):
         for output in walk.outputs:
             if output.name in totals:
                 self._write_total(place, output, totals[output.name])
-        self._final_states(place, (state,))
+        self.final_states(place, (state,))
         doc = ("One program makes the gradients of one head and BV value channels, from the end of a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 

@@ -31,6 +31,11 @@ def few(common: Config, *_: object) -> dict[str, Config]:
     return {"states": small, "dv": small, "dq": replace(small, warps=2), "dk": small}
 
 
+def by_chunks(common: Config, *_: object) -> dict[str, Config]:
+    """The same with dV by chunks too."""
+    return {**few(common), "dstates": replace(common, chunk=CHUNK, outer=16)}
+
+
 def grouped(op: CompiledOp) -> dict[str, float]:
     """The errors with two groups of two heads."""
     sizes = {**SIZES, "time": 33, "head": 4}
@@ -53,6 +58,9 @@ def main(names: list[str]) -> None:
     found["mamba2 split"] = run(op, module(op, "float32", programs=64), "float32", 90)
     for name, (old, new) in MUTANTS.items():
         found[name] = run(op, module(op, "float32", old, new), "float32", 33)
+    config.shared = by_chunks  # type: ignore[assignment]
+    found["mamba2 chunks"] = run(op, module(op, "float32"), "float32", 33)
+    found["mamba2 chunks-split"] = run(op, module(op, "float32", programs=64), "float32", 90)
     print(json.dumps(found))
 
 

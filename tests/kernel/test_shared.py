@@ -16,7 +16,7 @@ from sma_compiler.emit.source import emit
 from sma_compiler.kernel import config
 
 ROOT = Path(__file__).parents[2]
-LIMITS = {"float32": 6e-6, "groups": 6e-6, "split": 6e-6, "float16": 4e-3}
+LIMITS = dict.fromkeys(("float32", "groups", "split", "chunks", "chunks-split"), 6e-6) | {"float16": 4e-3}
 SIZES = {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64}
 
 
