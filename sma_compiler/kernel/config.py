@@ -254,7 +254,7 @@ def pairs_backward(
         queries = replace(forward, columns=forward.chunk, stages=1)
         keys = replace(queries, rows=forward.chunk, columns=forward.rows)
     elif wide > 128:
-        queries = replace(forward, rows=32 if weighed else 128, columns=64, stages=1)
+        queries = replace(forward, rows=32 if weighed else 64, columns=64, stages=1 if weighed else 2)
         keys = replace(queries, rows=64, columns=32)
     else:
         queries = replace(forward, columns=32 if tables else 64, stages=2 if tables else 3)
