@@ -15,6 +15,8 @@ from sma_compiler.ir.nodes import Apply, Const, Expr, Param, children, postorder
 from sma_compiler.kernel import rows as rows_of
 from sma_compiler.kernel.ahead import Split, split
 from sma_compiler.kernel.build import (
+    INFINITY,
+    MINUS_INFINITY,
     E,
     Operand,
     arange,
@@ -147,6 +149,8 @@ class PairKernel(Maker):
         side = Side(letter, letter == self.own, start, offsets, positions, valid, dict(inputs.inside), lowering)
         for along in self.pairs.paths if weighed else ():
             side.paths[along.leaf] = self._path_end(place, along, side, start)
+            if side.own and along.one_sided:
+                self._clear(along, side)
         return side
 
     def products(self) -> tuple[Expr, ...]:
@@ -205,6 +209,24 @@ class PairKernel(Maker):
         exponent, cuts = found
         assert exponent is not None
         return exponent, cuts
+
+    def _clear(self, along: Along, own: Side) -> None:
+        """Say which own ends may be paired in tiles that are live as a whole, where all late ends follow early ones.
+
+        As cuts only add up, a path that none lies on has at both ends as many as the first late or the last early end
+        of the own tile: what has another count is paired with nothing.
+        """
+        b, late = self.b, along.early != own.letter
+        exponent, cuts = own.paths[along.leaf]
+        if cuts is None or own.valid is None:
+            return
+        counted = where(own.valid, cuts, 2**31 - 1 if late else -1)
+        count = b.let("n_clear", call("tl.min" if late else "tl.max", counted, 0, tile=Tile("int32")))
+        own.clear[along.leaf] = b.let("b_clear", self._uncut(exponent, cuts, count, late)), count
+
+    def _uncut(self, exponent: E, cuts: E, count: E, late: bool) -> E:
+        """The exponents of ends with a count of cuts; those that weigh every pair 0 at the others."""
+        return where(cuts.eq(count), exponent, MINUS_INFINITY if late else INFINITY)
 
     def _split(self, along: Along) -> Split:
         made = split(self.pairs.linear.terms[along.number])
@@ -311,7 +333,7 @@ class PairKernel(Maker):
             for end in pairs.ends:
                 if end.end == side.letter:
                     leaves[end.leaf] = side.laid(side.lowering.value(end.x))
-        paths = {along.leaf: self._path(along, own, other, leaves) for along in pairs.paths}
+        paths = {along.leaf: self._path(along, own, other, leaves, visit) for along in pairs.paths}
         made = PairLowering(b, leaves, paths, shared_nodes(self.pair_exprs()), live, wide=pairs.wide)
         apart = pairs.graph.apply("sub", pairs.i, pairs.j)
         if any(node is apart for node in postorder(self.pair_exprs())):
@@ -370,8 +392,16 @@ class PairKernel(Maker):
         value = call("tl.load", at, mask=inside, other=0, tile=Tile("in", at.tile.shape)).to("fp32")
         return b.let(f"b_{table.leaf.name}", value)
 
-    def _path(self, along: Along, own: Side, other: Side, leaves: dict[Expr, E]) -> E:
+    def _path(self, along: Along, own: Side, other: Side, leaves: dict[Expr, E], visit: Visit) -> E:
         """log2 of the decay along a path, of every pair of a tile."""
+        if not visit.masked and along.leaf in own.clear:
+            (mine, count), (theirs, cuts) = own.clear[along.leaf], other.paths[along.leaf]
+            assert cuts is not None
+            follows = along.early != other.letter
+            theirs = self.b.let("b_uncut", self._uncut(theirs, cuts, count, follows))
+            if follows:
+                return PathEnds(other.laid(theirs), own.laid(mine)).exponent
+            return PathEnds(own.laid(mine), other.laid(theirs)).exponent
         pairs = self.pairs
         ends = {side.letter: side for side in (own, other)}
         early, late = ends[along.early], ends["j" if along.early == "i" else "i"]

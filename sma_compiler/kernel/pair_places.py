@@ -44,7 +44,8 @@ class Side:
     """One end of the pairs of a tile: `positions` are start + offsets. letter: "i" or "j".
 
     own: whether the program owns it, so that it lies along the first axis of a tile. valid: which positions there are;
-    None: all. inside: the same by axis of channels. paths: exponents and counts of cuts of each path there.
+    None: all. inside: the same by axis of channels. paths: exponents and counts of cuts of each path there. clear: of
+    an own end the exponents for tiles that are live as a whole, and the count that their paths have at both ends.
     """
 
     letter: str
@@ -56,6 +57,7 @@ class Side:
     inside: dict[str, E]
     lowering: Lowering
     paths: dict[Param, tuple[E, E | None]] = field(default_factory=dict)
+    clear: dict[Param, tuple[E, E]] = field(default_factory=dict)
 
     def laid(self, vector: E) -> E:
         """A vector over the positions as a column of own ones, or a row."""

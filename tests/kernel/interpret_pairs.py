@@ -35,7 +35,7 @@ HALF = (*LIBRARY[::2], "bias", "squared_relu", "relative", "strided", "both_leve
 """The ops that are run in fp16 as well."""
 ONCE = ("attention", "forgetting", "squared_relu")
 """The ops that are run at a single position."""
-PACKED = ("prefix_in_document", "forgetting", "simple_gla", "relative", "log_linear")
+PACKED = ("prefix_in_document", "relative", "log_linear")
 """The ops that are run as a pack, with other strides, and for one gradient at a time."""
 STARTS = (0, 1, 1, 20, 75)
 """Where the sequences of a pack begin, and its end."""
@@ -50,6 +50,8 @@ MUTANTS = {
     "no scale": ("attention", "b_dq = b_dq * factor", "b_dq = b_dq"),
     "open path": ("forgetting", "early_dgate, True, False)", "early_dgate, False, False)"),
     "one head": ("alibi", "i_g * HEADS + i_r", "i_g * HEADS"),
+    "late cuts": ("simple_gla", "== n_clear, b_row_n", ">= -99, b_row_n"),
+    "own cuts": ("simple_gla", "== n_clear, b_row_m", ">= 0, b_row_m"),
     "other levels": ("log_linear", "tl.maximum(power - 126, 0)", "tl.maximum(power - 127, 0)"),
     "one level": ("log_linear", "tl.where(b_level == level, b_x, 0.0)", "b_x"),
     "fewer taps": ("relative", "range(tl.maximum(i_t - i_l - 1, 0)", "range(tl.maximum(i_t - i_l, 0)"),
