@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sma_compiler.kernel import config
@@ -126,9 +126,17 @@ def gradients(
 
 
 def scanned(
-    member: Linear, plans: Plans, common: Config, reserved: frozenset[str], kernel: Callable[[Maker, str], Kernel]
+    member: Linear,
+    plans: Plans,
+    common: Config,
+    forward: Config,
+    reserved: frozenset[str],
+    kernel: Callable[[Maker, str], Kernel],
 ) -> Gradients:
-    """The backward pass of an op whose gates differ by both axes of channels; arguments as of `gradients`."""
+    """The backward pass of an op whose gates differ by both axes of channels; arguments as of `gradients`.
+
+    forward: the configuration of a forward walk, by which the states are kept.
+    """
     try:
         made = ScanGradients(member, plans.graph).made()
     except NoTritonKernel as error:
@@ -150,7 +158,7 @@ def scanned(
     builders["again"] = Scan(again, outer, of_again, held, cut, every)
     builders["back"] = Back(back, outer, of_back, held, cut, every, made.leaves)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    configs = {walk.name: common for walk in made.walks}
+    configs = {again.name: replace(forward, outer=common.outer), back.name: common}
     built = ScanBackwardLauncher(made, outer, names, every).build(name, kernels, common, configs)
     return Gradients(tuple(builders.values()), tuple(kernels.values()), (built,), configs=configs)
 

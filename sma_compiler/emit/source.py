@@ -198,10 +198,10 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
         kernels.append(_kernel(builders[-1], roles["step"]))
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
     if scans:
-        common = choices.apply(
-            "backward", config.scan(sizes, dtype, target, narrow=_has_narrow(member.op), gradients=True)
-        )
-        back = scanned(member, plans, common, reserved, _kernel)
+        narrow = _has_narrow(member.op)
+        common = choices.apply("backward", config.scan(sizes, dtype, target, narrow=narrow, gradients=True))
+        keeps = config.scan(sizes, dtype, target, narrow=narrow)
+        back = scanned(member, plans, common, keeps, reserved, _kernel)
     else:
         common = choices.apply("backward", config.recurrent_backward(sizes))
         back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)

@@ -70,7 +70,7 @@ STEP = Recurrence(elements=8192, warps=4)
 """Of a decoding step: 64 numbers a thread, in flight at once."""
 
 
-RESIDENT = 12
+RESIDENT = 10
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
 
 
@@ -216,7 +216,7 @@ def scan(sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gra
     warps = min(8, max(1, keys * outer // (256 if gradients and keys > 16 else 512)))
     held = 32 if gradients else 64
     chunk = min(16, max(1, held * 32 * warps // (keys * outer)))
-    found = Config(chunk=chunk, outer=outer, warps=warps, stages=1 if gradients or narrow else 3)
+    found = Config(chunk=chunk, outer=outer, warps=warps, stages=1 if narrow else 3)
     if gradients and warps == 1 and dtype != "float32" and target.startswith("sm_"):
         found = replace(found, registers=65536 // (32 * RESIDENT) // 8 * 8)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["value"] // outer)

@@ -89,23 +89,23 @@ class ScanBackwardLauncher(BackwardLauncher):
     def _constants(self, config: Config, each: Mapping[str, Config]) -> dict[str, Operand]:
         b, host = self.b, self.host
         _, time, _, key, value = (host.sizes[axis] for axis in SIZES)
-        b.section("Positions that are passed at a time, and tiles of the channels")
-        chunk = b.let("C", config.chunk)
+        b.section("Tiles of the channels")
         self.sequences()
         self.slots(lift(self.every))
         wide_k = b.let("BK", path("triton.next_power_of_2").call(key))
         wide_v = b.let("BV", path("min").call(config.outer, path("triton.next_power_of_2").call(value)))
         b.set(self.names.tiles["value"], path("triton.cdiv").call(value, wide_v))
-        ragged = ((time % chunk).ne(0), key.ne(wide_k), (value % wide_v).ne(0))
+        most = max(each[walk.name].chunk for walk in self.made.walks)
+        ragged = ((time % most).ne(0), key.ne(wide_k), (value % wide_v).ne(0))
         masked = b.let("masked", either(host.pack.given(), *ragged))
-        return {"C": chunk, "BK": wide_k, "BV": wide_v, "K": key, "V": value, "MASKED": masked}
+        return {"BK": wide_k, "BV": wide_v, "K": key, "V": value, "MASKED": masked}
 
     def _start(
         self, walk: Walk, kernels: Mapping[str, Kernel], constants: Mapping[str, Operand], config: Config
     ) -> None:
         """Launch a walk."""
         tensors, tiles, rows = self.names.walks[walk.name], self.names.tiles["value"], self.host.sequences
-        given = {**constants, "STAGES": config.stages}
+        given = {**constants, "C": config.chunk, "STAGES": config.stages}
         if self.cuts:
             rows = self.begin(kernels[f"local_{walk.name}"], walk, tensors, given, tiles, config)
         grid = sequence([self.host.heads * tiles, rows])

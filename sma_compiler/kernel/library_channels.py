@@ -187,6 +187,12 @@ def one_after_another(e, h, f, p, e2, h2, f2, p2):
 
 
 @triton.jit
+def nothing(shape: tl.constexpr):
+    """-0.0, to which a sum is its other term and costs nothing; of the literal Triton makes 0.0."""
+    return tl.full(shape, -2147483648, tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def carried(e, u, s):
     """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V].
 
@@ -194,9 +200,8 @@ def carried(e, u, s):
     """
     first = tl.arange(0, e.shape[0])[:, None, None] == 0
     u = tl.where(first, e * s[None, :, :] + u, u)
-    before = tl.broadcast_to(tl.where(first, s[None, :, :], -0.0), e.shape)
-    ones = tl.full(e.shape, 1.0, tl.float32)
-    steps = (e, u, ones, before)
+    before = tl.where(first, s[None, :, :], nothing(e.shape))
+    steps = (e, u, tl.full(e.shape, 1.0, tl.float32), before)
     _, after, _, before = tl.associative_scan(steps, 0, one_after_another)
     return after, before
 
@@ -212,11 +217,11 @@ def carried_back(e, u, s):
 def at_end(x):
     """What the last position of a tile has."""
     o_c = tl.arange(0, x.shape[0])[:, None, None]
-    return tl.sum(tl.where(o_c == x.shape[0] - 1, x, 0.0), 0)
+    return tl.sum(tl.where(o_c == x.shape[0] - 1, x, nothing(x.shape)), 0)
 
 
 @triton.jit
 def at_start(x):
     """What the first position of a tile has."""
     o_c = tl.arange(0, x.shape[0])[:, None, None]
-    return tl.sum(tl.where(o_c == 0, x, 0.0), 0)
+    return tl.sum(tl.where(o_c == 0, x, nothing(x.shape)), 0)

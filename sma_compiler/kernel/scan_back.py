@@ -46,7 +46,7 @@ class Back(Scan):
             start = b.let("start", first + (self._count(end - first, every) - 1 - n) * every)
             stop = b.let("stop", pointwise("tl.minimum", start + every, end, dtype="int32"))
             known = b.let("b_known", self.state_of_chunk(place, start).to("fp32"))
-            earlier = call("range", start, stop, size("C"), tile=Tile("int32"))
+            earlier = call("tl.range", start, stop, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
             with b.scope(), b.loop("t0", earlier, Tile("int32")) as t0:
                 self._leave_there(place, scratch, t0 - start, known)
                 at = self.positions(place, static, t0, (walk.s, walk.x))
