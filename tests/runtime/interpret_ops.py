@@ -172,6 +172,8 @@ def main() -> None:
         for test in TESTS:
             if name == "mamba2" or test is not self_checks:
                 found[f"{name} {test.__name__}"] = test(sma.library(name))
+    for test in (joined_by_states, packs):
+        found[f"mamba1 {test.__name__}"] = test(sma.library("mamba1"))
     found["forgetting logarithms"] = logarithms(sma.library("forgetting"))
     print(json.dumps(found))
 

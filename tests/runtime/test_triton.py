@@ -21,6 +21,7 @@ from sma_compiler.verify.samples import default_sizes, samples
 
 ROOT = Path(__file__).parents[2]
 CASES = [(name, test.__name__) for name in OPS for test in TESTS if name == OPS[0] or test.__name__ != "self_checks"]
+OTHERS = [("mamba1", "joined_by_states"), ("mamba1", "packs"), ("forgetting", "logarithms")]
 
 
 @cache
@@ -34,7 +35,7 @@ def errors() -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(("name", "test"), [*CASES, ("forgetting", "logarithms")])
+@pytest.mark.parametrize(("name", "test"), [*CASES, *OTHERS])
 def test_in_the_interpreter(name: str, test: str) -> None:
     pytest.importorskip("triton")
     assert errors()[f"{name} {test}"] < 2e-5
@@ -54,6 +55,7 @@ def test_tensors_of_the_cpu_are_refused() -> None:
         ("mamba2", "recurrent", False),
         ("mamba2", "quadratic", True),
         ("gla", "chunked", True),
+        ("mamba1", "recurrent", True),
         ("alibi", "auto", True),
     ],
 )
