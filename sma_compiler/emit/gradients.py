@@ -9,12 +9,14 @@ from types import MappingProxyType
 from sma_compiler.kernel import config
 from sma_compiler.kernel.backward import backward, gathered
 from sma_compiler.kernel.chain import ChainKernel
+from sma_compiler.kernel.channel_gradients import ChannelGradients
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import Host, Tensors, host
 from sma_compiler.kernel.launch_backward import BackwardLauncher, named
+from sma_compiler.kernel.launch_channels import ChannelLauncher, named_channels
 from sma_compiler.kernel.launch_scan_back import ScanBackwardLauncher, named_scan
 from sma_compiler.kernel.launch_shared import SharedLauncher, named_shared
 from sma_compiler.kernel.linear import Linear, is_tensor
@@ -32,7 +34,7 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
 WALKS = ("again", "dq", "dk", "dv")
-ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "chain")
+ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "dqk", "dqk_wide", "chain")
 """What the kernels of a backward pass are for."""
 EVERY = 16
 """Tiles of positions from one state to the next that is kept for gradients of gates of both axes."""
@@ -87,10 +89,16 @@ def gradients(
     shares = bool(together) and may_share(made)
     made = gathered(made) if shares else made
     apart = walker is not Recurrent
-    names = named_shared(made, outer, cut) if shares else named(made, outer, cut, apart=apart)
+    by_key = apart and member.terms[0].axes == ("key",)
     forward = forward_walk(member)
+    if by_key:
+        names = named_channels(made, outer)
+    else:
+        names = named_shared(made, outer, cut) if shares else named(made, outer, cut, apart=apart)
     builders: dict[str, Maker] = {}
     for walk in made.walks:
+        if by_key and walk in (made.dq, made.dk):
+            continue
         alone = not shares or walk not in (made.dq, made.dk)
         if cut and alone:
             builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
@@ -100,6 +108,10 @@ def gradients(
         if "dstates" in together:
             builders["dstates"] = ChunkStates(made.dv, outer, names.walks["dstates"], held, parts=cut)
             builders["dv"] = ChunkRows(made.dv, outer, names.walks["dv"], held, parts=False)
+    if by_key:
+        builders["states"] = ChunkStates(forward, outer, names.walks["states"], held, parts=False)
+        for role in ("dqk", "dqk_wide"):
+            builders[role] = ChannelGradients(made, outer, names.walks["dqk"], held, narrow=role == "dqk")
     if made.chain is not None:
         tiles, anchors, backwards = names.tiles["key"], names.anchors, member.backward
         builders["chain"] = ChainKernel(
@@ -111,7 +123,9 @@ def gradients(
         made_ahead["gates"] = Gates(forward.paths, outer, reserved)
     if apart and member.terms[0].axes:
         weighed = forward if forward.decayed else made.dq
-        made_ahead["scores"] = ChannelScores(member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved)
+        for role in ("scores", "scores_wide"):
+            given = member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved
+            made_ahead[role] = ChannelScores(*given, narrow=role == "scores")
     elif shares:
         made_ahead["scores"] = Scores(member, outer, reserved)
     if shares and cut:
@@ -119,7 +133,9 @@ def gradients(
     builders |= {role: maker for role, maker in made_ahead.items() if role not in ahead}
     kernels |= {role: kernel(maker, f"{op.name}_{role}_kernel") for role, maker in made_ahead.items()}
     configs = {**{walk.name: each(walk) for walk in made.walks}, **together}
-    launcher = SharedLauncher if shares else BackwardLauncher
+    if by_key:
+        configs["states"] = each(replace(forward, name="states"))
+    launcher = ChannelLauncher if by_key else SharedLauncher if shares else BackwardLauncher
     built = launcher(made, outer, names).build(name, kernels, common, configs)
     own = tuple(made for role, made in kernels.items() if role in builders)
     return Gradients(tuple(builders.values()), own, (built,), configs=configs)
@@ -170,7 +186,10 @@ def chunked_walks(
 
     def chosen(walk: Walk) -> Config:
         if member.terms[0].axes:
-            usual = config.by_channel(common, sizes[walk.inner], decayed=walk.decayed)
+            alone = member.terms[0].axes == ("key",)
+            usual = config.by_channel(
+                common, sizes[walk.inner], decayed=walk.decayed, alone=alone, backward=walk.backward
+            )
             return choices.apply(walk.name, usual)
         usual = config.gradient(
             common,

@@ -120,7 +120,7 @@ def emit(
 def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
     """The chunked plan: fused, or split for long sequences."""
     member = linear(op, plans, "chunked", exact=dtype == "float32")
-    roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "gates", "local_states", "forward")}
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "scores_wide", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
     walk = forward_walk(member)
@@ -135,7 +135,9 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     named = replace(tensors(walk, names), scores=chosen.scores)
     builders: dict[str, Maker] = {}
     if walk.decayed:
-        builders["scores"] = ChannelScores(walk.terms[0], walk.p, walk.s, walk.names[:2], names, reserved)
+        for role in ("scores", "scores_wide"):
+            given = walk.terms[0], walk.p, walk.s, walk.names[:2], names, reserved
+            builders[role] = ChannelScores(*given, narrow=role == "scores")
     elif chosen.scores:
         builders["scores"] = Scores(member, names, reserved)
     if names.gates:
@@ -203,7 +205,8 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
         keeps = config.scan(sizes, dtype, target, narrow=narrow)
         back = scanned(member, plans, common, keeps, reserved, _kernel)
     else:
-        common = choices.apply("backward", config.recurrent_backward(sizes))
+        exact = bool(member.terms[0].axes) and dtype == "float32"
+        common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
         back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
     helpers = ["scan_parts_kernel"] if scans and (common.programs or cut) else []
     found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back, helpers)

@@ -230,6 +230,13 @@ def children(expr: Expr) -> tuple[Expr, ...]:
     return tuple(found)
 
 
+def one_less_exp(one: Expr, other: Expr) -> Expr | None:
+    """x of `one - other` where that is 1 - exp(x): for a small x such a difference has lost what -expm1(x) keeps."""
+    if isinstance(one, Const) and one.value == 1 and isinstance(other, Apply) and other.fn == "exp":
+        return other.args[0]
+    return None
+
+
 def postorder(roots: Iterable[Expr]) -> Iterator[Expr]:
     """Every node below the roots once, operands before users, without recursion."""
     seen: set[Expr] = set()

@@ -16,7 +16,7 @@ from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Param, ParamDecl
 from sma_compiler.kernel.derive import gradients, unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.gates import is_folded
-from sma_compiler.kernel.linear import Linear, Term, varies
+from sma_compiler.kernel.linear import Linear, Term, plain, varies
 from sma_compiler.kernel.walk import RESULT, Output, Sums, Walk, forward_walk, result_axes, turned
 from sma_compiler.mask.nodes import Gate
 from sma_compiler.source import NOWHERE
@@ -284,7 +284,7 @@ class Gradients:
         if self._reads_result(expr):
             self._part("before", "value", param, expr)
         elif "key" in param.axes:
-            self._part("dk", "key", param, expr)
+            self._part("dk" if param is plain(self.linear.k) else "dq", "key", param, expr)
         else:
             self._part("dv", "value", param, expr)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from sma_compiler.kernel.build import E, call, reduce_sum, size, where, zeros
+from sma_compiler.kernel.build import E, call, size, where, zeros
 from sma_compiler.kernel.gates import LOWEST, log2_of
 from sma_compiler.kernel.inputs import EXTENT, Inputs
 from sma_compiler.kernel.linear import Term
@@ -65,7 +65,8 @@ class ChannelPositions:
             else:
                 kept = call("tl.load", at, mask=mask, other=0.0, tile=Tile("in", state.matrix.tile.shape))
                 product = state.matrix * b.let("b_kept", kept).to("fp32")
-                b.set(self.over, reduce_sum(product, 0))
+                b.helpers.add("sum_first")
+                b.set(self.over, call("sum_first", product, tile=Tile("fp32", product.tile.shape[1:])))
 
     def weigh(self, number: int, term: Term, at: Operands, through: E, own: E | None) -> None:
         """Leave what a late end has of other positions, or make the gradient. own: the score with itself."""

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sma_compiler.kernel.build import E, call, reduce_sum, size, where, zeros
-from sma_compiler.kernel.gates import LOWEST
+from sma_compiler.kernel.build import Builder, E, call, reduce_sum, size, zeros
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import slots
 from sma_compiler.kernel.sums import Summing
@@ -64,7 +63,7 @@ class ChannelSums(Summing):
         at, mask = inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
         through = b.let("b_through", chunk.other * y)
         if self.asked.pairs:
-            path.add_product(scores, chunk.x, y, chunk.rows, chunk.other, through)
+            path.add_product(scores, chunk.x, y, chunk.other, through)
             b.helpers.add("store")
             with b.branch(pointer.given()):
                 b.do(call("store", at, through, mask, size("MASKED"), tile=Tile("ptr")))
@@ -72,20 +71,31 @@ class ChannelSums(Summing):
         assert self.asked.gate is not None
         assert self.anchor is not None
         pairs, early = b.let("b_pairs", zeros("C", kernel.outer)), through
-        path.add_product(scores, chunk.x, y, chunk.rows, chunk.other, pairs)
+        path.add_product(scores, chunk.x, y, chunk.other, pairs)
         b.section("Gradients of the log gates")
         late = b.let("b_late", zeros("C", kernel.outer))
         with b.branch(pointer.given()):
             b.set(late, b.helper("load", at, mask, size("MASKED")))
-        b.helpers |= {"sums_after", "sums_before"}
-        after = call("sums_after", late - pairs, True, tile=late.tile)
-        before = call("sums_before", early, False, tile=late.tile)
-        over = b.let("b_over", (self.anchor * path.across()).row + after + before)
-        if not path.late_closed:
-            b.set(over, over - late)
-        if path.early_closed:
-            b.set(over, over + (early + pairs))
-        if path.late_closed and path.early_closed and own is not None:
-            b.set(over, over + chunk.other * own)
-        b.set(over, where(path.steps < LOWEST, 0.0, over))
-        chunk.lowering.bind(self.asked.gate, over)
+        after = after_positions(path, late, pairs)
+        over = over_positions(b, path, after, pairs, early, chunk.other, own)
+        b.set(over, over + (self.anchor * path.across()).row)
+        chunk.lowering.bind(self.asked.gate, path.uncut(over))
+
+
+def over_positions(b: Builder, path: ChannelPath, after: E, pairs: E, early: E, other: E, own: E | None) -> E:
+    """The gradients of a chunk's log gates, [C, N], without what leads over the whole chunk.
+
+    after: see `after_positions`. pairs: what early ends have of the chunk's pairs; early: of later chunks. other, own:
+    the weight of positions with themselves is the product of both.
+    """
+    over = b.let("b_over", after + path.sums("sums_before", early, path.early_closed))
+    if path.late_closed == path.early_closed:
+        b.set(over, over + pairs if path.early_closed else over - pairs)
+    if path.late_closed and path.early_closed and own is not None:
+        b.set(over, over + other * own)
+    return over
+
+
+def after_positions(path: ChannelPath, late: E, pairs: E) -> E:
+    """What late ends, less what early ends have of the chunk's pairs, sum to from the position or from the next on."""
+    return path.sums("sums_after", late - pairs, path.late_closed)

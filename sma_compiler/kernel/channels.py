@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.build import Builder, E, call, exp2, path, pointwise, reduce_sum, where
-from sma_compiler.kernel.gates import Rows, log2_of
+from sma_compiler.kernel.gates import LOWEST, Rows, log2_of
 from sma_compiler.kernel.linear import Term, is_tensor, varies
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Name, Tile
@@ -33,23 +33,24 @@ def axis_of(term: Term) -> str:
 class ChannelPath:
     """Powers of 2 of one chunk, [C, N], for a walk whose rows are the late or (`backward`) the early ends.
 
-    steps: log2 of the gate at each row. late_closed, early_closed: whether paths hold their ends.
+    rows: of the chunk. steps: log2 of the gate at each row. late_closed, early_closed: whether paths hold their ends.
     """
 
     strict: bool
     backward: bool
     builder: Builder
+    rows: Rows
     steps: E
     late_closed: bool
     early_closed: bool
 
     def from_start(self) -> E:
         """The decay from the chunk's start to each late end."""
-        return exp2(self._sums("sums_before", self.late_closed))
+        return exp2(self.sums("sums_before", self.steps, self.late_closed))
 
     def to_end(self) -> E:
         """The decay from each early end to the chunk's end."""
-        return exp2(self._sums("sums_after", self.early_closed))
+        return exp2(self.sums("sums_after", self.steps, self.early_closed))
 
     def entering(self) -> E:
         """The decay between each row and where the state comes into the chunk."""
@@ -67,26 +68,46 @@ class ChannelPath:
         """The decay of a position with itself; None: 1."""
         return exp2(self.steps) if self.late_closed and self.early_closed else None
 
-    def scores(self, late: E, early: E, rows: Rows) -> E:
-        """Weighted scores of the chunk's pairs, [C, C], rows late, without those of positions with themselves."""
-        given = (late, early, self.steps, rows.offsets, self.late_closed, self.early_closed)
-        self.builder.helpers.add("channel_scores")
-        tile = Tile("fp32", ("C", "C"))
-        return call("channel_scores", *given, path("DOT"), path("PRECISION"), tile=tile)
+    def uncut(self, gradient: E) -> E:
+        """The gradient of the log gates, 0 where they cut."""
+        return where(self.steps < LOWEST, 0.0, gradient)
 
-    def add_product(self, scores: E, x: E, y: E, rows: Rows, other: E | None = None, sums: E | None = None) -> None:
+    def width(self) -> E:
+        """What no log2 of a decay inside the chunk is larger than."""
+        self.builder.helpers.add("width")
+        return call("width", self.steps, tile=Tile("fp32"))
+
+    def scores(self, late: E, early: E) -> E:
+        """Weighted scores of the chunk's pairs, [C, C], rows late, without those of positions with themselves."""
+        self.builder.helpers.add("scores_by_halves")
+        given = (late, early, self.steps, self.rows.offsets, self.late_closed, self.early_closed)
+        tile = Tile("fp32", ("C", "C"))
+        return call("scores_by_halves", *given, path("DOT"), path("PRECISION"), tile=tile)
+
+    def powers(self, sums: E) -> tuple[E, E]:
+        """Powers of 2 that decay late ends from the chunk's start, and restore early ends to it, where all are narrow.
+
+        sums: of the gates from the first row to every row.
+        """
+        late = sums if self.late_closed else sums - self.steps
+        early = sums - self.steps if self.early_closed else sums
+        return exp2(late), exp2(-early)
+
+    def add_product(
+        self, scores: E, x: E, y: E, other: E | None = None, sums: E | None = None, helper: str = "channel_product"
+    ) -> None:
         """Add scores times the weights of pairs times x, [C, N], to y, and the same times `other` to `sums`.
 
-        What positions have with themselves is left out.
+        What positions have with themselves is left out. helper: also `product_by_halves`.
         """
         b, tile = self.builder, self.steps.tile
         unused = E(Name(tile, b.fresh("b_unused")))
         tensors = (scores, x, x if other is None else other, y, y if sums is None else sums, self.steps)
-        b.helpers.add("channel_product")
+        b.helpers.add(helper)
         made = call(
-            "channel_product",
+            helper,
             *tensors,
-            rows.offsets,
+            self.rows.offsets,
             self.backward,
             self.late_closed,
             self.early_closed,
@@ -96,9 +117,10 @@ class ChannelPath:
         )
         b.assign((y, unused if sums is None else sums), made)
 
-    def _sums(self, helper: str, closed: bool) -> E:
+    def sums(self, helper: str, x: E, closed: bool) -> E:
+        """Sums of rows from the first or to the last, `sums_before` or `sums_after`."""
         self.builder.helpers.add(helper)
-        return call(helper, self.steps, closed, tile=self.steps.tile)
+        return call(helper, x, self.rows.offsets, closed, path("DOT"), path("PRECISION"), tile=x.tile)
 
 
 def channel_path(term: Term, backward: bool, lowering: Lowering, rows: Rows, inside: E) -> ChannelPath:
@@ -107,7 +129,7 @@ def channel_path(term: Term, backward: bool, lowering: Lowering, rows: Rows, ins
     steps = step_of(ends.log, lowering, inside)
     for gate in more:
         steps = lowering.builder.let("b_g", steps + step_of(gate.log, lowering, inside))
-    return ChannelPath(term.strict, backward, lowering.builder, steps, ends.query_closed, ends.key_closed)
+    return ChannelPath(term.strict, backward, lowering.builder, rows, steps, ends.query_closed, ends.key_closed)
 
 
 def step_of(log: Expr, lowering: Lowering, inside: E) -> E:

@@ -135,20 +135,21 @@ def mentioned(body: Iterable[Statement]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _clean(body: tuple[Statement, ...], used: set[str]) -> tuple[Statement, ...]:
+def _clean(body: tuple[Statement, ...], used: set[str], looped: bool = False) -> tuple[Statement, ...]:
+    """A block without what nothing reads. looped: whether it is in a loop, where a name must keep its type."""
     kept: list[Statement] = []
     for statement in body:
         match statement:
             case Assign(targets=targets, value=value):
                 if len(targets) > 1 and any(target.name in used for target in targets):
-                    held = tuple(x if x.name in used else Name(x.tile, UNUSED) for x in targets)
+                    held = tuple(x if x.name in used else _unused(x, looped) for x in targets)
                     kept.append(replace(statement, targets=held))
                 elif any(target.name in used for target in targets) or _has_effect(value):
                     kept.append(statement)
             case For(body=inner):
-                kept.append(replace(statement, body=_clean(inner, used)))
+                kept.append(replace(statement, body=_clean(inner, used, True)))
             case If(body=inner, orelse=orelse):
-                kept.append(replace(statement, body=_clean(inner, used), orelse=_clean(orelse, used)))
+                kept.append(replace(statement, body=_clean(inner, used, looped), orelse=_clean(orelse, used, looped)))
             case _:
                 kept.append(statement)
     return tuple(
@@ -156,6 +157,11 @@ def _clean(body: tuple[Statement, ...], used: set[str]) -> tuple[Statement, ...]
         for n, statement in enumerate(kept)
         if not (isinstance(statement, Section) and (n + 1 == len(kept) or isinstance(kept[n + 1], Section)))
     )
+
+
+def _unused(target: Name, looped: bool) -> Name:
+    """What stands for a target that nothing reads."""
+    return Name(target.tile, f"{UNUSED}{target.name.lstrip(UNUSED)}" if looped else UNUSED)
 
 
 def _has_effect(value: Expr) -> bool:

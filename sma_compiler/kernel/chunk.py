@@ -11,6 +11,7 @@ A walk goes through a sequence chunk by chunk of C positions, with the state of 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from sma_compiler.ir.nodes import Const, Expr
@@ -35,7 +36,7 @@ from sma_compiler.kernel.lower import Lowering, operand, wide_operand
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.rows import Span, sequence, slots
-from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.walk import Output, Walk
 from sma_compiler.mask.nodes import Gate
 
 CHANNELS = {"key": "K", "value": "V"}
@@ -447,3 +448,19 @@ class Chunked(Maker):
         at = pointer + self.row_of_tile(place) * length + (chunk.t0 + chunk.rows.offsets)
         self.b.helpers.add("store")
         self.b.do(call("store", at, value, chunk.rows.valid, size("MASKED"), tile=Tile("ptr")))
+
+    def write_output(self, place: Place, chunk: Loaded, output: Output, rows: tuple[E, E] | None) -> None:
+        """Write an output: its tile, or what its tile sums to. rows: where, if that is known."""
+        b, outer = self.b, self.walk.outer
+        pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
+        value = chunk.lowering.value(output.expr)
+        with b.branch(pointer.given()) if output.optional else nullcontext():
+            inside = place.inputs.inside[outer]
+            if outer not in output.axes:
+                value = b.helper("keep", value, inside, size("MASKED"))
+                self.write_row(place, pointer, chunk, reduce_sum(value, 1))
+            else:
+                rows = rows or place.inputs.made(output.name, pointer, outer)
+                at, mask = place.inputs.addresses(*rows, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+                b.helpers.add("store")
+                b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))

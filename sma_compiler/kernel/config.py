@@ -159,17 +159,19 @@ def gradient(
     return replace(common, stages=1 if counts and (varying or not pairs) else 2)
 
 
-def by_channel(common: Config, inner: int, *, decayed: bool) -> Config:
+def by_channel(common: Config, inner: int, *, decayed: bool, alone: bool = False, backward: bool = False) -> Config:
     """The configuration of a walk whose gates differ by channels, of its inner axis (`decayed`) or of its outer one.
 
     Of the outer ones, pairs take most of its registers, and Triton 3.6 cannot prefetch for loops that hold such
-    branches. inner: channels of the axis that its scores contract.
+    branches. inner: channels of the axis that its scores contract. alone: whether a program has one chunk, and loops
+    over inner channels. backward: whether the walk is from the end.
     """
     if common.chunk < 64:
         return replace(common, stages=1)
-    if decayed:
-        return replace(common, outer=min(common.outer, 64), warps=8 if inner > 128 else 4, stages=2, scores=False)
-    return replace(common, warps=8, stages=1)
+    if not decayed:
+        return replace(common, warps=4, stages=2) if alone else replace(common, warps=8, stages=1)
+    warps, stages = (8 if backward else 4, 2) if inner > 128 else (4, 3)
+    return replace(common, outer=min(common.outer, 64), warps=warps, stages=stages, scores=False)
 
 
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:
@@ -197,10 +199,15 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
     }
 
 
-def recurrent_backward(sizes: Mapping[str, int]) -> Config:
-    """The configuration of the backward walks of the recurrent plan; a chunk is what sums for gates are made over."""
+def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
+    """The configuration of the backward walks of the recurrent plan; a chunk is what sums for gates are made over.
+
+    exact: whether gates differ by channel and tensors are fp32. Roundings add up over a chunk; states are kept of each.
+    """
     inner = power_of_two(max(sizes["key"], sizes["value"], 16))
-    return Config(chunk=64, outer=max(1, RECURRENT.elements // inner), warps=RECURRENT.warps, stages=RECURRENT.stages)
+    chunk = 8 if exact else 64
+    outer = max(1, RECURRENT.elements // inner)
+    return Config(chunk=chunk, outer=outer, warps=RECURRENT.warps, stages=RECURRENT.stages)
 
 
 def scan(sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gradients: bool = False) -> Config:

@@ -33,7 +33,7 @@ class Host:
     slots: how many chunks a row of the batch has, with those that a pack leaves empty.
     groups: how many groups of heads have a q and k of their own; scores: Q K^T of each inside every chunk.
     decayed: what is made with weighted scores: "late" and "early" ends [B, T, H, N] decayed from the chunk's start and
-    to its end, "across" [B, H, slots, N].
+    to its end, "across" [B, H, slots, N], and how far powers of 2 of the decays reach, "widest" [B, H, slots].
     """
 
     builder: Builder
@@ -164,7 +164,7 @@ def host(
     pack, sequences, slots, groups, scores = (
         path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "groups", "scores")
     )
-    decayed = {part: path(builder.fresh(part)) for part in ("late", "early", "across")}
+    decayed = {part: path(builder.fresh(part)) for part in ("late", "early", "across", "widest")}
     return Host(builder, parameters, decls, shared, wide, sizes, gates, pack, sequences, slots, groups, scores, decayed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
+from copy import copy
 from dataclasses import replace
 
 from sma_compiler.ir.nodes import (
@@ -66,6 +67,12 @@ class Inputs:
     def use_channels(self, axis: str, offsets: E, valid: E) -> None:
         """Say which channels of `key` or `value` the program holds."""
         self.channels[axis] = (offsets, valid)
+
+    def holding(self, axis: str, offsets: E, valid: E) -> Inputs:
+        """The same with these channels of an axis."""
+        found = copy(self)
+        found.channels, found.inside = {**self.channels, axis: (offsets, valid)}, {}
+        return found
 
     def enter(self, valid: E | None) -> None:
         """Make the masks of a chunk whose rows are valid where `valid` is; None: everywhere."""
@@ -268,10 +275,13 @@ def elements(node: Param, value: E, operand: bool) -> E:
     return E(replace(value.node, tile=kind))
 
 
-def tensors_of(exprs: Iterable[Expr]) -> tuple[Param, ...]:
-    """The tensor parameters of some expressions, not of contractions inside them, in the order they are mentioned."""
+def tensors_of(exprs: Iterable[Expr], but: Container[Expr] = ()) -> tuple[Param, ...]:
+    """The tensor parameters of some expressions, not of contractions inside them, in the order they are mentioned.
+
+    but: expressions whose own are left out.
+    """
     found: dict[Param, None] = {}
-    for node in _outside(exprs):
+    for node in _outside(exprs, stop=lambda node: node in but):
         if isinstance(node, Param) and not node.number:
             found[node] = None
     return tuple(found)

@@ -215,6 +215,15 @@ def log1p(x):
 
 
 @triton.jit
+def expm1(x):
+    """exp(x) - 1: to rounding also where x is tiny."""
+    p = 1.0 + x * (1 / 12)
+    for n in tl.static_range(11, 1, -1):
+        p = 1.0 + x * (1 / n) * p
+    return tl.where(tl.abs(x) < 1.0, x * p, exact_exp(x) - 1.0)
+
+
+@triton.jit
 def softplus(x):
     """log(1 + exp(x)) without overflow."""
     return tl.maximum(x, 0.0) + log1p(exact_exp(-tl.abs(x)))

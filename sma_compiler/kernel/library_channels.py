@@ -19,31 +19,73 @@ def plus_within(t1, e1, f1, t2, e2, f2):
 
 
 @triton.jit
-def sums_before(x, CLOSED: tl.constexpr):
+def sums_of(keep, x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums of those rows of x that `keep` [C, C] holds, products of ones with x and with what rounding took."""
+    ones = keep.to(DOT)
+    first = x.to(DOT)
+    rest = (x - first.to(tl.float32)).to(DOT)
+    sums = tl.dot(ones, rest, input_precision=PRECISION)
+    return tl.dot(ones, first, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def sums_before(
+    x,
+    o_c,
+    CLOSED: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """The sum of rows from the first to every row, with it where CLOSED."""
-    if CLOSED:
-        return tl.cumsum(x, 0)
-    _, sums = tl.associative_scan((x, tl.zeros_like(x)), 0, plus)
+    if tl.bfloat16 == DOT:
+        keep = o_c[:, None] >= o_c[None, :] if CLOSED else o_c[:, None] > o_c[None, :]
+        sums = sums_of(keep, x, DOT, PRECISION)
+    elif CLOSED:
+        sums = tl.cumsum(x, 0)
+    else:
+        _, sums = tl.associative_scan((x, tl.zeros_like(x)), 0, plus)
     return sums
 
 
 @triton.jit
-def sums_after(x, CLOSED: tl.constexpr):
+def sums_after(
+    x,
+    o_c,
+    CLOSED: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """The sum of rows from every row to the last, with it where CLOSED."""
-    if CLOSED:
-        return tl.cumsum(x, 0, reverse=True)
-    _, sums = tl.associative_scan((x, tl.zeros_like(x)), 0, plus, reverse=True)
+    if tl.bfloat16 == DOT:
+        keep = o_c[:, None] <= o_c[None, :] if CLOSED else o_c[:, None] < o_c[None, :]
+        sums = sums_of(keep, x, DOT, PRECISION)
+    elif CLOSED:
+        sums = tl.cumsum(x, 0, reverse=True)
+    else:
+        _, sums = tl.associative_scan((x, tl.zeros_like(x)), 0, plus, reverse=True)
     return sums
 
 
 @triton.jit
-def from_middle(g, o_c, QUERY: tl.constexpr, KEY: tl.constexpr):
-    """Powers of 2 that decay late ends and restore early ends, both counted from the middle of the chunk, [C, N]."""
-    middle = tl.sum(tl.where(o_c[:, None] < g.shape[0] // 2, g, 0.0), 0)[None, :]
-    sums = tl.cumsum(g, 0)
+def width(g):
+    """What no difference of sums of g is larger than; below 64 its powers of 2 are far inside of the range of bf16."""
+    return tl.max(tl.sum(tl.abs(g), 0), 0)
+
+
+@triton.jit
+def from_start(
+    g,
+    o_c,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Powers of 2 that decay late ends and restore early ends, both counted from the start of the chunk, [C, N]."""
+    sums = sums_before(g, o_c, True, DOT, PRECISION)
     late = sums if QUERY else sums - g
     early = sums - g if KEY else sums
-    return tl.exp2(late - middle), tl.exp2(middle - early)
+    return tl.exp2(late), tl.exp2(-early)
 
 
 @triton.jit
@@ -77,9 +119,10 @@ def scores_by_halves(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`channel_scores`, pairs by the smallest aligned block that holds them, decayed to and from its middle.
+    """Sum over n of p[r, n] s[c, n] times 2 ** (the sum of g[t, n] along the path from c to r); 0 unless r > c.
 
-    No power is larger than 1 where gates are at most 0, and no difference of sums is taken.
+    QUERY, KEY: whether the path holds r, and c. Pairs by the smallest aligned block that holds them, decayed to and
+    from its middle: no power is larger than 1 where gates are at most 0, and no difference of sums is taken.
     """
     a = tl.zeros([g.shape[0], g.shape[0]], dtype=tl.float32)
     size = 1
@@ -94,35 +137,6 @@ def scores_by_halves(
 
 
 @triton.jit
-def channel_scores(
-    p,
-    s,
-    g,
-    o_c,
-    QUERY: tl.constexpr,
-    KEY: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Sum over n of p[r, n] s[c, n] times 2 ** (the sum of g[t, n] along the path from c to r); 0 unless r > c.
-
-    QUERY, KEY: whether the path holds r, and c. One product in bf16, where no power leaves its range.
-    """
-    if tl.bfloat16 == DOT:
-        if tl.max(tl.sum(tl.abs(g), 0), 0) < 100.0:
-            late, early = from_middle(g, o_c, QUERY, KEY)
-            later = (p * late).to(DOT)
-            sooner = tl.trans((s * early).to(DOT))
-            product = tl.dot(later, sooner, input_precision=PRECISION)
-            a = tl.where(o_c[:, None] > o_c[None, :], product, 0.0)
-        else:
-            a = scores_by_halves(p, s, g, o_c, QUERY, KEY, DOT, PRECISION)
-    else:
-        a = scores_by_halves(p, s, g, o_c, QUERY, KEY, DOT, PRECISION)
-    return a
-
-
-@triton.jit
 def weighed(weights, x, at_x, w, at_w, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Pairs' weights times x, decayed: the rows, and the sums of the pairs' weights times w.
 
@@ -130,6 +144,37 @@ def weighed(weights, x, at_x, w, at_w, DOT: tl.constexpr, PRECISION: tl.constexp
     """
     product = tl.dot(weights.to(DOT), (x * at_x).to(DOT), input_precision=PRECISION)
     return at_w * product, (w * at_w).to(DOT).to(tl.float32) * product
+
+
+@triton.jit
+def product_by_halves(
+    a,
+    x,
+    w,
+    y,
+    z,
+    g,
+    o_c,
+    BACKWARD: tl.constexpr,
+    QUERY: tl.constexpr,
+    KEY: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`channel_product`, pairs as in `scores_by_halves`."""
+    size = 1
+    while size < g.shape[0]:
+        late, early = by_halves(g, o_c, size, QUERY, KEY)
+        if BACKWARD:
+            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
+            more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
+        else:
+            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
+            more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
+        y += more
+        z += sums
+        size *= 2
+    return y, z
 
 
 @triton.jit
@@ -150,33 +195,33 @@ def channel_product(
     """y plus the sum over c of a[r, c] x[c, n] times 2 ** (the sum of g[t, n] along the path between them), c < r.
 
     And z plus the same times w[r, n]. BACKWARD: c > r. QUERY, KEY: whether the path holds its late and its early end.
-    One product in bf16, where no power leaves its range; else as in `scores_by_halves`.
+    One product in bf16, where no power leaves its range.
     """
-    size = 1
-    if tl.bfloat16 == DOT:
-        widest = tl.max(tl.sum(tl.abs(g), 0), 0)
-        if widest < 100.0:
-            late, early = from_middle(g, o_c, QUERY, KEY)
-            if BACKWARD:
-                weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)
-                more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
-            else:
-                weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0)
-                more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
-            y += more
-            z += sums
-            size = g.shape[0]
-    while size < g.shape[0]:
-        late, early = by_halves(g, o_c, size, QUERY, KEY)
+    if tl.bfloat16 == DOT and width(g) < 64.0:
+        late, early = from_start(g, o_c, QUERY, KEY, DOT, PRECISION)
         if BACKWARD:
-            weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
+            weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)
             more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
         else:
-            weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
+            weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0)
             more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
         y += more
         z += sums
-        size *= 2
+    else:
+        y, z = product_by_halves(
+            a,
+            x,
+            w,
+            y,
+            z,
+            g,
+            o_c,
+            BACKWARD,
+            QUERY,
+            KEY,
+            DOT,
+            PRECISION,
+        )
     return y, z
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Reduce
+from sma_compiler.ir.nodes import Apply, Const, Expr, Kind, Reduce, one_less_exp
 from sma_compiler.kernel.build import Builder, E, TileError, lift, pointwise, reduce_sum, size, where
 from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.nodes import DTYPES, operands
@@ -97,6 +97,8 @@ class Lowering:
     def _apply(self, fn: str, args: tuple[Expr, ...], kind: Kind) -> E:
         if fn == "add" and (inner := _elu_before(args)) is not None:
             return self.builder.helper("elu_plus_one", self.value(inner))
+        if fn == "sub" and (exponent := one_less_exp(*(plain(arg) for arg in args))) is not None:
+            return -self.builder.helper("expm1", self.value(exponent))
         values = self.together(*(self.value(arg) for arg in args))
         match fn:
             case "mul" if Kind.BOOL in (args[0].kind, args[1].kind):

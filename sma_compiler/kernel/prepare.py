@@ -125,7 +125,9 @@ class Launch:
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
         b.section("")
 
-    def decayed(self, kernel: Kernel, term: Term, operands: Iterable[Expr], constants: Mapping[str, Operand]) -> None:
+    def decayed(
+        self, kernels: Mapping[str, Kernel], term: Term, operands: Iterable[Expr], constants: Mapping[str, Operand]
+    ) -> None:
         """Make the weighted scores of every chunk, and its late and early operands decayed to its ends."""
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
@@ -136,11 +138,15 @@ class Launch:
         for part in ("late", "early"):
             b.set(host.decayed[part], self.empty([batch, time, heads, channels], operand))
         b.set(host.decayed["across"], self.empty([batch, heads, host.slots, channels], fp32))
+        b.set(host.decayed["widest"], self.empty([batch, heads, host.slots], fp32))
         axis = term.axes[0]
         extent = f"B{axis[0].upper()}"
         if not any(isinstance(node, Reduce) and node.axis == axis for node in postorder(operands)):
             constants = {**constants, extent: path("min").call(64, constants[extent])}
-        b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, 8))
+        grid = sequence([host.slots, heads, batch])
+        with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
+            b.do(kernels["scores"].launch(grid, constants, 8))
+        b.do(kernels["scores_wide"].launch(grid, constants, 8))
         b.section("")
 
     def gates(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:

@@ -96,7 +96,7 @@ class Scan(WalkKernel):
             b.section("Output")
             at.lowering.bind(walk.result, y)
             for output in walk.outputs:
-                self._write(place, at, output, rows.get(output.name))
+                self.write_output(place, at, output, rows.get(output.name))
         self.final_states(place, (state,))
         doc = ("One program carries the states of one head and BV value channels along a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)

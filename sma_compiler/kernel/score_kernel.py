@@ -6,19 +6,37 @@ gate differs by the channels that scores sum over, the weights are part of them,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from sma_compiler.ir.nodes import Expr
-from sma_compiler.kernel.build import E, arange, call, dot, pointwise, reduce_sum, size, trans, where, zeros
+from sma_compiler.kernel.build import (
+    E,
+    arange,
+    call,
+    cumsum,
+    dot,
+    lift,
+    path,
+    pointwise,
+    reduce_sum,
+    size,
+    trans,
+    where,
+    zeros,
+)
 from sma_compiler.kernel.channels import axis_of, channel_path
 from sma_compiler.kernel.gates import Rows
 from sma_compiler.kernel.host import SIZES, Host
 from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
 from sma_compiler.kernel.linear import Linear, Term, is_tensor, plain
-from sma_compiler.kernel.lower import Lowering, operand, wide_operand
+from sma_compiler.kernel.lower import operand, wide_operand
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Function, Tile
-from sma_compiler.kernel.rows import chunk, slots
+from sma_compiler.kernel.rows import Span, chunk, slots
 
 CHANNELS = ("key", "value")
+NARROW = 64.0
+"""log2 of decays up to which no power of 2 leaves the range of bf16, nor do products of some."""
 
 
 class Scores(Maker):
@@ -65,82 +83,118 @@ class Scores(Maker):
 class ChannelScores(Maker):
     """Builds the kernel of gates along the axis that scores sum over: one program for each chunk of each head.
 
-    late, early: the operands at both ends of paths, and names: what the kernel calls them.
+    late, early: the operands at both ends of paths, and names: what the kernel calls them. narrow: whether it takes no
+    power of 2 to leave the range of bf16, and says of each chunk how far they reach; the other kernel then makes again
+    what that was wrong for.
     """
 
     def __init__(
-        self, term: Term, late: Expr, early: Expr, names: tuple[str, ...], host: Host, reserved: frozenset[str]
+        self,
+        term: Term,
+        late: Expr,
+        early: Expr,
+        names: tuple[str, ...],
+        host: Host,
+        reserved: frozenset[str],
+        *,
+        narrow: bool,
     ) -> None:
         super().__init__(host, reserved)
         self.term = term
         self.operands = ((late, names[0]), (early, names[1]))
+        self.narrow = narrow
 
     def build(self, name: str) -> Function:
         """The kernel."""
-        b, term = self.b, self.term
-        axis = axis_of(term)
+        b = self.b
         b.section("Which chunk, head and sequence")
         slot = b.let("slot", program(0))
         i_h = b.let("i_h", program(1).to("int64"))
         i_b = b.let("i_b", program(2).to("int64"))
         span = chunk(b, self.arguments, self.host, slot, i_b)
-        t0 = span.begin
         inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence)
         o_c = b.let("o_c", arange("C"), show=False)
-        m_t = b.let("m_t", t0 + o_c < span.end, show=False)
-        rows = Rows(o_c, m_t, pointwise("tl.minimum", span.end - t0, size("C"), dtype="int32"))
-        exprs = (*(expr for expr, _ in self.operands), *(gate.log for gate in term.gates))
+        m_t = b.let("m_t", span.begin + o_c < span.end, show=False)
+        rows = Rows(o_c, m_t, pointwise("tl.minimum", span.end - span.begin, size("C"), dtype="int32"))
+        widest = self.arguments.pointer("widest", self.host.decayed["widest"])
+        widest = widest + (inputs.row() * slots(self.arguments, self.host) + slot)
+        dtype, dot_dtype = path("tl.bfloat16"), path("DOT")
+        wide = dtype.ne(dot_dtype).either(call("tl.load", widest, tile=Tile("fp32")) >= NARROW)
+        with nullcontext() if self.narrow else b.branch(wide):
+            self._chunk(inputs, rows, span, slot, widest)
+        doc = "Weighted scores inside every chunk, and both operands decayed to its start and to its end."
+        powers = "no power of 2 leaves" if self.narrow else "powers of 2 leave"
+        return b.function(name, (doc, "", f"Where {powers} the range of bf16."), self.arguments.parameters, jit=True)
+
+    def _chunk(self, inputs: Inputs, rows: Rows, span: Span, slot: E, at: E) -> None:
+        """All of a chunk. at: where it is said how far powers of 2 reach."""
+        b, axis = self.b, axis_of(self.term)
+        exprs = (*(expr for expr, _ in self.operands), *(gate.log for gate in self.term.gates))
         for other in (letter for letter in CHANNELS if letter != axis):
             if any(other in node.axes for node in tensors_of(exprs)):
                 held = b.let(f"o_{other[0]}", arange(EXTENT[other]), show=False)
                 inputs.use_channels(other, held, b.let(f"m_{other[0]}", held < size(SIZES[other]), show=False))
         scores = b.let("b_scores", zeros("C", "C"))
+        own = None if self.term.strict or self.narrow else b.let("b_own", zeros("C"))
+        widest = b.let("widest", lift(0.0)) if self.narrow else None
         b.space()
-        steps = call("tl.range", 0, size(SIZES[axis]), size(EXTENT[axis]), tile=Tile("int32"))
+        steps = call("tl.range", 0, size(SIZES[axis]), size(EXTENT[axis]), tile=Tile("int32"), num_stages=1)
         with b.loop("n0", steps, Tile("int32")) as n0:
             held = b.let(f"o_{axis[0]}", n0 + arange(EXTENT[axis]), show=False)
             inputs.use_channels(axis, held, b.let(f"m_{axis[0]}", held < size(SIZES[axis]), show=False))
             b.section("Where the rows of this head begin")
             static = inputs.static(exprs)
             b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
-            inputs.enter(m_t)
-            lowering = inputs.chunk(exprs, static, t0, o_c, m_t, ())
-            self._channels(inputs, lowering, rows, t0, slot, scores)
+            inputs.enter(rows.valid)
+            lowering = inputs.chunk(exprs, static, span.begin, rows.offsets, rows.valid, ())
+            inside = inputs.inside[axis]
+            late, early = (wide_operand(b, expr, label, lowering, inside) for expr, label in self.operands)
+            path = channel_path(self.term, False, lowering, rows, inside)
+            across = b.let("b_across", path.across())
+            if widest is None:
+                b.section("What the state is read with and grows by")
+                decayed = late * path.from_start(), early * path.to_end()
+            else:
+                b.section("What the state is read with and grows by, from powers counted from the chunk's start")
+                b.set(widest, pointwise("tl.maximum", widest, path.width()))
+                later, sooner = path.powers(b.let("b_sums", cumsum(path.steps)))
+                later, sooner = b.let("b_late", late * later), b.let("b_early", early * sooner)
+                decayed = later, sooner * across.row
+            self._keep(inputs, rows, span, slot, decayed, across)
+            b.section("Pairs inside the chunk")
+            if widest is None:
+                b.set(scores, scores + path.scores(late, early))
+            else:
+                b.set(scores, dot(later.to("dot"), trans(sooner.to("dot")), scores))
+            if own is not None:
+                pairs, decay = late * early, path.own()
+                b.set(own, own + reduce_sum(pairs if decay is None else pairs * decay, 1))
         b.space()
-        heads = self.arguments.integer("H", self.host.heads)
+        o_c = rows.offsets
+        if widest is not None:
+            b.do(call("tl.store", at, widest, tile=Tile("ptr")))
+            seen = o_c.col > o_c.row if self.term.strict else o_c.col >= o_c.row
+            b.set(scores, where(seen, scores, 0.0))
+        if own is not None:
+            b.set(scores, where(o_c.col.eq(o_c.row), own.col, scores))
         length = self.arguments.integer("T", self.host.sizes["time"])
-        b.helpers.add("store")
         pointer = self.arguments.pointer("scores", self.host.scores)
-        at = score_address(pointer, i_b * heads + i_h, length, t0, o_c)
-        b.do(call("store", at, scores, m_t.col, size("MASKED"), tile=Tile("ptr")))
-        doc = ("Weighted scores inside every chunk, and both operands decayed to its start and to its end.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
+        place = score_address(pointer, inputs.row(), length, span.begin, o_c)
+        b.do(call("store", place, scores, rows.valid.col, size("MASKED"), tile=Tile("ptr")))
 
-    def _channels(self, inputs: Inputs, lowering: Lowering, rows: Rows, t0: E, slot: E, scores: E) -> None:
-        """Some channels of a chunk: what they add to the scores, and their operands decayed."""
-        b, term = self.b, self.term
-        axis = axis_of(term)
-        inside = inputs.inside[axis]
-        late, early = (wide_operand(b, expr, label, lowering, inside) for expr, label in self.operands)
-        path = channel_path(term, False, lowering, rows, inside)
-        b.section("Pairs inside the chunk")
-        b.set(scores, scores + path.scores(late, early, rows))
-        if not term.strict:
-            pairs, decay = late * early, path.own()
-            own = b.let("b_own", reduce_sum(pairs if decay is None else pairs * decay, 1))
-            diagonal = rows.offsets.col.eq(rows.offsets.row)
-            b.set(scores, scores + where(diagonal, own.col, 0.0))
-        b.section("What the state is read with and grows by")
+    def _keep(self, inputs: Inputs, rows: Rows, span: Span, slot: E, decayed: tuple[E, E], across: E) -> None:
+        """Write the operands of some channels, decayed, and the decay of a state."""
+        b, axis = self.b, axis_of(self.term)
         b.helpers.add("store")
-        for part, value in (("late", late * path.from_start()), ("early", early * path.to_end())):
+        for part, value in zip(("late", "early"), decayed, strict=True):
             begin = inputs.made(part, self.arguments.pointer(part, self.host.decayed[part]), axis)
-            at, mask = inputs.addresses(*begin, axis, t0, rows.offsets, rows.valid)
+            at, mask = inputs.addresses(*begin, axis, span.begin, rows.offsets, rows.valid)
             b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
         pointer = self.arguments.pointer("across", self.host.decayed["across"])
         place = inputs.row() * slots(self.arguments, self.host) + slot
         offsets, valid = inputs.channels[axis]
         at = pointer + place * size(SIZES[axis]) + offsets
-        b.do(call("store", at, path.across(), valid, size("MASKED"), tile=Tile("ptr")))
+        b.do(call("store", at, across, valid, size("MASKED"), tile=Tile("ptr")))
 
 
 def score_address(pointer: E, place: E, length: E, t0: E, rows: E) -> E:

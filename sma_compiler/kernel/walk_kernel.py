@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from types import MappingProxyType
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.channel_sums import ChannelSums
 from sma_compiler.kernel.channels import ChannelPath
-from sma_compiler.kernel.chunk import Chunk, Chunked, Loaded, Place, State
+from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.nodes import Function, Tile
@@ -76,23 +75,7 @@ class WalkKernel(Chunked):
         self.b.section("Output")
         chunk.lowering.bind(walk.outputs[0].expr if beside is not None else walk.result, y)
         for output in walk.outputs:
-            self._write(place, chunk, output, rows.get(output.name))
-
-    def _write(self, place: Place, chunk: Loaded, output: Output, rows: tuple[E, E] | None) -> None:
-        """Write an output: its tile, or what its tile sums to."""
-        b, outer = self.b, self.walk.outer
-        pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
-        value = chunk.lowering.value(output.expr)
-        with b.branch(pointer.given()) if output.optional else nullcontext():
-            inside = place.inputs.inside[outer]
-            if outer not in output.axes:
-                value = b.helper("keep", value, inside, size("MASKED"))
-                self.write_row(place, pointer, chunk, reduce_sum(value, 1))
-            else:
-                rows = rows or place.inputs.made(output.name, pointer, outer)
-                at, mask = place.inputs.addresses(*rows, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
-                b.helpers.add("store")
-                b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))
+            self.write_output(place, chunk, output, rows.get(output.name))
 
     def _scores(self, place: Place, chunk: Chunk) -> E:
         """P S^T of the chunk, [C, C], as it was made ahead."""
@@ -171,7 +154,7 @@ class WalkKernel(Chunked):
         if sums is not None:
             sums.weigh(chunk, path, y, scores, own)
         else:
-            path.add_product(scores, chunk.x, y, chunk.rows)
+            path.add_product(scores, chunk.x, y)
         if own is not None:
             b.set(y, y + own)
         return y

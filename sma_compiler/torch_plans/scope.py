@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Lag, Reduce, Rename, Rope
+from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Lag, Reduce, Rename, Rope, one_less_exp
 from sma_compiler.torch_plans import functions
 from sma_compiler.torch_plans.guards import Guard, Guards
 from sma_compiler.torch_plans.named import Named, aligned
@@ -151,6 +151,8 @@ class Scope(ABC):
         match node:
             case Apply(fn="exp", args=(x,)) if x.kind is Kind.REAL and not self.traits.linear(x):
                 return x
+            case Apply(fn="sub", args=(one, other)) if one_less_exp(one, other) is not None:
+                return self._exponent(other)
             case Apply(fn="mul", args=args) if self._selecting(node):
                 found = [self._exponent(arg) for arg in args if arg.kind is not Kind.BOOL]
                 return found[0] if len(found) == 1 else None
@@ -200,6 +202,8 @@ class Scope(ABC):
                 return self._product_rule(node, mode, guard)
             case Apply(fn="exp", args=(x,)) if self._exponent(node) is not None:
                 return self._exp_rule(x, mode, guard)
+            case Apply(fn="sub", args=args) if (exponent := one_less_exp(*args)) is not None:
+                return self._exp_rule(exponent, mode, guard, _one_less)
             case Apply(fn="sin" | "cos", args=args):
                 return Rule(self._asks(args, Mode.WIDE, guard), self._pointwise(node, mode, guard))
             case Apply(args=args):
@@ -273,13 +277,16 @@ class Scope(ABC):
             lambda *args: pointwise(*args) if outside else select(inner.holds, pointwise(*args), 0),
         )
 
-    def _exp_rule(self, x: Expr, mode: Mode, guard: Guard | None) -> Rule:
-        """exp(x) where its guard holds, 0 elsewhere; where x is -inf it has the gradient 0."""
+    def _exp_rule(
+        self, x: Expr, mode: Mode, guard: Guard | None, of: Callable[[torch.Tensor], torch.Tensor] = torch.exp
+    ) -> Rule:
+        """exp(x), or `of` x, where its guard holds, and as of -inf elsewhere; where x is -inf it has the gradient 0."""
         within = self._inside_exp(guard, x)
 
         def combine(x: Named) -> Named:
             x = x.to(self._width(mode))
-            return _exp(x if within is None else select(within.holds, x, -torch.inf))
+            held = x if within is None else select(within.holds, x, -torch.inf)
+            return Named(of(held.data), held.axes)
 
         return Rule([self._ask(x, mode, within)], combine)
 
@@ -399,8 +406,9 @@ def _dtype_of(kind: Kind, dtype: torch.dtype) -> torch.dtype:
     return {Kind.BOOL: torch.bool, Kind.INT: torch.int64, Kind.REAL: dtype}[kind]
 
 
-def _exp(x: Named) -> Named:
-    return Named(x.data.exp(), x.axes)
+def _one_less(x: torch.Tensor) -> torch.Tensor:
+    """1 - exp(x)."""
+    return -torch.expm1(x)
 
 
 def _not(holds: Named) -> Named:

@@ -25,7 +25,7 @@ OPS = ["mamba2", "lightning", *SPECS, *GRADIENT_SPECS]
 
 def module(op: CompiledOp) -> ModuleType:
     """An op's file with short chunks."""
-    config.recurrent_backward = lambda _: config.Config(chunk=4, outer=8, warps=1, stages=1)
+    config.recurrent_backward = lambda _, **__: config.Config(chunk=4, outer=8, warps=1, stages=1)
     with tempfile.TemporaryDirectory() as folder:
         return load_text(op.source("recurrent", {}, "float32"), Path(folder))
 
