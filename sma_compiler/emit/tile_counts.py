@@ -44,7 +44,8 @@ def tile_counts(op: Op, plans: Plans, known: Mapping[str, int], dtype: str, targ
     sizes = {"batch": 1, "head": 1, "key": 64, "value": 64, **known}
     if "time" not in known or not all(_names(number) <= sizes.keys() for number in found.support.numbers):
         return None
-    return _counted(found, sizes, config.pairs(sizes, dtype, target, weighed=found.weight is not None))
+    weighed, short = found.weight is not None, found.support.lo is not None
+    return _counted(found, sizes, config.pairs(sizes, dtype, target, weighed=weighed, short=short))
 
 
 def _names(number: Expr) -> set[str]:

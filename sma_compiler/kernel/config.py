@@ -2,7 +2,7 @@
 
 Those for an H100 are the best that were measured there in bf16 with Triton 3.6. For sm_90 a program has at least 64
 value channels, padded where there are fewer: of some narrower products Triton 3.6 makes code that reads outside of its
-shared memory. The one exception was checked with compute-sanitizer.
+shared memory, or that is wrong for tensors that do not begin at a multiple of 16 bytes.
 """
 
 from __future__ import annotations
@@ -100,8 +100,6 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     elif sizes["key"] > 128:
         alone = sizes.get("group", sizes["head"]) == sizes["head"]
         found = Config(chunk=64, outer=64, warps=8 if alone else 4, stages=2 if alone else 1, scores=not alone)
-    elif power_of_two(sizes["key"]) == value == 64 and rows < MULTIPROCESSORS:
-        found = Config(chunk=64, outer=32, warps=4, stages=3)
     else:
         shared = sizes["head"] // sizes.get("group", sizes["head"]) >= SHARED
         found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised else 3, scores=shared)
@@ -232,8 +230,11 @@ def scan(sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gra
     return found
 
 
-def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool) -> PairConfig:
-    """The configuration of the quadratic forward kernel. weighed: whether masks give live pairs weights."""
+def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, short: bool) -> PairConfig:
+    """The configuration of the quadratic forward kernel.
+
+    weighed: whether masks give live pairs weights. short: whether rows do not see all that lies before them.
+    """
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     if dtype == "float32":
         found = PairConfig(rows=32, columns=32, warps=4, stages=1, chunk=32)
@@ -242,18 +243,18 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool) -
     elif wide > 128:
         found = PairConfig(rows=128, columns=32 if weighed else 64, warps=8, stages=2, chunk=64, least=64)
     else:
-        found = PairConfig(rows=128, columns=64 if weighed else 128, warps=8, stages=3, chunk=64, least=64)
+        found = PairConfig(rows=128, columns=64 if weighed or short else 128, warps=8, stages=3, chunk=64, least=64)
     return replace(found, assembly=target.startswith("sm_"))
 
 
 def pairs_backward(
-    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, sums: bool, tables: bool
+    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, short: bool, sums: bool, tables: bool
 ) -> Mapping[str, PairConfig]:
     """The configurations of the quadratic gradients, by kernel.
 
-    weighed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
+    weighed, short: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
     """
-    forward = pairs(sizes, dtype, target, weighed=weighed)
+    forward = pairs(sizes, dtype, target, weighed=weighed, short=short)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sma_compiler.facts.bounds import bounds
-from sma_compiler.ir.nodes import Apply, Expr
+from sma_compiler.ir.nodes import Apply, Expr, Size
 from sma_compiler.kernel.build import (
     MINUS_INFINITY,
     E,
@@ -142,5 +142,9 @@ class PairForward(PairKernel):
 
 def _positive(x: Expr) -> bool:
     """Whether a number is surely greater than 0."""
-    quotient = isinstance(x, Apply) and x.fn == "div" and all(_positive(arg) for arg in x.args)
-    return quotient or bounds(x)[0] > 0
+    match x:
+        case Size():
+            return True
+        case Apply(fn="mul" | "div" | "sqrt", args=args):
+            return all(_positive(arg) for arg in args)
+    return bounds(x)[0] > 0
