@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sma_compiler.ir.nodes import Apply, Expr, postorder
+from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import plain
-from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.pairs import Pairs, adds
 from sma_compiler.kernel.support import Bound, Run, Several, Turns, turns_of
 from sma_compiler.mask.columns import held_by
 from sma_compiler.plan.choose import Plans
@@ -64,7 +64,7 @@ def cached(pairs: Pairs, plans: Plans) -> Cached:
             raise refuse("of paths, the cache's kernels know those from behind the column to the row")
     if pairs.tables:
         raise refuse("what masks look up in tables is not known to the cache's kernels")
-    if pairs.paths and (len(pairs.paths) > 1 or pairs.weight is None or not _adds(pairs.weight, pairs.paths[0].leaf)):
+    if pairs.paths and (len(pairs.paths) > 1 or pairs.weight is None or not adds(pairs.weight, pairs.paths[0].leaf)):
         raise refuse("a path that is no factor of the whole mask has no running sum")
     counts: dict[Turns, Expr] = {}
     for turns in pairs.turns:
@@ -82,18 +82,6 @@ def cached(pairs: Pairs, plans: Plans) -> Cached:
         _without_runs(support.hi),
         counts,
     )
-
-
-def _adds(exponent: Expr, leaf: Expr) -> bool:
-    """Whether an exponent is a leaf and something else that does not read it."""
-    if exponent is leaf:
-        return True
-    match exponent:
-        case Apply(fn="add", args=(a, b)):
-            return (_adds(a, leaf) and leaf not in postorder((b,))) or (_adds(b, leaf) and leaf not in postorder((a,)))
-        case Apply(fn="sub", args=(a, b)):
-            return _adds(a, leaf) and leaf not in postorder((b,))
-    return False
 
 
 def _without_runs(bound: Bound | None) -> Bound | None:

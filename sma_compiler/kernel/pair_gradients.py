@@ -33,7 +33,7 @@ from sma_compiler.kernel.nodes import Function, Name, Tile
 from sma_compiler.kernel.pair_backward import PairBackward, Sum, whole_groups
 from sma_compiler.kernel.pair_kernel import EXTENTS, PairKernel
 from sma_compiler.kernel.pair_places import PairNames, Place, Seen, Side, Visit
-from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.pairs import Pairs, adds
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.score import PairLowering
 
@@ -110,9 +110,28 @@ class PairGradient(PairKernel):
 
     def rows_of(self, side: Side) -> tuple[E | None, E | None]:
         """The logarithms of the sums of rows and the cotangents of their divisors, laid out along a tile."""
-        lse, delta = self.rows_lse(side), self.back.delta
+        lse, delta = self.folded(side, self.rows_lse(side)), self.back.delta
         laid = None if delta is None else side.laid(side.lowering.value(delta))
         return None if lse is None else side.laid(lse), laid
+
+    def folded(self, rows: Side, lse: E | None) -> E | None:
+        """Take the logarithms of rows into the exponents of a path, where that is a factor of all weights.
+
+        Returns what pairs are still to be divided by; all, where they are to round as little as fp32 can.
+        """
+        b, weight = self.b, self.pairs.weight
+        if lse is None or weight is None or self.pairs.wide:
+            return lse
+        for along in self.pairs.paths:
+            if along.one_sided and adds(weight, along.leaf):
+                late = along.early == "j"
+                exponent, cuts = rows.paths[along.leaf]
+                rows.paths[along.leaf] = b.let("b_rest", exponent - lse if late else exponent + lse), cuts
+                if along.leaf in rows.clear:
+                    exponent, count = rows.clear[along.leaf]
+                    rows.clear[along.leaf] = b.let("b_clear", exponent - lse if late else exponent + lse), count
+                return None
+        return lse
 
     def pair(
         self, pair: PairLowering, scores: E, dweights: E, scale: E | None, rows: tuple[E | None, E | None]
@@ -125,8 +144,10 @@ class PairGradient(PairKernel):
         lse, delta = rows
         if delta is not None:
             b.set(dweights, dweights + delta)
-        if lse is not None:
-            scores = (self.exponents(pair, scores, scale) - lse).to("fp32")
+        if pairs.softmax:
+            scores = self.exponents(pair, scores, scale)
+            if lse is not None:
+                scores = (scores - lse).to("fp32")
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
             weights = b.let("b_p", pair.exp2(scores))
@@ -251,7 +272,7 @@ class QueryGradient(PairGradient):
         own = self.own_side(place, inputs, static, at_rows)
         q = self.operand(own, linear.q, "q", "key")
         dn = self.operand(own, self.dn, "dn", "value")
-        lse = self.rows_lse(own)
+        lse = self.folded(own, self.rows_lse(own))
         delta = None
         if offset:
             delta = b.let(

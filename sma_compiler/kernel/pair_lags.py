@@ -50,6 +50,7 @@ class LagGradient(PairGradient):
             place = replace(place, start=start, last=last)
             own = self.own_side(place, inputs, static, read[self.own])
             held = self._operands(own)
+            rows = self.rows_of(own) if self.own == "i" else None
             seen = self.see(place, own)
             b.section("The two tiles that it meets at these distances")
             first = pointwise("tl.maximum", i_t - i_l - 1, 0, dtype="int32")
@@ -57,11 +58,12 @@ class LagGradient(PairGradient):
                 visit = Visit(b.let(f"{LETTERS[self.other]}0", whole.begin + i_o * tile), masked=True)
                 other = self.other_side(place, inputs, static, visit, read[self.other])
                 met = self._operands(other)
+                of_pairs = rows or self.rows_of(other)
                 pair = self.lowering(place, own, other, static, visit, seen)
                 self.places = b.let("b_at", (start - visit.start + offsets[self.own]).col - self.distances.row)
                 scores = b.let("b_s", self.product(held[0], met[0]))
                 weights = b.let("b_dp", self.product(held[1], met[1]))
-                self.pair(pair, scores, weights, scale, self.rows_of(own if self.own == "i" else other))
+                self.pair(pair, scores, weights, scale, of_pairs)
         b.section("Output")
         lags = self.arguments.integer("LAGS", self.host.sizes["lag"])
         for one in self.back.lags:

@@ -387,6 +387,18 @@ class _Reader:
         self.terms.append(Term((), (), (gate,), False, wide=self.wide))
 
 
+def adds(exponent: Expr, leaf: Expr) -> bool:
+    """Whether an exponent is a leaf and something else that does not read it."""
+    if exponent is leaf:
+        return True
+    match exponent:
+        case Apply(fn="add", args=(a, b)):
+            return (adds(a, leaf) and leaf not in postorder((b,))) or (adds(b, leaf) and leaf not in postorder((a,)))
+        case Apply(fn="sub", args=(a, b)):
+            return adds(a, leaf) and leaf not in postorder((b,))
+    return False
+
+
 def _around(result: Expr) -> tuple[Expr, ...]:
     """Every node of an op that no mask holds."""
     found: dict[Expr, None] = {}

@@ -31,7 +31,7 @@ SHAPES = {
     "one": ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
 }
 """dtype, sizes, and how many heads q, k and v have."""
-HALF = (*LIBRARY[::2], "bias", "squared_relu", "relative", "strided", "both_levels")
+HALF = (*LIBRARY[::2], "forgetting", "bias", "squared_relu", "relative", "strided", "both_levels")
 """The ops that are run in fp16 as well."""
 ONCE = ("attention", "forgetting", "squared_relu")
 """The ops that are run at a single position."""
