@@ -14,7 +14,7 @@ from sma_compiler.backend_errors import KernelTooLarge
 from sma_compiler.ir.nodes import Kind
 from sma_compiler.runtime.kernels import DTYPES, Kernel, target_of
 from sma_compiler.runtime.program import Program, concrete
-from sma_compiler.runtime.replay import form, plain
+from sma_compiler.runtime.replay import ALIGNMENT, form, plain
 
 Number = int | float
 
@@ -134,9 +134,9 @@ def divisors_dtype(program: Program, params: Sequence[Tensor]) -> torch.dtype:
 
 def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Launch: the result, then the state where wanted, then the divisors where wanted."""
-    given = job.split(tensors)
 
     def run() -> tuple[Tensor, ...]:
+        given = job.split(_aligned(tensors))
         options = kernel.rounding(job.precision)
         wanted = {"return_state": True} if job.want_state else {}
         wanted |= {f"return_{kernel.kept}": True} if job.want_norm else {}
@@ -162,23 +162,30 @@ def backward(
     logarithms are wanted of these; none: 0.
     needs: of every parameter and tensor of the initial state. The latter have a gradient if any of them needs one.
     """
-    given = job.split(tensors)
     launch = kernel.backward
     assert launch is not None
 
     def run() -> tuple[Tensor, ...]:
+        given = job.split(_aligned(tensors))
+        (cotangent,) = _aligned((dy,))
         keywords = given.keywords | kernel.rounding(job.precision)
-        kept = zip(("y", kernel.kept), saved, strict=False)  # the quotient, if that is the result, and the divisors
+        # the quotient, if that is the result, and the divisors
+        kept = zip(("y", kernel.kept), _aligned(saved), strict=False)
         keywords |= {name: x for name, x in kept if name in kernel.backward_keywords}
         if dstates:
-            keywords["dlse" if job.want_lse else "dstate"] = joined(dstates)
+            keywords["dlse" if job.want_lse else "dstate"] = joined(_aligned(dstates))
         keywords["needs"] = tuple(needs[: job.params])
         with on(dy.device, job.program, job.plan):
-            found = launch(dy, *job.arguments(given.params), **keywords)
+            found = launch(cotangent, *job.arguments(given.params), **keywords)
         grads = [*found[: job.params], *flat(found[job.params :])]
         return tuple(grad for grad, need in zip(grads, needs, strict=False) if need)
 
     return _replayed(kernel, ("backward", tuple(needs), *job.key), (*tensors, dy, *saved, *dstates), run)
+
+
+def _aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors as kernels read them 16 bytes at a time: those that begin at no multiple of that are copied."""
+    return [x.clone() if x.data_ptr() % ALIGNMENT else x for x in tensors]
 
 
 def flat(found: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (a tensor, or nested tuples of tensors)

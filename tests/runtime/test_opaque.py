@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from runtime.stand_in import use
+from runtime.stand_in import gated, gated_backward, use
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -61,6 +64,32 @@ def test_gradients_are_those_of_torch(op: sma.CompiledOp, initial: bool) -> None
         found.append([y, state["attend0.S0"], *torch.autograd.grad(loss(y, state), wanted)])
         assert torch.equal(state["position"], torch.full((2,), 14 if initial else 7))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_are_given_tensors_that_begin_at_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[int] = []
+
+    def noted(run: Callable[..., object]) -> Callable[..., object]:
+        def noting(*args: object, **keywords: object) -> object:
+            places.extend(x.data_ptr() % 16 for x in args if isinstance(x, Tensor))
+            return run(*args, **keywords)
+
+        return functools.wraps(run)(noting)
+
+    module = ModuleType("noted")
+    module.gated, module.gated_backward = noted(gated), noted(gated_backward)  # type: ignore[attr-defined]
+    op = use(monkeypatch, module)
+    given = inputs()
+    shifted = tuple(torch.cat((x.flatten()[:1], x.flatten()))[1:].view(x.shape).requires_grad_() for x in given)
+    own = leaves(given)
+    found = []
+    for tensors in (own, shifted):
+        y = op(*tensors, SCALE, backend="triton")
+        dy = torch.cat((y.flatten()[:1], y.flatten()))[1:].view(y.shape).detach()
+        found.append((y, *torch.autograd.grad(y, tensors, dy)))
+    torch.testing.assert_close(found[0], found[1])
+    assert len(places) == 18
+    assert places == [0] * 18
 
 
 def test_only_what_is_needed_is_asked_for(op: sma.CompiledOp) -> None:
