@@ -72,10 +72,10 @@ class ChannelPath:
         """The gradient of the log gates, 0 where they cut."""
         return where(self.steps < LOWEST, 0.0, gradient)
 
-    def width(self) -> E:
-        """What no log2 of a decay inside the chunk is larger than."""
+    def width(self, sums: E) -> E:
+        """What no sum of log2 gates from the first row on is larger than."""
         self.builder.helpers.add("width")
-        return call("width", self.steps, tile=Tile("fp32"))
+        return call("width", sums, tile=Tile("fp32"))
 
     def scores(self, late: E, early: E) -> E:
         """Weighted scores of the chunk's pairs, [C, C], rows late, without those of positions with themselves."""

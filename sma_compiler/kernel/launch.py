@@ -69,7 +69,7 @@ class Launcher(Launch):
         }
         self.results()
         if "scores" in kernels and self.walk.decayed:
-            self.decayed(kernels, self.linear.terms[0], (self.walk.p, self.walk.s), constants)
+            self.decayed(kernels, self.linear.terms[0], (self.walk.p, self.walk.s), constants, config)
         elif "scores" in kernels:
             self.scores(kernels["scores"], constants)
         if "gates" in kernels:

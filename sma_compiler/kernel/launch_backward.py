@@ -115,7 +115,7 @@ class BackwardLauncher(Launch):
             term = self.linear.terms[0]
             wide = {f"B{axis[0].upper()}": self.whole[axis] for axis in ("key", "value")}
             walk = next(walk for walk in self.made.walks if walk.decayed)
-            self.decayed(kernels, term, (walk.p, walk.s), {**constants, **wide})
+            self.decayed(kernels, term, (walk.p, walk.s), {**constants, **wide}, config)
         if config.programs:
             self.cut(self.names.chain, lift(constants["C"]), self.names.tiles["key"], config)
             b.space()

@@ -67,9 +67,9 @@ def sums_after(
 
 
 @triton.jit
-def width(g):
-    """What no difference of sums of g is larger than; below 64 its powers of 2 are far inside of the range of bf16."""
-    return tl.max(tl.sum(tl.abs(g), 0), 0)
+def width(sums):
+    """What no sum of rows from the first on is larger than; below 64, powers of 2 stay far inside of bf16's range."""
+    return tl.max(tl.abs(sums))
 
 
 @triton.jit
@@ -197,7 +197,8 @@ def channel_product(
     And z plus the same times w[r, n]. BACKWARD: c > r. QUERY, KEY: whether the path holds its late and its early end.
     One product in bf16, where no power leaves its range.
     """
-    if tl.bfloat16 == DOT and width(g) < 64.0:
+    passed = sums_before(g, o_c, True, DOT, PRECISION)
+    if tl.bfloat16 == DOT and width(passed) < 64.0:
         late, early = from_start(g, o_c, QUERY, KEY, DOT, PRECISION)
         if BACKWARD:
             weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)

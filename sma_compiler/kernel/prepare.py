@@ -126,9 +126,17 @@ class Launch:
         b.section("")
 
     def decayed(
-        self, kernels: Mapping[str, Kernel], term: Term, operands: Iterable[Expr], constants: Mapping[str, Operand]
+        self,
+        kernels: Mapping[str, Kernel],
+        term: Term,
+        operands: Iterable[Expr],
+        constants: Mapping[str, Operand],
+        config: Config,
     ) -> None:
-        """Make the weighted scores of every chunk, and its late and early operands decayed to its ends."""
+        """Make the weighted scores of every chunk, and its late and early operands decayed to its ends.
+
+        config: of a walk. With 128 registers a thread, two programs of 8 warps wait for memory at a time.
+        """
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         channels = host.sizes[term.axes[0]]
@@ -145,7 +153,7 @@ class Launch:
             constants = {**constants, extent: path("min").call(64, constants[extent])}
         grid = sequence([host.slots, heads, batch])
         with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
-            b.do(kernels["scores"].launch(grid, constants, 8))
+            b.do(kernels["scores"].launch(grid, constants, 8, 128 if config.assembly else 0))
         b.do(kernels["scores_wide"].launch(grid, constants, 8))
         b.section("")
 

@@ -156,8 +156,9 @@ class ChannelScores(Maker):
                 decayed = late * path.from_start(), early * path.to_end()
             else:
                 b.section("What the state is read with and grows by, from powers counted from the chunk's start")
-                b.set(widest, pointwise("tl.maximum", widest, path.width()))
-                later, sooner = path.powers(b.let("b_sums", cumsum(path.steps)))
+                sums = b.let("b_sums", cumsum(path.steps))
+                b.set(widest, pointwise("tl.maximum", widest, path.width(sums)))
+                later, sooner = path.powers(sums)
                 later, sooner = b.let("b_late", late * later), b.let("b_early", early * sooner)
                 decayed = later, sooner * across.row
             self._keep(inputs, rows, span, slot, decayed, across)
