@@ -168,7 +168,8 @@ def by_channel(common: Config, inner: int, *, decayed: bool, alone: bool = False
         return replace(common, stages=1)
     if not decayed:
         return replace(common, warps=4, stages=2) if alone else replace(common, warps=8, stages=1)
-    warps, stages = (8 if backward else 4, 2) if inner > 128 else (4, 3)
+    warps = 8 if backward and inner > 128 else 4
+    stages = 3 if 64 < inner <= 128 else 2
     return replace(common, outer=min(common.outer, 64), warps=warps, stages=stages, scores=False)
 
 
