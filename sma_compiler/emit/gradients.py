@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sma_compiler.kernel import config
-from sma_compiler.kernel.backward import backward, gathered
+from sma_compiler.kernel.backward import backward, gathered, sums_inner
 from sma_compiler.kernel.chain import ChainKernel
 from sma_compiler.kernel.channel_gradients import ChannelGradients
 from sma_compiler.kernel.choices import Choices
@@ -188,7 +188,12 @@ def chunked_walks(
         if member.terms[0].axes:
             alone = member.terms[0].axes == ("key",)
             usual = config.by_channel(
-                common, sizes[walk.inner], decayed=walk.decayed, alone=alone, backward=walk.backward
+                common,
+                sizes[walk.inner],
+                decayed=walk.decayed,
+                more=sums_inner(walk),
+                alone=alone,
+                backward=walk.backward,
             )
             return choices.apply(walk.name, usual)
         usual = config.gradient(

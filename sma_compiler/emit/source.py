@@ -13,6 +13,7 @@ from sma_compiler.emit.tiles import show_function
 from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
+from sma_compiler.kernel.backward import sums_inner
 from sma_compiler.kernel.check import mentioned, prune, verify
 from sma_compiler.kernel.choices import DEFAULT, Choices
 from sma_compiler.kernel.config import AnyConfig, Config, Recurrence
@@ -127,7 +128,7 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
     channels = bool(walk.terms[0].axes)
     if channels:
-        usual = config.by_channel(usual, sizes[walk.inner], decayed=walk.decayed)
+        usual = config.by_channel(usual, sizes[walk.inner], decayed=walk.decayed, more=sums_inner(walk))
     chosen = choices.apply("forward", usual)
     if channels:
         chosen = replace(chosen, programs=0, scores=False)

@@ -109,6 +109,12 @@ def backward(linear: Linear, graph: Graph) -> Backward:
     return Gradients(linear, graph).made()
 
 
+def sums_inner(walk: Walk) -> bool:
+    """Whether an output sums over the inner axis beside the contraction."""
+    nodes = _inside(output.expr for output in walk.outputs)
+    return any(isinstance(node, Reduce) and node.axis == walk.inner for node in nodes)
+
+
 def needs_whole(walk: Walk) -> bool:
     """Whether a program must hold the whole outer axis, because an expression sums over it."""
     factors = (factor for term in walk.terms for factor in (*term.row, *term.col))

@@ -59,13 +59,17 @@ class ChannelSums(Summing):
         assert chunk.other is not None
         pointer = kernel.arguments.pointer("late_sums", self.named["late", 0])
         outer, inputs = kernel.walk.outer, self.place.inputs
-        begin = inputs.made("late_sums", pointer, outer)
-        at, mask = inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+
+        def address() -> tuple[E, E]:
+            begin = inputs.made("late_sums", pointer, outer)
+            return inputs.addresses(*begin, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+
         through = b.let("b_through", chunk.other * y)
         if self.asked.pairs:
             path.add_product(scores, chunk.x, y, chunk.other, through)
             b.helpers.add("store")
             with b.branch(pointer.given()):
+                at, mask = address()
                 b.do(call("store", at, through, mask, size("MASKED"), tile=Tile("ptr")))
             return
         assert self.asked.gate is not None
@@ -75,6 +79,7 @@ class ChannelSums(Summing):
         b.section("Gradients of the log gates")
         late = b.let("b_late", zeros("C", kernel.outer))
         with b.branch(pointer.given()):
+            at, mask = address()
             b.set(late, b.helper("load", at, mask, size("MASKED")))
         after = after_positions(path, late, pairs)
         over = over_positions(b, path, after, pairs, early, chunk.other, own)

@@ -157,19 +157,21 @@ def gradient(
     return replace(common, stages=1 if counts and (varying or not pairs) else 2)
 
 
-def by_channel(common: Config, inner: int, *, decayed: bool, alone: bool = False, backward: bool = False) -> Config:
+def by_channel(
+    common: Config, inner: int, *, decayed: bool, more: bool = False, alone: bool = False, backward: bool = False
+) -> Config:
     """The configuration of a walk whose gates differ by channels, of its inner axis (`decayed`) or of its outer one.
 
     Of the outer ones, pairs take most of its registers, and Triton 3.6 cannot prefetch for loops that hold such
-    branches. inner: channels of the axis that its scores contract. alone: whether a program has one chunk, and loops
-    over inner channels. backward: whether the walk is from the end.
+    branches. inner: channels of the axis that its scores contract. more: whether its outputs sum over them too.
+    alone: whether a program has one chunk, and loops over inner channels. backward: whether the walk is from the end.
     """
     if common.chunk < 64:
         return replace(common, stages=1)
     if not decayed:
         return replace(common, warps=4, stages=2) if alone else replace(common, warps=8, stages=1)
     warps = 8 if backward and inner > 128 else 4
-    stages = 3 if 64 < inner <= 128 else 2
+    stages = 3 if 64 < inner <= 128 and not more else 2
     return replace(common, outer=min(common.outer, 64), warps=warps, stages=stages, scores=False)
 
 

@@ -69,9 +69,6 @@ class Explanation:
             trained = [plan for plan in found if kernels.has_gradients(plan)]
             gradients = f"with gradients {', '.join(trained)}" if trained else "without gradients"
             lines.append(f"  triton       {', '.join(found)} in bf16, fp16 and fp32 on GPUs, {gradients}")
-            untried = [plan for plan in found if kernels.untried(plan)]
-            if untried:
-                lines.append(f'               {", ".join(untried)}: no GPU has run them yet; ask with backend="triton"')
         else:
             lines.append(f"  triton       no kernel: {next(iter(reasons.values()))}")
         return "\n".join(lines)
@@ -97,8 +94,6 @@ class Explanation:
         reason = self.program.kernels.refusal("auto", self.sizes)
         plan = usual(self.program.plans)
         on_gpus = f"torch: {reason}" if reason else f"triton, {plan}"
-        if not reason and self.program.kernels.untried(plan):
-            on_gpus = f'torch, where backend="triton" is not asked for, with plan {plan}'
         lines = [f"At {asked}", *(f"  {each.site.name:<12} {pick(each, sizes)}" for each in choices)]
         tiles = tile_counts(self.program.op, self.program.plans, sizes, "bfloat16", "sm_90")
         lines += [] if tiles is None else [f"  {tiles}"]

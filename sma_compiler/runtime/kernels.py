@@ -127,13 +127,6 @@ class Kernels:
         """How many states it has, each a matrix for a head (and the sum of its keys, where it is normalised)."""
         return 0 if self.member is None else len(self.member.terms)
 
-    def untried(self, plan: str) -> bool:
-        """Whether no GPU has run kernels of this kind yet: those of the quadratic plan and of gates by channel.
-
-        Calls get them where they ask for `backend="triton"`, or where tuning has verified them.
-        """
-        return plan == "quadratic" or self.member is None or bool(self.member.terms[0].axes)
-
     def find(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Kernel:
         """The kernel for a plan (with choices, see `kernel.choices`) at some sizes.
 

@@ -51,8 +51,6 @@ def kernel_for(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel
     """
     if wanted.backend == "torch":
         return None
-    if wanted.backend == "auto" and not wanted.tuned and program.kernels.untried(wanted.plan):
-        return None
     why: CallError | None = _unfit(program, wanted.backend, arguments)
     if why is None:
         try:
