@@ -97,7 +97,7 @@ def _direct(
     """What makes such a call again; None: its arguments are not what a kernel takes."""
     arguments = bind(program.op, positional, named)
     arguments = autocast(program, arguments) if casting else arguments
-    wanted = wanted_kernel(program, call, arguments, (), packed=False)
+    wanted = wanted_kernel(program, call, arguments, (), sequences=None)
     kernel = kernel_for(program, wanted, arguments)
     if kernel is None or arguments.sizes["time"] == 0:
         return None

@@ -81,7 +81,7 @@ def execute(
     autocasting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     arguments = autocast(program, arguments) if autocasting else arguments
     bounds = packs[0] if packs else None
-    wanted = wanted_kernel(program, call, arguments, states, packed=bounds is not None)
+    wanted = wanted_kernel(program, call, arguments, states, sequences=None if bounds is None else len(bounds) - 1)
     kernel = kernel_for(program, wanted, arguments)
     if bounds is not None:
         check_pack(op, arguments, bounds, cut_by_values=kernel is None)
@@ -143,11 +143,11 @@ def autocast(program: Program, arguments: Arguments) -> Arguments:
 
 
 def wanted_kernel(
-    program: Program, call: Call, arguments: Arguments, states: Sequence[State], *, packed: bool
+    program: Program, call: Call, arguments: Arguments, states: Sequence[State], *, sequences: int | None
 ) -> Wanted:
     """The kernel that a call would like: what was tuned, where there is a record.
 
-    A step without gradients is one launch of the recurrent plan.
+    sequences: of a pack; None: it is none. A step without gradients is one launch of the recurrent plan.
     """
     leaves = [*arguments.tensors.values(), *(x for state in states if isinstance(state, State) for x in state.values())]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
@@ -156,10 +156,10 @@ def wanted_kernel(
         pick = tuned(program, arguments, training)
         if pick is not None and call.backend in ("auto", pick.backend):
             backend = "torch" if pick.backend == "torch" else call.backend
-            return Wanted(pick.plan, backend, training, packed, call.want_lse, tuned=True, states=carries)
+            return Wanted(pick.plan, backend, training, sequences, call.want_lse, tuned=True, states=carries)
     steps = any(plan.name == "recurrent" for plan in program.plans.legal)
     plan = "recurrent" if call.step and not training and steps else call.plan
-    return Wanted(plan, call.backend, training, packed, call.want_lse, states=carries)
+    return Wanted(plan, call.backend, training, sequences, call.want_lse, states=carries)
 
 
 def _run_kernel(

@@ -29,18 +29,24 @@ GRID = 65535
 
 
 class Wanted(NamedTuple):
-    """What a call needs of a kernel. training: gradients; packed: `cu_seqlens`; lse: the log-sum-exp of its rows.
+    """What a call needs of a kernel. training: gradients; lse: the log-sum-exp of its rows.
 
-    tuned: whether plan and backend are those of a record. states: whether one comes in or goes out.
+    sequences: how many a pack has; None: it is none. tuned: whether plan and backend are those of a record. states:
+    whether one comes in or goes out.
     """
 
     plan: str
     backend: str
     training: bool
-    packed: bool
+    sequences: int | None
     lse: bool
     tuned: bool = False
     states: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether there are `cu_seqlens`."""
+        return self.sequences is not None
 
 
 def kernel_for(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel | None:
@@ -83,6 +89,8 @@ def _find(program: Program, wanted: Wanted, arguments: Arguments) -> Kernel:
         raise refuse("an empty batch needs none")
     if arguments.sizes["batch"] > GRID:
         raise refuse(f"a launch takes a batch of {GRID} at most")
+    if (wanted.sequences or 0) > GRID:
+        raise refuse(f"a launch takes a pack of {GRID} sequences at most")
     found = find_kernel(program, wanted.plan, arguments.sizes, list(arguments.tensors.values()))
     if wanted.states and "initial_state" not in found.keywords:
         _check_cached(wanted, found, arguments, refuse)

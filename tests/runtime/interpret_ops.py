@@ -148,10 +148,14 @@ def refusals(op: sma.CompiledOp) -> float:
     arguments = given(op)
     batched = {decl.name for decl in op.params if "batch" in decl.dims}
     many = {name: x[:1].expand(65536, *x.shape[1:]) if name in batched else x for name, x in arguments.items()}
+    one = {name: x[:1] if name in batched else x for name, x in arguments.items()}
+    ends = torch.zeros(65537, dtype=torch.int32)
+    ends[-1] = next(x.shape[1] for x in one.values() if isinstance(x, Tensor) and x.dim() == 4)
     double = {name: x.double() if isinstance(x, Tensor) else x for name, x in arguments.items()}
     for wrong, kind, message in (
         ({**arguments, "plan": "quadratic", "return_state": True}, NoKernel, "for plan='quadratic': states have none"),
         (many, NoKernel, "a launch takes a batch of 65535 at most"),
+        ({**one, "cu_seqlens": ends}, NoKernel, "a launch takes a pack of 65535 sequences at most"),
         (double, NoDoublePrecision, "take bfloat16, float16 and float32, but 'q' is float64"),
     ):
         with pytest.raises(kind, match=message):
