@@ -60,7 +60,7 @@ def main(names: list[str]) -> None:
         found[name] = run(op, module(op, "float32", old, new), "float32", 33)
     config.shared = by_chunks  # type: ignore[assignment]
     found["mamba2 chunks"] = run(op, module(op, "float32"), "float32", 33)
-    found["mamba2 chunks-split"] = run(op, module(op, "float32", programs=64), "float32", 90)
+    found["mamba2 chunks-split"] = run(op, module(op, "float32", programs=64), "float32", 33)
     print(json.dumps(found))
 
 
