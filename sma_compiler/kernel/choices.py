@@ -131,7 +131,7 @@ def _check(role: str, field: str, value: object) -> None:
     if role not in ROLES:
         raise BadChoice(f"{role!r} is none of {', '.join(ROLES)}")
     if role in WALKS and field not in OWN["walk"]:
-        raise BadChoice(f"{role} has {' and '.join(OWN['walk'])} of its own, not {field!r}")
+        raise BadChoice(f"{role} has {', '.join(OWN['walk'])} of its own, not {field!r}")
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadChoice(f"{role}.{field} is an integer, not {value!r}")
     low, high = POWERS.get(field) or RANGES.get(field) or (1, 0)

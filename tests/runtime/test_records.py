@@ -160,7 +160,7 @@ def test_records_travel_as_json_and_arrive_unverified() -> None:
         ({"backend": "shell"}, "no plan"),
         ({"choices": {"forward": {"warps": 3}}}, "a power of two"),
         ({"choices": {"forward": {"code": 4}}}, "has no 'code'"),
-        ({"choices": {"dq": {"chunk": 64}}}, "warps and stages of its own"),
+        ({"choices": {"dq": {"chunk": 64}}}, "warps, stages, rows, columns of its own"),
         ({"choices": {"forward": {"warps": "4"}}}, "is an integer"),
         ({"choices": []}, "objects"),
         ({"forward": -1.0}, "0 or more"),
