@@ -6,18 +6,19 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 Arguments = Mapping[str, Any]
 """By name: tensors, the width of a window, and what a peer derives from them before it is timed."""
+T = TypeVar("T")
 Mod = Callable[..., Tensor]
 """A mask or a score as FlexAttention takes it, of batch, head, row and column."""
 
 
-def _as_it_is(x: Any) -> Any:  # noqa: ANN401 - arguments, or a result
+def _as_it_is(x: T) -> T:
     return x
 
 
@@ -145,7 +146,7 @@ def _cudnn() -> Peer:
     backend = _get("torch.nn.attention", "SDPBackend")
 
     def run(x: Arguments) -> Tensor:
-        with only(backend.CUDNN_ATTENTION):  # type: ignore[attr-defined]
+        with only(vars(backend)["CUDNN_ATTENTION"]):
             return F.scaled_dot_product_attention(x["q"], x["k"], x["v"], is_causal=True)
 
     return Peer(run, partial(_turned, ("q", "k", "v")), lambda y: y.transpose(1, 2))

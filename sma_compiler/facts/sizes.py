@@ -62,7 +62,7 @@ def count(expr: sympy.Expr | int) -> Count:
     return int(expr) if getattr(expr, "is_Integer", isinstance(expr, int)) else SizeExpr(_tree(expr))
 
 
-def _tree(expr: Any) -> Tree:  # noqa: ANN401 - any node of a sympy expression
+def _tree(expr: sympy.Basic) -> Tree:
     if expr.is_Symbol:
         return "Symbol", expr.name
     if expr.is_Rational:

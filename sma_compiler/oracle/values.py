@@ -126,7 +126,7 @@ class _Absorbing(torch.autograd.Function):
 def pointwise(fn: Callable[..., Tensor], *args: Value) -> Value:
     """fn of real values, broadcast by axis name."""
     axes = union(args)
-    result: Tensor = _Absorbing.apply(fn, *(arg.to(Kind.REAL).aligned(axes) for arg in args))  # type: ignore[no-untyped-call]
+    result: Tensor = _Absorbing.apply(fn, *(arg.to(Kind.REAL).aligned(axes) for arg in args))
     return Value(result, axes)
 
 

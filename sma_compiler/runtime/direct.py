@@ -7,7 +7,7 @@ host than the launches do. A call that was made once, and needs none of it, is m
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Direct:
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """The result, differentiable."""
-        found: Tensor = _Direct.apply(self, *[inputs[at] for at in self.order])  # type: ignore[no-untyped-call]
+        found: Tensor = _Direct.apply(self, *[inputs[at] for at in self.order])
         return found
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -56,9 +56,21 @@ class Direct:
         return found
 
 
+class _Context(Protocol):
+    """What autograd hands to `_Direct`, with what is kept there."""
+
+    call: Direct
+    hooked: bool
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep tensors for the gradients."""
+
+
 class _Direct(Function):
     @staticmethod
-    def forward(ctx: Any, call: Direct, *tensors: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: _Context, call: Direct, *tensors: Tensor) -> Tensor:
         found = call.forward(tensors)
         ctx.call = call
         ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -66,12 +78,12 @@ class _Direct(Function):
         return found[0]
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        call: Direct = ctx.call
+    def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        call = ctx.call
         needs = ctx.needs_input_grad[1:]
         held = ctx.saved_tensors
         if torch.is_grad_enabled() or not plain((dy,)):
-            grads = iter(Backward.apply(call.job, needs, dy, *held))  # type: ignore[no-untyped-call]
+            grads = iter(Backward.apply(call.job, needs, dy, *held))
         else:
             grads = iter(call.backward(needs, dy, held, ctx.hooked))
         return (None, *[next(grads) if need else None for need in needs])

@@ -32,7 +32,7 @@ def _register() -> bool:
     return True
 
 
-_register._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_register.__dict__["_dynamo_marked_constant"] = True  # as torch.compiler.assume_constant_result, which loads Dynamo
 
 
 def in_graph(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sma_compiler.runtime.program import Program, concrete
 from sma_compiler.runtime.replay import ALIGNMENT, form, plain
 
 Number = int | float
+Nested: TypeAlias = "Tensor | tuple[Nested, ...]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +189,7 @@ def _aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [x.clone() if x.data_ptr() % ALIGNMENT else x for x in tensors]
 
 
-def flat(found: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (a tensor, or nested tuples of tensors)
+def flat(found: Nested) -> tuple[Tensor, ...]:
     """The tensors of what a launcher returned, in order."""
     return (found,) if isinstance(found, Tensor) else tuple(x for part in found for x in flat(part))
 

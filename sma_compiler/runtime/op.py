@@ -113,7 +113,7 @@ class CompiledOp:
         backend: str = "auto",
         precision: str = "ieee",
         **named: Argument,
-    ) -> Any:  # noqa: ANN401 - a tensor, or a tuple of what was asked for
+    ) -> Any:  # noqa: ANN401 - a union would have to be narrowed at every call
         """Evaluate the op.
 
         Args:
@@ -233,7 +233,7 @@ class CompiledOp:
         cu_seqlens: Tensor | None = None,
         return_lse: bool = False,
         **named: Argument,
-    ) -> Any:  # noqa: ANN401 - a tensor, or with return_lse a pair
+    ) -> Any:  # noqa: ANN401 - a union would have to be narrowed at every call
         """The dense evaluation in fp64 that every plan is judged by: same arguments, slow, exact, differentiable.
 
         Args:

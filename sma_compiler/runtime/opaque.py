@@ -65,7 +65,7 @@ class Forward(Function):
             dstates = [zero if grad is None else grad for grad, zero in zip(dstates, shaped, strict=True)]
         else:
             dstates = []
-        grads = iter(Backward.apply(job, needs, dy, *tensors, *saved, *dstates, *dlse))  # type: ignore[no-untyped-call]
+        grads = iter(Backward.apply(job, needs, dy, *tensors, *saved, *dstates, *dlse))
         return (None, *(next(grads) if need else None for need in needs))
 
     @staticmethod
@@ -99,7 +99,7 @@ def run(job: Job, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A job, differentiable: its result, then the state where wanted, then the divisors where wanted."""
     if plain(tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return run_forward(job, tensors)
-    found: tuple[Tensor, ...] = Forward.apply(job, *tensors)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = Forward.apply(job, *tensors)
     return found
 
 
@@ -272,7 +272,7 @@ def differentiate_forward(
     """The operator as it stands in a program that was exported, where no autograd function is around it."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *states)):
         job = _job(op, how, integers, reals, states, packs)
-        return list(Forward.apply(job, *params, *states, *packs))  # type: ignore[no-untyped-call]
+        return list(Forward.apply(job, *params, *states, *packs))
     return _below(torch.ops.sma.forward.default, keys, op, how, params, integers, reals, states, packs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-LIBRARY = torch.library.Library("sma", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY = torch.library.Library("sma", "DEF")
 
 _GIVEN = "str op, str how, Tensor[] params, SymInt[] integers, float[] reals, Tensor[] states, Tensor[] packs"
 SCHEMAS = {
@@ -36,9 +36,9 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         if hasattr(torch.ops.sma, name):
             continue
-        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         for key in ("CPU", "CUDA"):
-            LIBRARY.impl(name, _later(f"launch_{name}"), key)  # type: ignore[no-untyped-call]
-        LIBRARY.impl(name, _later(f"differentiate_{name}"), "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+            LIBRARY.impl(name, _later(f"launch_{name}"), key)
+        LIBRARY.impl(name, _later(f"differentiate_{name}"), "Autograd", with_keyset=True)
         torch.library.register_fake(f"sma::{name}", _later(f"fake_{name}"), lib=LIBRARY)
         torch.library.register_vmap(f"sma::{name}", _later(f"map_{name}"), lib=LIBRARY)

@@ -64,14 +64,14 @@ class Tap:
         return recorded
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):
     """Records what a call does to its tensors.
 
     broken: why it cannot be replayed; "" where it can.
     """
 
     def __init__(self, inputs: Sequence[Tensor | None], device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.device = device
         self.steps: list[Step] = []
         self.broken = ""
