@@ -86,7 +86,7 @@ def from_shape(
         for axis in decl.dims:
             if axis not in given and axis not in FITTING:
                 raise MissingSize(op.label, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
-    drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device)
+    drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device, drawn=device)
     if "group" in given and program.kernels.member is not None:  # heads of the linear family share queries, too
         for decl in op.params:
             x = drawn[decl.name]

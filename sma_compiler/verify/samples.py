@@ -66,13 +66,15 @@ def samples(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    *,
+    drawn: torch.device | str = "cpu",
 ) -> dict[str, Argument]:
-    """Arguments for an op, by name; the same on every device.
+    """Arguments for an op, by name; the same on every device, unless they are drawn elsewhere than on the CPU.
 
-    sizes: by axis name, as from `default_sizes`. Under bf16 and fp16 the tensors that autocast would cast have that
-    dtype and the others, gates among them, fp32.
+    sizes: by axis name, as from `default_sizes`. drawn: where; large ones are drawn faster where they are wanted. Under
+    bf16 and fp16 the tensors that autocast would cast have that dtype and the others, gates among them, fp32.
     """
-    draw = _Draw(op, sizes, seed)
+    draw = _Draw(op, sizes, seed, torch.device(drawn))
     rounded = roles(op).cast or {decl.name for decl in op.params}
     found: dict[str, Argument] = {}
     for decl in op.params:
@@ -257,46 +259,49 @@ def _probe(op: Op) -> dict[str, Argument]:
 class _Draw:
     """Draws the arguments of one op from one seed; a parameter's values depend on its place and size alone."""
 
-    def __init__(self, op: Op, sizes: Mapping[str, int], seed: int) -> None:
+    def __init__(self, op: Op, sizes: Mapping[str, int], seed: int, device: torch.device) -> None:
         self.op = op
         self.sizes = dict(sizes)
         self.needs = Needs(op)
         self.seed = seed
+        self.device = device
 
     def argument(self, decl: ParamDecl) -> Argument:
         place = [other.name for other in self.op.params].index(decl.name)
-        generator = torch.Generator().manual_seed(7919 * self.seed + place)
+        generator = torch.Generator(self.device).manual_seed(7919 * self.seed + place)
         if decl.number:
             return self._number(decl, generator)
         dims = [self.sizes[axis] for axis in decl.dims]
         if "group" in self.sizes and decl.name in self.needs.grouped and "head" in decl.dims:
             dims[decl.dims.index("head")] = self.sizes["group"]
         if decl.kind is Kind.BOOL:
-            return torch.rand(dims, generator=generator) < 0.7
+            return torch.rand(dims, generator=generator, device=self.device) < 0.7
         if decl.kind is Kind.INT:
             return self._integers(decl, dims, generator)
         return self._reals(decl, dims, generator)
 
     def _number(self, decl: ParamDecl, generator: torch.Generator) -> int | float:
         if decl.kind is Kind.INT:
-            return int(torch.randint(1, max(2, self.sizes["time"] + 1), (), generator=generator))
+            return int(torch.randint(1, max(2, self.sizes["time"] + 1), (), generator=generator, device=self.device))
         return float(self._reals(decl, [1], generator))
 
     def _integers(self, decl: ParamDecl, dims: list[int], generator: torch.Generator) -> Tensor:
         if "time" not in decl.dims:
-            return torch.randint(0, 4, dims, generator=generator)
+            return torch.randint(0, 4, dims, generator=generator, device=self.device)
         along = decl.dims.index("time")
-        starts = torch.rand(dims, generator=generator) < 4 / max(4, dims[along])
+        starts = torch.rand(dims, generator=generator, device=self.device) < 4 / max(4, dims[along])
         runs = starts.cumsum(along) + 1
-        returns = torch.rand(dims, generator=generator) < 0.15  # some runs take up an id that was there before
-        last = torch.where(starts, torch.arange(dims[along]).view([-1, *[1] * (len(dims) - along - 1)]), 0)
+        # Some runs take up an id that was there before
+        returns = torch.rand(dims, generator=generator, device=self.device) < 0.15
+        places = torch.arange(dims[along], device=self.device).view([-1, *[1] * (len(dims) - along - 1)])
+        last = torch.where(starts, places, 0)
         returning = returns.gather(along, last.cummax(along).values) if dims[along] else returns
         return torch.where(returning, runs // 2, runs)
 
     def _reals(self, decl: ParamDecl, dims: list[int], generator: torch.Generator) -> Tensor:
         name, needs = decl.name, self.needs
-        uniform = torch.rand(dims, generator=generator)
-        normal = torch.randn(dims, generator=generator)
+        uniform = torch.rand(dims, generator=generator, device=self.device)
+        normal = torch.randn(dims, generator=generator, device=self.device)
         if name in needs.bases:
             base = BASE[0] + (BASE[1] - BASE[0]) * uniform
             return base if needs.bases[name] > 0 else 1 / base
@@ -312,6 +317,6 @@ class _Draw:
         if "lag" in decl.dims:
             along = decl.dims.index("lag")
             length = max(1, dims[along])
-            fade = torch.exp(-4 * torch.arange(dims[along]) / length) / math.sqrt(length / 4 + 1)
+            fade = torch.exp(-4 * torch.arange(dims[along], device=self.device) / length) / math.sqrt(length / 4 + 1)
             return normal * fade.view([-1, *[1] * (len(dims) - along - 1)])
         return normal if "time" in decl.dims else 0.5 * normal
