@@ -15,7 +15,8 @@ from sma_compiler.bench import auto
 from sma_compiler.bench.auto import ForeignMeasurements, Found, Summary, read, run_rows, summary, write
 from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
 from sma_compiler.cli.main import app
-from sma_compiler.tune.setting import from_shape
+from sma_compiler.plan.devices import CPU
+from sma_compiler.tune.setting import from_shape, situation
 
 SMALL = AutoRow("simple_gla", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
 OTHER = AutoRow("attention", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
@@ -41,6 +42,8 @@ def test_every_shape_can_be_had_on_a_cpu(row: AutoRow) -> None:
     assert setting.sizes["time"] <= sizes["time"]
     if "group" in sizes:
         assert setting.sizes["group"] in (row.shape("cpu")["group"], setting.sizes["head"])
+    given = sma.library(row.op).program, row.shape("cpu"), "float32", CPU, ""
+    assert situation(*given, training=True).sizes == setting.sizes
     assert {"mamba2": 1}.get(row.op, setting.sizes.get("group")) == setting.sizes.get("group")
 
 

@@ -141,7 +141,7 @@ def measure_row(row: AutoRow, device: torch.device, seconds: float) -> Found:
     try:
         program = library(row.op).program
         setting = from_shape(program, row.shape(device.type), dtype, device, training=True, seed=0)
-        own = auto_candidate(setting)
+        own = auto_candidate(setting.situation)
         rows = measure(setting, seconds=seconds)
     except (SmaError, RuntimeError) as error:
         return Found(**{**asdict(blank), "error": str(error).splitlines()[0]})

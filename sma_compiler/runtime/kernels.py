@@ -19,7 +19,7 @@ from sma_compiler.kernel.choices import read_plan
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
 from sma_compiler.kernel.pairs import pairs
-from sma_compiler.plan.choose import Plans
+from sma_compiler.plan.choose import Plans, usual
 from sma_compiler.runtime.load import load, remember, remembered
 from sma_compiler.runtime.replay import Replays
 from sma_compiler.runtime.triton_key import quicken
@@ -165,6 +165,16 @@ class Kernels:
 
         name, choices = read_plan(plan)
         return emit(self.op, self.plans, name, sizes, dtype, target, choices)
+
+    def auto(self, sizes: Mapping[str, int], dtype: str, target: str) -> str | None:
+        """The plan whose kernels "auto" means at some sizes; None where there are none."""
+        for plan in (usual(self.plans), "recurrent"):
+            try:
+                self.emitted(plan, sizes, dtype, target)
+            except NoTritonKernel:
+                continue
+            return plan
+        return None
 
     def refusals(self) -> dict[str, str]:
         """The plans that kernels are emitted for, and why not for this op; "" where they are."""

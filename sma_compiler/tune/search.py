@@ -80,7 +80,7 @@ def measure(
     """
     begun = time.monotonic()
     seed = secrets.randbelow(2**31) if seed is None else seed
-    found = candidates(setting, limit)
+    found = candidates(setting.situation, limit)
     refused = compiler(setting, [one for one in found if one.backend == "triton"])
     tick(len(found), "compiled")
     rows = {one: Row(one, refused=refused.get(one, "")) for one in found}

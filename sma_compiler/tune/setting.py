@@ -10,17 +10,59 @@ import torch
 from torch import Tensor
 
 from sma_compiler.call_errors import MissingSize, dims_text
+from sma_compiler.ir.nodes import ParamDecl
+from sma_compiler.plan.devices import Device
 from sma_compiler.reference import Argument
 from sma_compiler.runtime.args import Arguments, bind, check_turns, check_values
 from sma_compiler.runtime.job import operand_name
-from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.kernels import has_triton, target_of
+from sma_compiler.runtime.program import Program, concrete, row_of
 from sma_compiler.runtime.records import Key
 from sma_compiler.runtime.sizes import named_sizes
 from sma_compiler.runtime.tuned import make_key, measured_sizes
-from sma_compiler.verify.samples import default_sizes, samples
+from sma_compiler.verify.samples import Needs, default_sizes, samples
 
 FITTING = ("mode", "lag", "level")
 """Axes whose sizes follow from the others where they are not given."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is planned for: an op at sizes, without tensors.
+
+    sizes: of every axis, and `group`. row: what the device can do. target: of kernels; "" where none run.
+    """
+
+    program: Program
+    sizes: Mapping[str, int]
+    numbers: Mapping[str, int | float]
+    dtype: str
+    row: Device
+    target: str
+    training: bool
+
+    @property
+    def known(self) -> dict[str, int]:
+        """Sizes and integers by name."""
+        return {**self.sizes, **{name: concrete(n) for name, n in self.numbers.items() if isinstance(n, int)}}
+
+
+def situation(
+    program: Program, shape: Mapping[str, int], dtype: str, row: Device, target: str, *, training: bool
+) -> Situation:
+    """Of a shape, see `from_shape`: its random arguments have these sizes."""
+    op = program.op
+    given, numbers = _given(program, shape)
+    sizes = default_sizes(op, **given)
+    axes = {axis for decl in op.params for axis in decl.dims}
+    found = {axis: size for axis, size in sizes.items() if axis in axes}
+    grouped = Needs(op).grouped
+    heads = [
+        sizes["group"] if "group" in given and (decl.name in grouped or _queried(program, decl)) else sizes["head"]
+        for decl in op.params
+        if {"head", "key"} <= set(decl.dims)
+    ]
+    return Situation(program, found | ({"group": max(heads)} if heads else {}), numbers, dtype, row, target, training)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +95,13 @@ class Setting:
         wide = any(x.dtype == torch.float64 for x in tensors)
         return "float64" if wide else operand_name(self.program, tensors)
 
+    @cached_property
+    def situation(self) -> Situation:
+        """The same without tensors."""
+        target = kernel_target(self.device) if self.dtype_name != "float64" else ""
+        given = self.program, self.sizes, self.numbers, self.dtype_name
+        return Situation(*given, row_of(self.device), target, self.training)
+
     @property
     def dtype(self) -> torch.dtype:
         """The same."""
@@ -79,6 +128,18 @@ def from_shape(
         CallError: a size is missing, unknown or not positive.
     """
     op = program.op
+    given, numbers = _given(program, shape)
+    drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device, drawn=device)
+    for decl in op.params:
+        x = drawn[decl.name]
+        if "group" in given and _queried(program, decl) and isinstance(x, Tensor):
+            drawn[decl.name] = x.narrow(decl.dims.index("head"), 0, given["group"]).contiguous()
+    return from_tensors(program, (), {**drawn, **numbers}, training=training)
+
+
+def _given(program: Program, shape: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes by axis, and integer parameters by name."""
+    op = program.op
     integers = tuple(decl.name for decl in op.params if decl.number)
     given = named_sizes(op.label, shape, integers)
     numbers = {name: given.pop(name) for name in integers if name in given}
@@ -86,14 +147,18 @@ def from_shape(
         for axis in decl.dims:
             if axis not in given and axis not in FITTING:
                 raise MissingSize(op.label, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
-    drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device, drawn=device)
-    if "group" in given and program.kernels.member is not None:  # heads of the linear family share queries, too
-        for decl in op.params:
-            x = drawn[decl.name]
-            queried = {"time", "head", "key"} <= set(decl.dims) and decl.name not in program.roles.gates
-            if queried and isinstance(x, Tensor):
-                drawn[decl.name] = x.narrow(decl.dims.index("head"), 0, given["group"]).contiguous()
-    return from_tensors(program, (), {**drawn, **numbers}, training=training)
+    return given, numbers
+
+
+def _queried(program: Program, decl: ParamDecl) -> bool:
+    """Whether it is queries or keys that heads share: those of the linear family share queries, too."""
+    shared = program.kernels.member is not None and decl.name not in program.roles.gates
+    return shared and {"time", "head", "key"} <= set(decl.dims)
+
+
+def kernel_target(device: torch.device) -> str:
+    """The target of kernels that a device runs; "" where it runs none."""
+    return target_of(device) if device.type == "cuda" and has_triton() else ""
 
 
 def from_tensors(

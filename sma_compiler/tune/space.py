@@ -11,12 +11,9 @@ from sma_compiler.emit.source import DEFAULTS, PLANS, emit
 from sma_compiler.kernel.choices import PAIRS, WALKS, Choices
 from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.plan.choose import usual
-from sma_compiler.runtime.kernels import has_triton, target_of
-from sma_compiler.runtime.program import row_of
 from sma_compiler.tune.forecast import Forecast, configured, kernel_forecast, shape_of, torch_forecast
 from sma_compiler.tune.report import Candidate
-from sma_compiler.tune.setting import Setting
+from sma_compiler.tune.setting import Situation
 
 PAIR_TILES = {
     "forward": ((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
@@ -32,35 +29,29 @@ LONG = 64
 """Chunks from which on cutting sequences is worth a try."""
 
 
-def candidates(setting: Setting, limit: int) -> list[Candidate]:
+def candidates(at: Situation, limit: int) -> list[Candidate]:
     """At most `limit` candidates, the plan's defaults first: those that the cost model puts first."""
-    torch_plans = _torch(setting)
-    by_plan = [list(_kernels(setting, plan, limit)) for plan in PLANS] if _kernels_run(setting) else []
-    every = [*torch_plans, *(one for own in by_plan for one in own)]
-    best = min((_total(one, setting.training) for one in every), default=0.0)
-    near = [one for one in every if _total(one, setting.training) <= HOPELESS * best]
+    by_plan = [list(_kernels(at, plan, limit)) for plan in PLANS] if at.target else []
+    every = [*_torch(at), *(one for own in by_plan for one in own)]
+    best = min((_total(one, at.training) for one in every), default=0.0)
+    near = [one for one in every if _total(one, at.training) <= HOPELESS * best]
     first = [one for one in near if not one.choices]
-    rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, setting.training))
-    first.sort(key=lambda one: _total(one, setting.training))
-    own = auto_candidate(setting)
+    rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, at.training))
+    first.sort(key=lambda one: _total(one, at.training))
+    own = auto_candidate(at)
     usual = [one for one in every if (one.backend, one.pick) == (own.backend, own.pick)]
     return list(dict.fromkeys([*usual, *first, *rest]))[:limit]
 
 
-def auto_candidate(setting: Setting) -> Candidate:
+def auto_candidate(at: Situation) -> Candidate:
     """What plan="auto" takes where there is no record: kernels where there are any, else plans of torch."""
-    if _kernels_run(setting):
-        try:
-            program, target = setting.program, target_of(setting.device)
-            program.kernels.emitted("auto", setting.sizes, setting.dtype_name, target)
-        except NoTritonKernel:
-            pass
-        else:
-            return Candidate("triton", usual(setting.program.plans))
-    program, row = setting.program, row_of(setting.device)
-    chosen = program.choose("auto", setting.sizes, setting.numbers, row)
+    program = at.program
+    plan = program.kernels.auto(at.sizes, at.dtype, at.target) if at.target else None
+    if plan is not None:
+        return Candidate("triton", plan)
+    chosen = program.choose("auto", at.sizes, at.numbers, at.row)
     for name in (*(plan.name for plan in program.plans.legal), "auto"):
-        if program.choose(name, setting.sizes, setting.numbers, row) == chosen:
+        if program.choose(name, at.sizes, at.numbers, at.row) == chosen:
             return Candidate("torch", name)
     raise AssertionError(chosen)
 
@@ -69,13 +60,13 @@ def _total(one: Candidate, training: bool) -> float:
     return (one.predicted or 0.0) + ((one.predicted_backward or 0.0) if training else 0.0)
 
 
-def _torch(setting: Setting) -> list[Candidate]:
+def _torch(at: Situation) -> list[Candidate]:
     """Each plan of the torch backend that differs from the others here, and the mixture that "auto" takes."""
-    program = setting.program
+    program = at.program
     seen: dict[tuple[str, ...], Candidate] = {}
     for name in (*(plan.name for plan in program.plans.legal), "auto"):
-        chosen = tuple(program.choose(name, setting.sizes, setting.numbers, row_of(setting.device)).values())
-        found = torch_forecast(program, name, setting.sizes, setting.numbers, row_of(setting.device))
+        chosen = tuple(program.choose(name, at.sizes, at.numbers, at.row).values())
+        found = torch_forecast(program, name, at.sizes, at.numbers, at.row)
         seen.setdefault(chosen, _candidate("torch", name, Choices(), found))
     return list(seen.values())
 
@@ -84,24 +75,19 @@ def _candidate(backend: str, plan: str, choices: Choices, found: Forecast) -> Ca
     return Candidate(backend, plan, choices, found.forward, found.backward)
 
 
-def _kernels_run(setting: Setting) -> bool:
-    return setting.device.type == "cuda" and has_triton() and setting.dtype_name != "float64"
-
-
-def _kernels(setting: Setting, plan: str, limit: int) -> Iterator[Candidate]:
+def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
     """A plan's file with its defaults, then files with other numbers: the best forward ones beside the best backward
     ones, as the cost model ranks them."""
-    program, dtype, target, row = setting.program, setting.dtype_name, target_of(setting.device), row_of(setting.device)
+    program = at.program
     try:
-        usual = emit(program.op, program.plans, plan, setting.sizes, dtype, target)
+        usual = emit(program.op, program.plans, plan, at.sizes, at.dtype, at.target)
     except NoTritonKernel:
         return
-
-    shape = shape_of(program, setting.sizes, dtype)
-    times = {Choices(): kernel_forecast(program, plan, setting.sizes, dtype, row, target)}
+    shape = shape_of(program, at.known, at.dtype)
+    times = {Choices(): kernel_forecast(program, plan, at.known, at.dtype, at.row, at.target)}
     yield _candidate("triton", plan, Choices(), times[Choices()])
-    for choices in variations(usual.configs, {**DEFAULTS, **setting.sizes}, dtype, target):
-        times[choices] = configured(plan, shape, varied(usual.configs, choices), row)
+    for choices in variations(usual.configs, {**DEFAULTS, **at.sizes}, at.dtype, at.target):
+        times[choices] = configured(plan, shape, varied(usual.configs, choices), at.row)
     ranked: list[list[Choices]] = []
     for backward in (False, True):
         own = [choices for choices in times if choices and bool(choices.only(backward=True)) == backward]
@@ -109,7 +95,7 @@ def _kernels(setting: Setting, plan: str, limit: int) -> Iterator[Candidate]:
         ranked.append(own[:limit])
     for one, other in zip_longest(*ranked, fillvalue=Choices()):
         both = one | other
-        yield _candidate("triton", plan, both, configured(plan, shape, varied(usual.configs, both), row))
+        yield _candidate("triton", plan, both, configured(plan, shape, varied(usual.configs, both), at.row))
 
 
 def _of(found: Forecast, backward: bool) -> float:

@@ -135,13 +135,14 @@ def test_occupancy_follows_registers_and_shared_memory() -> None:
 
 
 def test_candidates_are_few_and_the_defaults_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sma_compiler.tune import space
+    from sma_compiler.tune import setting as settings
 
-    monkeypatch.setattr(space, "_kernels_run", lambda _: True)
-    monkeypatch.setattr(space, "row_of", lambda _: H100)
+    monkeypatch.setattr(settings, "kernel_target", lambda _: "sm_90")
+    monkeypatch.setattr(settings, "row_of", lambda _: H100)
     op = sma.library("retention")
     shape = {"B": 2, "T": 256, "H": 4, "K": 64, "V": 64}
-    found = candidates(from_shape(op.program, shape, torch.bfloat16, torch.device("cpu"), training=True, seed=0), 12)
+    given = from_shape(op.program, shape, torch.bfloat16, torch.device("cpu"), training=True, seed=0)
+    found = candidates(given.situation, 12)
     assert len(found) == 12
     assert {(one.backend, one.plan) for one in found if not one.choices} >= {("triton", "chunked")}
     tried = [one for one in found if one.choices.only(backward=True) and one.choices.only(backward=False)]

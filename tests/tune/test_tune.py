@@ -22,7 +22,8 @@ from sma_compiler.plan.devices import H100
 from sma_compiler.runtime import execute, kernels, records, self_check, tuned
 from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.op import CompiledOp
-from sma_compiler.tune import search, space, timers
+from sma_compiler.tune import search, timers
+from sma_compiler.tune import setting as settings
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Setting, from_shape
 from sma_compiler.verify.samples import default_sizes, samples
@@ -149,8 +150,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, mistake: str = "") -> tuple[Compi
     op = stand_in.use(monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(stand_in.triton, "_unfit", lambda *_: None)
-    monkeypatch.setattr(space, "_kernels_run", lambda _: True)
-    monkeypatch.setattr(space, "row_of", lambda _: H100)
+    monkeypatch.setattr(settings, "kernel_target", lambda _: "sm_90")
+    monkeypatch.setattr(settings, "row_of", lambda _: H100)
     monkeypatch.setattr(search.secrets, "randbelow", lambda _: 1)  # the stand-in is no exact kernel
     called: list[str] = []
 
