@@ -6,7 +6,9 @@ gradients may err as far as those of the torch backend with the same dtype, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -66,18 +68,20 @@ def check_pick(
     dtype: torch.dtype,
     device: torch.device,
     seed: int,
+    times: Sequence[int] = TIMES,
 ) -> Report:
     """The errors of a plan (with its choices) on a backend, before a record may name it.
 
     A kernel is held to the torch backend, a plan of the torch backend to the fp64 reference. seed: of the inputs.
+    times: how many positions they have, of kernels.
 
     Raises:
         NoTritonKernel: there is no such kernel.
     """
     if backend == "triton":
         kernel = program.kernels.find(plan, sizes, DTYPES[dtype], target_of(device))
-        reports = [compare(program, plan, kernel, sizes, dtype, device, numbers, seed, time) for time in TIMES]
-        return reports[0] + reports[1]
+        reports = (compare(program, plan, kernel, sizes, dtype, device, numbers, seed, time) for time in times)
+        return reduce(add, reports)
     cases = small_cases(program, sizes, dtype, device, numbers, seed)
     with torch.inference_mode(False), torch.enable_grad():
         return check_plan(cases, lambda plan, arguments: run_plan(program, plan, arguments), plan)
@@ -109,11 +113,6 @@ def small_sizes(program: Program, sizes: Mapping[str, int], time: int) -> dict[s
     if sizes.get("group", 0) not in (0, sizes.get("head")):
         few["group"] = 1
     return default_sizes(program.op, **few)
-
-
-def check_sizes(program: Program, sizes: Mapping[str, int]) -> list[dict[str, int]]:
-    """The sizes at which a kernel is checked."""
-    return [small_sizes(program, sizes, time) for time in TIMES]
 
 
 def run_plan(program: Program, plan: str, arguments: Mapping[str, Argument]) -> Tensor:

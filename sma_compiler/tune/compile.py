@@ -7,30 +7,35 @@ What is learnt on the way, registers and shared memory, is kept for the cost mod
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
 
 import torch
 
 from sma_compiler.emit.source import DEFAULTS, emit
 from sma_compiler.kernel.choices import read_plan
-from sma_compiler.runtime.kernels import target_of
 from sma_compiler.runtime.program import program_of
-from sma_compiler.runtime.self_check import check_sizes
+from sma_compiler.runtime.self_check import TIMES, small_sizes
 from sma_compiler.target.compile import compile_text
 from sma_compiler.target.resources import Resources, resources
 from sma_compiler.tune.report import Candidate
-from sma_compiler.tune.setting import Setting
+from sma_compiler.tune.setting import Setting, Situation
 from sma_compiler.tune.usage import keep
 
 WORKERS = 16
 """Processes, at most; a core each."""
+ANSWER = "compiled: "
+"""Begins the lines of a compiling process that are answers."""
 
 
 class Compile(Protocol):
@@ -43,87 +48,141 @@ class Compile(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """One file, as another process can be told of it. handle: of the program."""
+    """One file at some sizes, as another process can be told of it.
+
+    handle: of the program. chosen: the sizes that the file is emitted for; sizes: those of the launches that are
+    compiled, where not the same.
+    """
 
     handle: str
     pick: str
-    sizes: tuple[tuple[str, int], ...]
+    chosen: tuple[tuple[str, int], ...]
     dtype: str
     target: str
-    checked: tuple[tuple[tuple[str, int], ...], ...]
+    sizes: tuple[tuple[str, int], ...] = ()
 
     @property
     def text(self) -> str:
         """The file."""
         program = program_of(self.handle)
         plan, choices = read_plan(self.pick)
-        return emit(program.op, program.plans, plan, dict(self.sizes), self.dtype, self.target, choices).text
+        return emit(program.op, program.plans, plan, dict(self.chosen), self.dtype, self.target, choices).text
 
 
 def compile_all(setting: Setting, wanted: Sequence[Candidate]) -> Mapping[Candidate, str]:
     """Compile candidates for the GPU of a setting: at its sizes, and at those of the check."""
-    if not wanted:
-        return {}
-    program, target = setting.program, target_of(setting.device)
-    checked = tuple(tuple(sorted(sizes.items())) for sizes in check_sizes(program, setting.sizes))
-    sizes = tuple(sorted(setting.sizes.items()))
-    work = {one: Work(program.handle, one.pick, sizes, setting.dtype_name, target, checked) for one in wanted}
-    return compile_work(work, min(WORKERS, os.cpu_count() or 1))
+    works = {one: work_of(setting.situation, one) for one in wanted}
+    return compile_work(works, min(WORKERS, os.cpu_count() or 1))
 
 
-def compile_work(work: Mapping[Candidate, Work], workers: int) -> dict[Candidate, str]:
-    """Compile files, so many at once. Why some cannot be."""
-    refused: dict[Candidate, str] = {}
-    with ThreadPoolExecutor(max_workers=min(workers, len(work))) as pool:
-        waiting = {one: pool.submit(_in_a_process, job) for one, job in work.items()}
-        for one, future in waiting.items():
+def work_of(at: Situation, one: Candidate, times: Sequence[int] = TIMES) -> list[Work]:
+    """A candidate's file at the sizes of a setting, and at those of its check with so many positions."""
+    chosen, known = tuple(sorted(at.sizes.items())), tuple(sorted(at.known.items()))
+    main = Work(at.program.handle, one.pick, chosen, at.dtype, at.target, known)
+    small = [{**at.known, **small_sizes(at.program, at.sizes, time)} for time in times]
+    return [main, *(replace(main, sizes=tuple(sorted(sizes.items()))) for sizes in small)]
+
+
+K = TypeVar("K")
+
+
+def compile_work(works: Mapping[K, Sequence[Work]], workers: int, seconds: float = math.inf) -> dict[K, str]:
+    """Compile files, so many at once, the first ones first. Why some cannot be.
+
+    seconds: beyond which none is begun.
+    """
+    refused: dict[K, str] = {}
+    begun = time.monotonic()
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for _ in range(workers):
+        idle.put(_Worker())
+
+    def compiled(job: Work) -> list[Resources] | str:
+        worker = idle.get()
+        try:
+            return worker.compile(job) if time.monotonic() - begun <= seconds else f"not begun within {seconds:g} s"
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        waiting = [(one, job, pool.submit(compiled, job)) for one, jobs in works.items() for job in jobs]
+        for one, job, future in waiting:
             found = future.result()
             if isinstance(found, str):
-                refused[one] = f"does not compile: {found}"
-            else:
-                keep(work[one].text, work[one].target, found)
+                refused.setdefault(one, f"does not compile: {found}")
+            elif job is works[one][0]:
+                keep(job.text, job.target, found)
+    for _ in range(workers):
+        idle.get().close()
     return refused
 
 
-def _in_a_process(job: Work) -> list[Resources] | str:
-    """What a file's kernels need, or why they cannot be compiled.
+class _Worker:
+    """A process that compiles one file after another.
 
     A program of its own, not one of `multiprocessing`, which would run the caller's script again.
     """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def compile(self, job: Work) -> list[Resources] | str:
+        """What a file's kernels need, or why they cannot be compiled."""
+        if self.process is None:
+            self.process = _begin()
+        asked, told = self.process.stdin, self.process.stdout
+        assert asked is not None
+        assert told is not None
+        try:
+            asked.write(json.dumps(asdict(job)) + "\n")
+            asked.flush()
+            while not (line := told.readline()).startswith(ANSWER):
+                if not line:
+                    raise BrokenPipeError
+        except OSError:
+            status = self.close()
+            return f"the compiler's process died with status {status}"
+        found = json.loads(line.removeprefix(ANSWER))
+        return found if isinstance(found, str) else [Resources(**one) for one in found]
+
+    def close(self) -> int:
+        """End the process; its status."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        with suppress(OSError):
+            process.communicate()
+        return process.wait()
+
+
+def _begin() -> subprocess.Popen[str]:
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "sma_compiler.tune.compile"]
     environment = {**os.environ, "PYTHONPATH": path}
-    text = json.dumps(asdict(job))
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
-    try:
-        found = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        return f"the compiler's process died with status {done.returncode}"
-    return found if isinstance(found, str) else [Resources(**one) for one in found]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
 def compile_one(job: Work) -> list[Resources] | str:
-    """What the kernels need at the sizes of the setting, or why they cannot be compiled."""
+    """What the kernels need, or why they cannot be compiled."""
     try:
-        op = program_of(job.handle).op
-        text = job.text
-        made = compile_text(text, op, {**DEFAULTS, **dict(job.sizes)}, job.dtype, job.target)
-        for sizes in job.checked:
-            compile_text(text, op, dict(sizes), job.dtype, job.target)
+        sizes = {**DEFAULTS, **dict(job.sizes or job.chosen)}
+        made = compile_text(job.text, program_of(job.handle).op, sizes, job.dtype, job.target)
         return [resources(one) for one in made]
     except Exception as error:  # of the compiler, of any kind
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def main() -> None:
-    """One job from stdin; what was found, as the last line of stdout."""
+    """Jobs from stdin, one a line; what was found of each, as a line of stdout."""
     torch.set_num_threads(1)
-    given = json.load(sys.stdin)
-    sizes = tuple((axis, n) for axis, n in given["sizes"])
-    checked = tuple(tuple((axis, n) for axis, n in one) for one in given["checked"])
-    found = compile_one(Work(given["handle"], given["pick"], sizes, given["dtype"], given["target"], checked))
-    print(json.dumps(found if isinstance(found, str) else [asdict(one) for one in found]))
+    for line in sys.stdin:
+        given = json.loads(line)
+        for name in ("chosen", "sizes"):
+            given[name] = tuple((axis, n) for axis, n in given[name])
+        found = compile_one(Work(**given))
+        print(ANSWER + json.dumps(found if isinstance(found, str) else [asdict(one) for one in found]), flush=True)
 
 
 if __name__ == "__main__":

@@ -41,14 +41,14 @@ def test_chosen_configurations_compute_the_same() -> None:
 
 def work(pick: str, dtype: str = "float32") -> Work:
     sizes = tuple(sorted(SIZES.items()))
-    return Work(library("linear_attention").program.handle, pick, sizes, dtype, "sm_80", ())
+    return Work(library("linear_attention").program.handle, pick, sizes, dtype, "sm_80")
 
 
 def test_files_compile_in_processes_of_their_own_and_failures_are_told() -> None:
     pytest.importorskip("triton")
     good = Candidate("triton", "recurrent")
     bad = Candidate("triton", "recurrent", Choices.of({"recurrent": {"warps": 2}}))
-    refused = compile_work({good: work("recurrent"), bad: work("recurrent", "float8")}, 2)
+    refused = compile_work({good: [work("recurrent")], bad: [work("recurrent", "float8")]}, 2)
     assert set(refused) == {bad}, refused[good]
     assert refused[bad].startswith("does not compile: no dtype 'float8'")
     needed = known(work("recurrent").text, "sm_80")
@@ -58,6 +58,6 @@ def test_files_compile_in_processes_of_their_own_and_failures_are_told() -> None
 def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     one = Candidate("triton", "recurrent")
-    assert compile_work({one: work("recurrent")}, 1) == {
+    assert compile_work({one: [work("recurrent")]}, 1) == {
         one: "does not compile: the compiler's process died with status 1"
     }
