@@ -137,7 +137,7 @@ class Kernels:
         found = self._found.get(key)
         if found is None:
             try:
-                found = _loaded(self.op.name, self._text(plan, sizes, dtype, target))
+                found = _loaded(self.op.name, self.text(plan, sizes, dtype, target))
             except NoTritonKernel as error:
                 found = error
             self._found[key] = found
@@ -145,8 +145,12 @@ class Kernels:
             raise found.with_traceback(None)
         return found
 
-    def _text(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> str:
-        """The text of a plan's file: as this or another process emitted it before, where the same code makes it."""
+    def text(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> str:
+        """The text of a plan's file: as this or another process emitted it before, where the same code makes it.
+
+        Raises:
+            NoTritonKernel: there is none.
+        """
         parts = generator(), spec_hash(self.op), self.op.name, plan, dtype, target, repr(_class(sizes))
         key = "\n".join(parts)
         text = remembered(key)

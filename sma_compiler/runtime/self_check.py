@@ -7,7 +7,7 @@ gradients may err as far as those of the torch backend with the same dtype, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 
 import torch
@@ -23,8 +23,9 @@ from sma_compiler.runtime.program import Program, row_of
 from sma_compiler.runtime.triton import run_kernel
 from sma_compiler.torch_plans.run import run_op
 from sma_compiler.verify.cases import Case, make_case
-from sma_compiler.verify.check import check_plan, compare_backends
+from sma_compiler.verify.check import check_plan, compare_with, errors_of
 from sma_compiler.verify.contract import Report
+from sma_compiler.verify.errors import Errors
 from sma_compiler.verify.samples import default_sizes, samples
 
 TIME = 150
@@ -97,12 +98,25 @@ def small_cases(
     time: int = TIME,
 ) -> list[Case]:
     """Random inputs with their exact answers, at the key and value size of `sizes` and few positions and heads."""
-    op, small = program.op, small_sizes(program, sizes, time)
+    small = tuple(small_sizes(program, sizes, time).items())
+    return _cases(program, small, dtype, device, tuple(numbers.items()), seed)
+
+
+@lru_cache(maxsize=2 * len(TIMES))
+def _cases(
+    program: Program,
+    sizes: tuple[tuple[str, int], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    numbers: tuple[tuple[str, int | float], ...],
+    seed: int,
+) -> list[Case]:
+    """The same; remembered while one configuration after another is checked."""
     found = []
     with torch.inference_mode(False), torch.enable_grad():
         for draw in range(seed, seed + SEEDS):
-            arguments = {**samples(op, small, dtype, draw, device), **numbers}
-            found.append(make_case(op, small, dtype, draw, device, arguments=arguments))
+            arguments = {**samples(program.op, dict(sizes), dtype, draw, device), **dict(numbers)}
+            found.append(make_case(program.op, dict(sizes), dtype, draw, device, arguments=arguments))
     return found
 
 
@@ -140,8 +154,12 @@ def compare(
         return run_kernel(program, plan, "ieee", kernel, bind(op, (), arguments), None, None, False).result
 
     name, _ = read_plan(plan)
+    name = "chunked" if name == "auto" else name
     cases = small_cases(program, sizes, dtype, device, numbers or {}, seed, time)
     with torch.inference_mode(False), torch.enable_grad():
-        return compare_backends(
-            cases, by_kernel, lambda plan, given: run_plan(program, plan, given), "chunked" if name == "auto" else name
-        )
+        return compare_with(cases, by_kernel, _errors_of_torch(program, tuple(cases), name), name)
+
+
+@lru_cache(maxsize=2 * len(TIMES))
+def _errors_of_torch(program: Program, cases: tuple[Case, ...], plan: str) -> list[dict[str, Errors]]:
+    return errors_of(cases, lambda plan, arguments: run_plan(program, plan, arguments), plan)

@@ -16,13 +16,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def example(op: Op, sizes: Mapping[str, int], dtype: str, device: str) -> dict[str, Tensor | int | float]:
     """Uninitialised arguments of an op. What a contraction multiplies has `dtype`, gates and factors are fp32.
 
-    sizes: by axis; `group` is how many heads those tensors have that share one among several, where it is given.
+    sizes: by axis, and integer parameters by name; `group` is how many heads those tensors have that share one among
+    several, where it is given.
     """
     cast = roles(op).cast
     found: dict[str, Tensor | int | float] = {}
     for decl in op.params:
         if decl.number:
-            found[decl.name] = 1 if decl.kind is Kind.INT else 1.0
+            found[decl.name] = sizes.get(decl.name, 1) if decl.kind is Kind.INT else 1.0
             continue
         shared = "group" in sizes and "key" in decl.dims and "time" in decl.dims
         shape = [sizes["group"] if axis == "head" and shared else sizes[axis] for axis in decl.dims]

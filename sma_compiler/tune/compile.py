@@ -22,8 +22,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from sma_compiler.emit.source import DEFAULTS, emit
-from sma_compiler.kernel.choices import read_plan
+from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.self_check import TIMES, small_sizes
 from sma_compiler.target.compile import compile_text
@@ -64,9 +63,7 @@ class Work:
     @property
     def text(self) -> str:
         """The file."""
-        program = program_of(self.handle)
-        plan, choices = read_plan(self.pick)
-        return emit(program.op, program.plans, plan, dict(self.chosen), self.dtype, self.target, choices).text
+        return program_of(self.handle).kernels.text(self.pick, dict(self.chosen), self.dtype, self.target)
 
 
 def compile_all(setting: Setting, wanted: Sequence[Candidate]) -> Mapping[Candidate, str]:
@@ -160,8 +157,8 @@ def _begin() -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "sma_compiler.tune.compile"]
     environment = {**os.environ, "PYTHONPATH": path}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, text=True, env=environment, **pipes)
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=nothing)
 
 
 def compile_one(job: Work) -> list[Resources] | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from sma_compiler.ir.roles import roles
 from sma_compiler.verify.bounds import bound
 from sma_compiler.verify.cases import Case, Run
 from sma_compiler.verify.contract import FP32_FLOOR, UNIT, Line, Report, Title, comparable, within
+from sma_compiler.verify.errors import Errors
 from sma_compiler.verify.gate_sums import contractions
 
 FOURIER = frozenset({"toeplitz"})
@@ -23,7 +24,7 @@ def check_plan(cases: Sequence[Case], run: Run, plan: str, backend: str = "torch
 
     cases: the same op, sizes and dtype with several seeds; `SEEDS` of them where blocks are small.
     """
-    runs = [case.errors(run, plan, by_row_maximum=plan in FOURIER) for case in cases]
+    runs = errors_of(cases, run, plan)
     report = Report(())
     for what in runs[0]:
         seeds = [found[what] for found in runs]
@@ -33,9 +34,19 @@ def check_plan(cases: Sequence[Case], run: Run, plan: str, backend: str = "torch
 
 def compare_backends(cases: Sequence[Case], run: Run, other: Run, plan: str, backend: str = "triton") -> Report:
     """A plan of one backend against the torch backend's error with the same plan and dtype."""
-    by_row_maximum = plan in FOURIER
-    mine = [case.errors(run, plan, by_row_maximum=by_row_maximum) for case in cases]
-    theirs = [case.errors(other, plan, by_row_maximum=by_row_maximum) for case in cases]
+    return compare_with(cases, run, errors_of(cases, other, plan), plan, backend)
+
+
+def errors_of(cases: Sequence[Case], run: Run, plan: str) -> list[dict[str, Errors]]:
+    """The errors of a run on each case."""
+    return [case.errors(run, plan, by_row_maximum=plan in FOURIER) for case in cases]
+
+
+def compare_with(
+    cases: Sequence[Case], run: Run, theirs: Sequence[Mapping[str, Errors]], plan: str, backend: str = "triton"
+) -> Report:
+    """The same, against errors that are known."""
+    mine = errors_of(cases, run, plan)
     report = Report(())
     for what in mine[0]:
         seeds = [found[what] for found in mine], [found[what] for found in theirs]

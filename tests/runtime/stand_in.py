@@ -29,7 +29,7 @@ def use(patch: pytest.MonkeyPatch, module: ModuleType | None = None) -> Compiled
     kernel = kernels.Kernel("gated", module or _module())
     patch.setattr(kernels.Kernels, "emitted", lambda *_: Emitted((), (), ()))
     patch.setattr(kernels, "_loaded", lambda *_: kernel)
-    patch.setattr(kernels.Kernels, "_text", lambda *_: "")
+    patch.setattr(kernels.Kernels, "text", lambda *_: "")
     patch.setattr(triton, "_unfit", lambda *_: None)
     return op
 

@@ -61,7 +61,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> tuple[Kernels, list[str]]:
 
 
 def text(found: Kernels, plan: str = "chunked", dtype: str = "float32") -> str:
-    return found._text(plan, SIZES, dtype, "sm_90")
+    return found.text(plan, SIZES, dtype, "sm_90")
 
 
 def test_what_a_file_depends_on_is_what_it_is_found_by(monkeypatch: pytest.MonkeyPatch) -> None:
