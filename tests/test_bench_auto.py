@@ -12,11 +12,15 @@ from typer.testing import CliRunner
 
 import sma_compiler as sma
 from sma_compiler.bench import auto
-from sma_compiler.bench.auto import ForeignMeasurements, Found, Summary, read, run_rows, summary, write
+from sma_compiler.bench.auto import ForeignMeasurements, Found, Timed, read, run_rows, write
 from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
+from sma_compiler.bench.verdict import Summary, Verdict, judge, situation_at, summary
 from sma_compiler.cli.main import app
-from sma_compiler.plan.devices import CPU
+from sma_compiler.kernel.choices import Choices
+from sma_compiler.plan.devices import CPU, H100
+from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import from_shape, situation
+from sma_compiler.tune.space import signatures
 
 SMALL = AutoRow("simple_gla", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
 OTHER = AutoRow("attention", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
@@ -47,13 +51,13 @@ def test_every_shape_can_be_had_on_a_cpu(row: AutoRow) -> None:
     assert {"mamba2": 1}.get(row.op, setting.sizes.get("group")) == setting.sizes.get("group")
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, ratio: float = 1.0) -> list[str]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Measurements that take no time; the names of the rows that were measured."""
     measured: list[str] = []
 
-    def measure(row: AutoRow, device: torch.device, _: float) -> Found:
+    def measure(row: AutoRow, device: torch.device, _: object) -> Found:
         measured.append(row.name)
-        return Found(row.name, auto.device_name(device), auto.generator(), "torch chunked", ratio, "torch best", 1.0)
+        return Found(row.name, auto.device_name(device), auto.generator(), "", "", "")
 
     monkeypatch.setattr(auto, "measure_row", measure)
     return measured
@@ -86,13 +90,35 @@ def test_failures_are_kept_and_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_the_summary_counts_every_measurement() -> None:
-    one = Found("a", "", "", "x", 1.1, "y", 1.0, 3.2, "y", 2.0)
-    other = Found("b", "", "", "x", 1.0, "x", 1.0)
+    one = Verdict("a", "x", 1.1, "y", 1.0, 3.2, "y", 2.0)
+    other = Verdict("b", "x", 1.0, "x", 1.0)
     rows = [AutoRow("a", {}), AutoRow("b", {}), AutoRow("c", {})]
-    found = {"a": one, "b": other}
-    assert summary(rows, found) == Summary(2 / 3, 1.6, 2, 1)
-    assert not summary(rows, found).kept
-    assert summary(rows, {"b": other}).kept
+    assert summary(rows, [one, other]) == Summary(2 / 3, 1.6, 2, 1)
+    assert not summary(rows, [one, other]).kept
+    assert summary(rows, [other]).kept
+
+
+def test_a_verdict_knows_picks_by_their_configurations() -> None:
+    row = AutoRow("retention", {"batch": 2, "time": 256, "head": 4, "key": 64, "value": 64})
+    at = situation_at(row, H100.name)
+    usual, more = (
+        Candidate("triton", "chunked", Choices.of(numbers))
+        for numbers in ({}, {"forward": {"warps": 8}, "dq": {"stages": 1}})
+    )
+    same = Choices.of({"forward": {"stages": 3, "warps": 4}, "backward": {"stages": 1}})
+    assert signatures(at, usual) == signatures(at, Candidate("triton", "chunked", same))
+    assert not set(signatures(at, usual)) & set(signatures(at, more))
+    slow, fast = (
+        Timed("triton", one.pick, *signatures(at, one), *times)
+        for one, *times in ((Candidate("triton", "chunked", same), 1.5, 1.6, 3.0), (more, 1.0, 1.0, 4.0))
+    )
+    wrong = Timed("triton", "quadratic", "a", "b", 0.1, 0.1, 0.1, refused="wrong")
+    found = Found(row.name, H100.name, "", "", "", "", (slow, fast, wrong))
+    verdict = judge(row, found)
+    assert (verdict.auto, verdict.forward, verdict.best_forward) == ("triton chunked", 1.5, 1.0)
+    assert (verdict.training, verdict.best_training) == (4.6, 4.0)  # the forward of one, the gradients of the other
+    assert "with the gradients of" in verdict.best_for_training
+    assert "was not measured" in judge(row, Found(row.name, H100.name, "", "", "", "", (fast,))).error
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -112,11 +138,11 @@ def test_rows_are_measured_by_plans_of_torch_on_a_cpu(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     (row,) = found["rows"]
     assert row["auto"].startswith("torch ")
-    assert row["configurations"] >= 2
     assert len(row["ratios"]) == 2
     assert all(ratio >= 1.0 for ratio in row["ratios"])
     assert found["worst"] == max(row["ratios"])
-    again = CliRunner().invoke(app, arguments)
+    assert len(read(out)) == 1
+    again = CliRunner().invoke(app, [*arguments, "--report"])
     assert again.exit_code == done.exit_code
     assert "auto is within 15% of the best" in again.stdout
     assert not (tmp_path / "cache" / "tune").exists()  # nothing is kept for calls to go by

@@ -1,6 +1,7 @@
-"""How far the plan that plan="auto" takes without measuring is from the best that tuning finds, shape by shape.
+"""Measurements of what plan="auto" might take, shape by shape: every candidate, forward and backward apart.
 
-Measurements are kept in a file as they are made: a run may be cut off, and goes on where it stopped.
+They are kept in a file as they are made: a run may be cut off, and goes on where it stopped. What "auto" takes plays no
+part in them: `bench.verdict` says, on any machine, how far its pick is from the best.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,25 @@ import torch
 from sma_compiler.bench.auto_rows import AutoRow
 from sma_compiler.errors import SmaError
 from sma_compiler.interface import library
+from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.runtime.program import row_of
 from sma_compiler.runtime.tuned import device_name
-from sma_compiler.runtime.versions import generator
-from sma_compiler.tune.report import Row
-from sma_compiler.tune.search import measure
-from sma_compiler.tune.setting import from_shape
-from sma_compiler.tune.space import auto_candidate
+from sma_compiler.runtime.versions import generator, triton_version
+from sma_compiler.tune.compile import WORKERS, Work, compile_work, work_of
+from sma_compiler.tune.report import Candidate, Row
+from sma_compiler.tune.search import check, time_rows
+from sma_compiler.tune.setting import Situation, from_shape, kernel_target, situation
+from sma_compiler.tune.space import candidates, signatures
+from sma_compiler.tune.timers import by_events, timer_of
 
-WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
-"""What is promised: this near to the best, on such a part of the shapes, and never further."""
+LIMIT = 6
+"""Candidates of a shape."""
+CHECKED = (150,)
+"""Positions at which each is checked before it is timed: two whole chunks and a ragged one."""
+WARMUP, REPEAT = 5, 20
+"""Milliseconds that a timing on a GPU warms up and lasts."""
+COMPILING = 0.4
+"""The part of the time that compiling may take."""
 
 
 class ForeignMeasurements(SmaError):
@@ -38,8 +51,27 @@ class ForeignMeasurements(SmaError):
 
 
 @dataclass(frozen=True)
+class Timed:
+    """One candidate: its times in seconds, the error of its check over the bound, and why it has none.
+
+    ahead, behind: the configurations of its forward and its backward kernels, by which other picks that have the same
+    are known. recorded: the forward pass that gradients follow.
+    """
+
+    backend: str
+    pick: str
+    ahead: str = ""
+    behind: str = ""
+    forward: float | None = None
+    recorded: float | None = None
+    backward: float | None = None
+    error: float | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
 class Found:
-    """One shape. auto, best: what was taken and what is best, then their seconds; of the forward pass and of training.
+    """One shape. generator, torch, triton: the versions. date: UTC. seconds: that it took.
 
     error: why there is nothing.
     """
@@ -47,37 +79,12 @@ class Found:
     name: str
     device: str
     generator: str
-    auto: str = ""
-    forward: float | None = None
-    best: str = ""
-    best_forward: float | None = None
-    training: float | None = None
-    best_for_training: str = ""
-    best_training: float | None = None
-    configurations: int = 0
+    torch: str
+    triton: str
+    date: str
+    candidates: tuple[Timed, ...] = ()
     seconds: float = 0.0
     error: str = ""
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Seconds of auto's pick over those of the best: forward, and training where it was measured."""
-        pairs = ((self.forward, self.best_forward), (self.training, self.best_training))
-        return tuple(own / best for own, best in pairs if own is not None and best)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """share: of the ratios within `WITHIN`. worst: the largest. shapes: measured; missing: not yet, or in vain."""
-
-    share: float
-    worst: float
-    shapes: int
-    missing: int
-
-    @property
-    def kept(self) -> bool:
-        """Whether what is promised holds for what was measured."""
-        return self.share >= SHARE and self.worst <= WORST
 
 
 def read(path: Path) -> dict[str, Found]:
@@ -88,7 +95,8 @@ def read(path: Path) -> dict[str, Found]:
     """
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {one["name"]: Found(**one) for one in data["rows"]}
+        rows = ({**one, "candidates": tuple(Timed(**x) for x in one["candidates"])} for one in data["rows"])
+        return {one["name"]: Found(**one) for one in rows}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
@@ -96,85 +104,103 @@ def read(path: Path) -> dict[str, Found]:
 
 
 def write(path: Path, found: Mapping[str, Found]) -> None:
-    """Replace the file, whole at any moment."""
+    """Replace the file, whole at any moment; what is missing of a candidate is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for one in found.values():
+        timed = [{name: x for name, x in asdict(own).items() if x not in (None, "")} for own in one.candidates]
+        rows.append({**asdict(one), "candidates": timed})
     handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"torch": torch.__version__, "rows": [asdict(one) for one in found.values()]}, file, indent=1)
+        file.write('{"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
     os.replace(draft, path)
 
 
 def run_rows(
-    rows: Sequence[AutoRow],
-    path: Path,
-    device: str,
-    seconds: float | None,
-    tick: Callable[[str], None],
-    *,
-    each: float = 60.0,
+    rows: Sequence[AutoRow], path: Path, device: str, seconds: float | None, tick: Callable[[str], None]
 ) -> dict[str, Found]:
     """Measure the rows that the file lacks for this device and version, until the time is up.
 
-    seconds: for all; None: as long as it takes. each: for one row. tick: called with the name of each row.
+    seconds: for all; None: as long as it takes. tick: called with the name of each row.
     """
     begun = time.monotonic()
     found = read(path)
     place = torch.device(device)
     here = device_name(place), generator()
+    left = []
     for row in rows:
-        tick(row.name)
         known = found.get(row.name)
         if known is not None and (known.device, known.generator) == here and not known.error:
-            continue
+            tick(row.name)
+        else:
+            left.append(row)
+    refused = _compile(left, place, seconds)
+    for row in left:
+        tick(row.name)
         if seconds is not None and time.monotonic() - begun > seconds:
             break
-        found[row.name] = measure_row(row, place, each)
+        found[row.name] = measure_row(row, place, refused)
         write(path, found)
     return found
 
 
-def measure_row(row: AutoRow, device: torch.device, seconds: float) -> Found:
-    """Auto's pick and the best of all that tuning tries, at one shape."""
+def situation_of(row: AutoRow, place: torch.device) -> Situation:
+    """A row on this machine."""
+    dtype = "float32" if place.type == "cpu" else "bfloat16"
+    given = library(row.op).program, row.shape(place.type), dtype, row_of(place), kernel_target(place)
+    return situation(*given, training=True)
+
+
+def _compile(rows: Sequence[AutoRow], place: torch.device, seconds: float | None) -> dict[tuple[str, Candidate], str]:
+    """Compile the kernels of all candidates of all rows, the likeliest of every row first. Why some are not."""
+    if not kernel_target(place):
+        return {}
+    works: dict[tuple[int, str, Candidate], list[Work]] = {}
+    for row in rows:
+        try:
+            at = situation_of(row, place)
+        except SmaError:
+            continue
+        kernels = [one for one in candidates(at, LIMIT) if one.backend == "triton"]
+        works |= {(number, row.name, one): work_of(at, one, CHECKED) for number, one in enumerate(kernels)}
+    ordered = {key[1:]: works[key] for key in sorted(works, key=lambda key: key[0])}
+    limit = {} if seconds is None else {"seconds": COMPILING * seconds}
+    return compile_work(ordered, min(WORKERS, os.cpu_count() or 1), **limit)
+
+
+def measure_row(row: AutoRow, device: torch.device, refused: Mapping[tuple[str, Candidate], str]) -> Found:
+    """Every candidate at one shape. refused: why some were not compiled."""
     begun = time.monotonic()
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    blank = Found(row.name, device_name(device), generator(), torch.__version__, triton_version(), date)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    blank = Found(row.name, device_name(device), generator())
     try:
-        program = library(row.op).program
-        setting = from_shape(program, row.shape(device.type), dtype, device, training=True, seed=0)
-        own = auto_candidate(setting.situation)
-        rows = measure(setting, seconds=seconds)
+        setting = from_shape(library(row.op).program, row.shape(device.type), dtype, device, training=True, seed=0)
+        at = setting.situation
+        rows = []
+        for one in candidates(at, LIMIT):
+            why = refused.get((row.name, one), "")
+            unchecked = why or one.backend == "torch"  # whose plans are what kernels are checked by
+            rows.append(Row(one, refused=why) if unchecked else check(setting, one, 0, CHECKED))
+        timer = timer_of(device) if device.type == "cpu" else partial(by_events, warmup=WARMUP, repeat=REPEAT)
+        timed = tuple(_timed(at, one) for one in time_rows(setting, rows, timer))
     except (SmaError, RuntimeError) as error:
-        return Found(**{**asdict(blank), "error": str(error).splitlines()[0]})
-    fit = [one for one in rows if not one.refused]
-    auto = next((one for one in fit if one.candidate.backend == own.backend and one.candidate.pick == own.pick), None)
-    if auto is None:
-        why = next((one.refused for one in rows if one.candidate.pick == own.pick), "it was not measured")
-        return Found(**{**asdict(blank), "auto": str(own), "error": f"auto takes {own}: {why}"})
-    best, trained = _least(fit, "forward"), _least(fit, "training")
-    return Found(
-        row.name,
-        blank.device,
-        blank.generator,
-        str(own),
-        auto.forward,
-        str(best.candidate) if best else "",
-        best.forward if best else None,
-        auto.training,
-        str(trained.candidate) if trained else "",
-        trained.training if trained else None,
-        len(rows),
-        time.monotonic() - begun,
-    )
+        return replace(blank, error=str(error).splitlines()[0])
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return replace(blank, candidates=timed, seconds=round(time.monotonic() - begun, 2))
 
 
-def _least(rows: Sequence[Row], what: str) -> Row | None:
-    fit = [row for row in rows if getattr(row, what) is not None]
-    return min(fit, key=lambda row: float(getattr(row, what)), default=None)
+def _timed(at: Situation, row: Row) -> Timed:
+    one = row.candidate
+    try:
+        ahead, behind = signatures(at, one)
+    except NoTritonKernel:
+        ahead = behind = ""
+    forward, recorded, backward, error = map(_short, (row.forward, row.recorded, row.backward, row.error))
+    return Timed(one.backend, one.pick, ahead, behind, forward, recorded, backward, error, row.refused)
 
 
-def summary(rows: Sequence[AutoRow], found: Mapping[str, Found]) -> Summary:
-    """What was found of the rows, all together."""
-    own = [found[row.name] for row in rows if row.name in found and found[row.name].ratios]
-    ratios = [ratio for one in own for ratio in one.ratios]
-    near = sum(ratio <= WITHIN for ratio in ratios)
-    return Summary(near / max(len(ratios), 1), max(ratios, default=1.0), len(own), len(rows) - len(own))
+def _short(x: float | None) -> float | None:
+    return None if x is None else float(f"{x:.4g}")

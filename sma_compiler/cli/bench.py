@@ -77,6 +77,9 @@ def bench(
         Path | None, typer.Option(help="Of --peers a folder for the numbers, of --suite auto their file.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Of --suite auto: then no further row is begun.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Of --suite auto: judge what its file holds; on any machine.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Time a spec's plans side by side, or run the standing measurements."""
@@ -86,7 +89,7 @@ def bench(
         run_peers(rows, out, as_json)
         return
     if suite == "auto":
-        if not run_auto(rows, out, seconds, as_json):
+        if not run_auto(rows, out, seconds, as_json, report=report):
             raise typer.Exit(1)
         return
     if suite is not None:
@@ -103,8 +106,8 @@ def bench(
     with progress(f"timing {op.name}", 2 * (repeats + 1) * len(names)) as (bar, task):
         found = time_plans(op, names, sizes, given, find_dtype(dtype), repeats, lambda: bar.advance(task))
     if as_json:
-        report = {"op": op.name, "sizes": sizes, "dtype": dtype, "threads": torch.get_num_threads()}
-        print_json({**report, "plans": [asdict(row) for row in found]})
+        table = {"op": op.name, "sizes": sizes, "dtype": dtype, "threads": torch.get_num_threads()}
+        print_json({**table, "plans": [asdict(row) for row in found]})
     else:
         console().print(_plans_table(f"{op.name}, {_words(sizes)}, {dtype}", found))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from sma_compiler.bench.auto import SHARE, WITHIN, WORST, Found, Summary, run_rows, summary
+from sma_compiler.bench.auto import read, run_rows
 from sma_compiler.bench.auto_rows import AUTO_ROWS
+from sma_compiler.bench.verdict import SHARE, WITHIN, WORST, Summary, Verdict, summary, verdicts
 from sma_compiler.cli.common import console, print_json, progress
 from sma_compiler.errors import SmaError
 
@@ -23,28 +24,33 @@ class UnknownAutoRow(SmaError):
         super().__init__(f"--rows {name}: there are {', '.join(row.name for row in AUTO_ROWS)}")
 
 
-def run_auto(names: list[str] | None, out: Path | None, seconds: float | None, as_json: bool) -> bool:
-    """Measure rows (all, or those whose names begin so), print the table; whether what is promised holds."""
+def run_auto(names: list[str] | None, out: Path | None, seconds: float | None, as_json: bool, *, report: bool) -> bool:
+    """Measure rows (all, or those whose names begin so), print the table; whether what is promised holds.
+
+    report: nothing is measured; the table is of what the file holds.
+    """
     rows = [row for row in AUTO_ROWS if not names or any(row.name.startswith(name) for name in names)]
     for name in names or ():
         if not any(row.name.startswith(name) for row in AUTO_ROWS):
             raise UnknownAutoRow(name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with progress("measuring", len(rows)) as (bar, task):
-        found = run_rows(
-            rows, out or DEFAULT_FILE, device, seconds, lambda what: bar.update(task, advance=1, description=what)
-        )
-    seen = summary(rows, found)
-    shown = [found[row.name] for row in rows if row.name in found]
-    if as_json:
-        print_json({"rows": [{**asdict(one), "ratios": one.ratios} for one in shown], **asdict(seen)})
+    file = out or DEFAULT_FILE
+    if report:
+        found = read(file)
     else:
-        console().print(_table(shown))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with progress("measuring", len(rows)) as (bar, task):
+            found = run_rows(rows, file, device, seconds, lambda what: bar.update(task, advance=1, description=what))
+    judged = verdicts(rows, found)
+    seen = summary(rows, judged)
+    if as_json:
+        print_json({"rows": [{**asdict(one), "ratios": one.ratios} for one in judged], **asdict(seen)})
+    else:
+        console().print(_table(judged))
         console().print(_words(seen))
     return seen.kept
 
 
-def _table(found: list[Found]) -> Table:
+def _table(found: list[Verdict]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("shape", "auto", "forward", "best", "ratio", "with gradients", "best", "ratio", ""):
         table.add_column(name, no_wrap=True)
@@ -64,7 +70,7 @@ def _table(found: list[Found]) -> Table:
     return table
 
 
-def _pairs(one: Found) -> tuple[tuple[float | None, float | None], ...]:
+def _pairs(one: Verdict) -> tuple[tuple[float | None, float | None], ...]:
     return (one.forward, one.best_forward), (one.training, one.best_training)
 
 

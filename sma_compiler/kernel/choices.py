@@ -37,6 +37,8 @@ WALKS = ("again", "dq", "dk", "dv")
 ROLES = ("forward", "backward", *WALKS, "dkv", "states", "dstates", "recurrent", "step", "cached")
 """Every role; `states` is the walk that keeps those of every chunk, where heads share gradients (`dstates` the one from
 the end), `cached` is what continues from a cache."""
+FORWARD = ("forward", "recurrent", "step", "cached")
+"""Those of kernels that make no gradients."""
 FIXED = ("assembly",)
 """What follows from the target and is never chosen."""
 
@@ -102,9 +104,7 @@ class Choices:
 
     def only(self, *, backward: bool) -> Choices:
         """Those of the backward pass, or those of all else."""
-        return Choices(
-            tuple(n for n in self.numbers if (n[0] not in ("forward", "recurrent", "step", "cached")) == backward)
-        )
+        return Choices(tuple(n for n in self.numbers if (n[0] not in FORWARD) == backward))
 
     def __or__(self, other: Choices) -> Choices:
         """Both; where both choose a number, that of the other."""

@@ -17,7 +17,7 @@ from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.runtime.args import Arguments
 from sma_compiler.runtime.kernels import Kernel, target_of
 from sma_compiler.runtime.records import Record, save
-from sma_compiler.runtime.self_check import SLACK, check_pick, run_plan
+from sma_compiler.runtime.self_check import SLACK, TIMES, check_pick, run_plan
 from sma_compiler.runtime.triton import run_kernel
 from sma_compiler.runtime.tuned import forget
 from sma_compiler.tune.compile import Compile, compile_all
@@ -89,11 +89,11 @@ def measure(
             late = time.monotonic() - begun > seconds and any(other.error is not None for other in rows.values())
             rows[one] = replace(row, refused=f"not begun within {seconds:g} s") if late else check(setting, one, seed)
         tick(1, f"checked {one}")
-    return _measure(setting, list(rows.values()), timer or timer_of(setting.device), tick)
+    return time_rows(setting, list(rows.values()), timer or timer_of(setting.device), tick)
 
 
-def check(setting: Setting, one: Candidate, seed: int) -> Row:
-    """Whether a candidate computes the right thing, on fresh random inputs."""
+def check(setting: Setting, one: Candidate, seed: int, times: Sequence[int] = TIMES) -> Row:
+    """Whether a candidate computes the right thing, on random inputs of so many positions."""
     try:
         report = check_pick(
             setting.program,
@@ -104,6 +104,7 @@ def check(setting: Setting, one: Candidate, seed: int) -> Row:
             setting.dtype,
             setting.device,
             seed,
+            times,
         )
     except NoTritonKernel as error:
         return Row(one, refused=error.reason)
@@ -121,7 +122,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0]}" if not isinstance(error, Mistake) else text.splitlines()[0]
 
 
-def _measure(setting: Setting, rows: Sequence[Row], timer: Timer, tick: Tick) -> list[Row]:
+def time_rows(setting: Setting, rows: Sequence[Row], timer: Timer, tick: Tick = quiet) -> list[Row]:
     """Rows with times: of forward passes in turns, then of backward passes one after the other."""
     fit = {str(row.candidate): row for row in rows if not row.refused}
     runs = {name: partial(_quietly, runner(setting, row.candidate)) for name, row in fit.items()}

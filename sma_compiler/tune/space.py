@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product, zip_longest
 from typing import Any
 
 from sma_compiler.emit.source import DEFAULTS, PLANS, emit
-from sma_compiler.kernel.choices import PAIRS, WALKS, Choices
+from sma_compiler.kernel.choices import FIXED, FORWARD, PAIRS, WALKS, Choices
 from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.tune.forecast import Forecast, configured, kernel_forecast, shape_of, torch_forecast
@@ -54,6 +54,24 @@ def auto_candidate(at: Situation) -> Candidate:
         if program.choose(name, at.sizes, at.numbers, at.row) == chosen:
             return Candidate("torch", name)
     raise AssertionError(chosen)
+
+
+def signatures(at: Situation, one: Candidate) -> tuple[str, str]:
+    """The configurations of a candidate's forward kernels, and of its backward kernels: equal for picks that are the
+    same kernels; "" for plans of torch.
+
+    Raises:
+        NoTritonKernel: there are none.
+    """
+    if one.backend == "torch":
+        return "", ""
+    configs = at.program.kernels.emitted(one.pick, at.sizes, at.dtype, at.target).configs
+    parts: tuple[list[str], list[str]] = ([], [])
+    for role, config in configs.items():
+        numbers = [f"{name}={int(n)}" for name, n in asdict(config).items() if n and name not in FIXED]
+        parts[role not in FORWARD].append(f"{role}({' '.join(numbers)})")
+    ahead, behind = (" ".join([one.plan, *own]) for own in parts)
+    return ahead, behind
 
 
 def _total(one: Candidate, training: bool) -> float:

@@ -48,14 +48,14 @@ def by_clock(runs: Mapping[str, Run]) -> dict[str, float | Exception]:
     return found | {name: statistics.median(own) for name, own in times.items()}
 
 
-def by_events(runs: Mapping[str, Run]) -> dict[str, float | Exception]:
-    """On a GPU, one after the other, its cache flushed between calls."""
+def by_events(runs: Mapping[str, Run], *, warmup: int = 25, repeat: int = 100) -> dict[str, float | Exception]:
+    """On a GPU, one after the other, its cache flushed between calls; each for so many milliseconds."""
     from triton.testing import do_bench
 
     found: dict[str, float | Exception] = {}
     for name, run in runs.items():
         try:
-            found[name] = float(do_bench(run, return_mode="median")) / 1e3
+            found[name] = float(do_bench(run, warmup=warmup, rep=repeat, return_mode="median")) / 1e3
         except Exception as error:
             found[name] = error
     return found

@@ -1,0 +1,123 @@
+"""How far what plan="auto" takes without measuring is from the best that was measured: told from a file, anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sma_compiler.bench.auto import Found, Timed
+from sma_compiler.bench.auto_rows import AutoRow
+from sma_compiler.interface import library
+from sma_compiler.plan.devices import CPU, DEVICES, GPU
+from sma_compiler.tune.setting import Situation, situation
+from sma_compiler.tune.space import auto_candidate, signatures
+
+WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
+"""What is promised: this near to the best, on such a part of the shapes, and never further."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One shape. auto, best: what is taken and what is best, then their seconds; of the forward pass and of training.
+
+    error: why there is nothing.
+    """
+
+    name: str
+    auto: str = ""
+    forward: float | None = None
+    best: str = ""
+    best_forward: float | None = None
+    training: float | None = None
+    best_for_training: str = ""
+    best_training: float | None = None
+    error: str = ""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Seconds of auto's pick over those of the best: forward, and training where it was measured."""
+        pairs = ((self.forward, self.best_forward), (self.training, self.best_training))
+        return tuple(own / best for own, best in pairs if own is not None and best)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """share: of the ratios within `WITHIN`. worst: the largest. shapes: measured; missing: not yet, or in vain."""
+
+    share: float
+    worst: float
+    shapes: int
+    missing: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether what is promised holds for what was measured."""
+        return self.share >= SHARE and self.worst <= WORST
+
+
+def situation_at(row: AutoRow, device: str) -> Situation:
+    """A row on the device of this name, which need not be here."""
+    gpu = None if device.endswith("threads") else DEVICES.get(device, GPU)
+    target = "" if gpu is None else "sm_90" if gpu in DEVICES.values() else "sm_80"
+    given = library(row.op).program, row.shape("cuda" if gpu else "cpu"), "bfloat16" if gpu else "float32", gpu or CPU
+    return situation(*given, target, training=True)
+
+
+def judge(row: AutoRow, found: Found) -> Verdict:
+    """Auto's pick, as the package takes it now, among a row's measurements."""
+    if found.error:
+        return Verdict(row.name, error=found.error)
+    at = situation_at(row, found.device)
+    own = auto_candidate(at)
+    ahead, behind = signatures(at, own)
+    same = [one for one in found.candidates if one.backend == own.backend and not one.refused]
+    forward = _of(same, own.pick, "ahead", ahead, "forward")
+    recorded, backward = (
+        _of(same, own.pick, "ahead", ahead, "recorded"),
+        _of(same, own.pick, "behind", behind, "backward"),
+    )
+    if forward is None:
+        return Verdict(row.name, str(own), error=f"auto takes {own}, which was not measured")
+    best = min(_forwards(found), key=lambda item: item[1])
+    trained = min(_trainings(found), key=lambda item: item[1], default=("", None))
+    training = None if recorded is None or backward is None else recorded + backward
+    return Verdict(row.name, str(own), forward, *best, training, *trained)
+
+
+def _of(rows: Iterable[Timed], pick: str, side: str, signature: str, what: str) -> float | None:
+    """The least time of what has a signature: of torch's plans, which have none, of a name."""
+    own = [one for one in rows if (getattr(one, side) == signature if signature else one.pick == pick)]
+    return min((x for one in own if (x := getattr(one, what)) is not None), default=None)
+
+
+def _forwards(found: Found) -> Iterator[tuple[str, float]]:
+    for one in found.candidates:
+        if not one.refused and one.forward is not None:
+            yield f"{one.backend} {one.pick}", one.forward
+
+
+def _trainings(found: Found) -> Iterator[tuple[str, float]]:
+    """Of each candidate; and of a plan's best forward with its best backward kernels, as `op.tune` joins them."""
+    fit = [one for one in found.candidates if not one.refused and one.recorded is not None and one.backward is not None]
+    for one in fit:
+        for other in fit:
+            if one is other or (one.backend == other.backend == "triton" and _plan(one) == _plan(other)):
+                text = f"{one.backend} {one.pick}" + ("" if one is other else f" with the gradients of {other.pick}")
+                yield text, (one.recorded or 0.0) + (other.backward or 0.0)
+
+
+def _plan(one: Timed) -> str:
+    return one.pick.partition(":")[0]
+
+
+def verdicts(rows: Sequence[AutoRow], found: Mapping[str, Found]) -> list[Verdict]:
+    """Of the rows that were measured."""
+    return [judge(row, found[row.name]) for row in rows if row.name in found]
+
+
+def summary(rows: Sequence[AutoRow], judged: Sequence[Verdict]) -> Summary:
+    """What was found of the rows, all together."""
+    own = [one for one in judged if one.ratios]
+    ratios = [ratio for one in own for ratio in one.ratios]
+    near = sum(ratio <= WITHIN for ratio in ratios)
+    return Summary(near / max(len(ratios), 1), max(ratios, default=1.0), len(own), len(rows) - len(own))
