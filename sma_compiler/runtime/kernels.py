@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 """The dtypes that kernels take, by the names that `emit` knows them under."""
 
+REMEMBERED = 16
+"""Files of an op that are kept as they are before they are printed."""
+
 Shape = tuple[tuple[str, int], ...]
 Key = tuple[str, Shape, str, str]
 """A plan, a class of sizes, a dtype and a target."""
@@ -93,6 +96,7 @@ class Kernels:
         self.plans = plans
         self._found: dict[Key, Kernel | NoTritonKernel] = {}
         self._too_large: dict[Key, str] = {}
+        self._emitted: dict[Key, Emitted] = {}
 
     @cached_property
     def member(self) -> Linear | None:
@@ -167,8 +171,14 @@ class Kernels:
         """
         from sma_compiler.emit.source import emit
 
-        name, choices = read_plan(plan)
-        return emit(self.op, self.plans, name, sizes, dtype, target, choices)
+        key = plan, _class(sizes), dtype, target
+        if key not in self._emitted:
+            name, choices = read_plan(plan)
+            found = emit(self.op, self.plans, name, sizes, dtype, target, choices)
+            if len(self._emitted) >= REMEMBERED:
+                self._emitted.clear()
+            self._emitted[key] = found
+        return self._emitted[key]
 
     def auto(self, sizes: Mapping[str, int], dtype: str, target: str) -> str | None:
         """The plan whose kernels "auto" means at some sizes; None where there are none."""

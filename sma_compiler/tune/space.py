@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from itertools import product, zip_longest
 from typing import Any
 
-from sma_compiler.emit.source import DEFAULTS, PLANS, emit
+from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.kernel.choices import FIXED, FORWARD, PAIRS, WALKS, Choices
 from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
@@ -98,7 +98,7 @@ def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
     ones, as the cost model ranks them."""
     program = at.program
     try:
-        usual = emit(program.op, program.plans, plan, at.sizes, at.dtype, at.target)
+        usual = program.kernels.emitted(plan, at.sizes, at.dtype, at.target)
     except NoTritonKernel:
         return
     shape = shape_of(program, at.known, at.dtype)
