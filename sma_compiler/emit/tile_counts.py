@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sma_compiler.ir.nodes import Expr, Op, Param, Size, postorder
 from sma_compiler.kernel import config
@@ -35,8 +35,13 @@ class TileCounts:
         return f"quadratic tiles of {self.rows} x {self.columns} a head: {counted}; {left}{less}"
 
 
-def tile_counts(op: Op, plans: Plans, known: Mapping[str, int], dtype: str, target: str) -> TileCounts | None:
-    """The tiles at sizes and integers `known` by name; None where there is no such kernel, or an integer is missing."""
+def tile_counts(
+    op: Op, plans: Plans, known: Mapping[str, int], dtype: str, target: str, side: int = 0
+) -> TileCounts | None:
+    """The tiles at sizes and integers `known` by name; None where there is no such kernel, or an integer is missing.
+
+    side: rows and columns of a tile; those of the kernel, where 0.
+    """
     try:
         found = pairs(op, plans)
     except NoTritonKernel:
@@ -45,7 +50,8 @@ def tile_counts(op: Op, plans: Plans, known: Mapping[str, int], dtype: str, targ
     if "time" not in known or not all(_names(number) <= sizes.keys() for number in found.support.numbers):
         return None
     weighed, short = found.weight is not None, found.support.lo is not None
-    return _counted(found, sizes, config.pairs(sizes, dtype, target, weighed=weighed, short=short))
+    chosen = config.pairs(sizes, dtype, target, weighed=weighed, short=short)
+    return _counted(found, sizes, replace(chosen, rows=side, columns=side) if side else chosen)
 
 
 def _names(number: Expr) -> set[str]:

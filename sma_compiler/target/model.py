@@ -23,10 +23,6 @@ from sma_compiler.target.resources import Resources
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 TENSOR_CORES = 0.33
 """Part of the rate of a large matrix product that products of tiles reach, in a loop that waits for each."""
-PAIR_PRODUCTS = 0.5
-"""The same of the quadratic plan's products, whose tiles are wider."""
-PAIR_ROWS, PAIR_COLUMNS = 128, 64
-"""Of its tiles."""
 PAIRS, VALUES, STATE = 10.0, 8.0, 3.0
 """Simple operations for each pair of a chunk, each value of a tile and chunk, each number of the state and chunk."""
 CACHE = 3.0
@@ -49,7 +45,9 @@ class Shape:
     """Sizes of a contraction. group: heads that q and k have. varying: whether gates vary in time.
 
     gated: whether pairs have a weight that is an exponential. streams: of the mask. live: part of the tiles of pairs
-    that hold any.
+    that hold any, of tiles so small that their size does not matter; edges: what is added for each row or column that
+    tiles have. channels: whether gates differ by channel of the keys or values.
+    weighed: whether the quadratic plan has weights of pairs.
     """
 
     batch: int
@@ -64,6 +62,13 @@ class Shape:
     normalised: bool
     streams: int = 1
     live: float = 0.5
+    edges: float = 0.0
+    channels: bool = False
+    weighed: bool = False
+
+    def live_at(self, side: float) -> float:
+        """The part of the tiles with sides of so many rows and columns that hold any pairs."""
+        return min(1.0, self.live + self.edges * side)
 
 
 @dataclass(frozen=True)
@@ -149,23 +154,9 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     return Predicted((part,), (Part("walks", 4.0 * seconds, programs, resident, waves, units),))
 
 
-def quadratic(shape: Shape, device: Device) -> Predicted:
-    """The kernels of the quadratic plan: products of tiles, and an exponential for each pair."""
-    heads = shape.batch * shape.head
-    pairs = heads * shape.live * float(shape.time) ** 2
-    rate = device.single if shape.dtype == "float32" else device.matrix * PAIR_PRODUCTS
-    width = max(16, power_of_two(shape.key)) + max(16, power_of_two(shape.value))
-
-    programs = heads * math.ceil(shape.time / PAIR_ROWS)
-    waves = programs / device.processors
-    turns = math.ceil(math.ceil(shape.time / PAIR_COLUMNS) * shape.live) + 1
-
-    def part(role: str, products: float) -> Part:
-        units = {"tensor cores": products * pairs * width / rate, "exponentials": pairs / device.exps}
-        seconds = max(*units.values(), math.ceil(waves) * turns * device.latency)
-        return Part(role, seconds + device.launch, programs, 1, waves, units)
-
-    return Predicted((part("forward", 2.0),), (part("dq", 3.0), part("dkv", 4.0)))
+def waits(stages: int, device: Device) -> float:
+    """Seconds that a turn waits for what it reads, where so many turns are in flight."""
+    return device.latency * (1.0 if stages < 3 else 0.0)
 
 
 def _stream(role: str, shape: Shape, device: Device, bytes_: float) -> Part:

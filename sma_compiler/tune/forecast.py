@@ -10,15 +10,22 @@ from types import MappingProxyType
 from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
-from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
+from sma_compiler.kernel.config import AnyConfig, Config, PairConfig
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.pairs import pairs
 from sma_compiler.plan.cost import BACKWARD, seconds
 from sma_compiler.plan.devices import Device
 from sma_compiler.runtime.program import Program, concrete
-from sma_compiler.target.model import Predicted, Shape, chunked, quadratic, recurrent
+from sma_compiler.target.model import Predicted, Shape, chunked, recurrent
+from sma_compiler.target.model_channels import channelled, scanned
+from sma_compiler.target.model_pairs import quadratic
 from sma_compiler.target.resources import Resources
 from sma_compiler.tune.usage import by_role, known
 
+SIDES = (64, 128)
+"""Of tiles that are counted."""
+RUNS = 8
+"""Of equal ids that a sequence is taken to have, where masks end at them."""
 SHORTEST, LONGEST = 16, 2**18
 """Lengths between which crossover points are looked for."""
 
@@ -96,19 +103,24 @@ def configured(
     device: Device,
     used: Mapping[str, Resources] = MappingProxyType({}),
 ) -> Forecast:
-    """A file's kernels, by its configurations; those of the quadratic plan are not told apart by them.
+    """A file's kernels, by its configurations.
 
     used: what compiled kernels need, by role.
     """
+    own = {role: config for role, config in configs.items() if isinstance(config, Config)}
     base = configs.get("recurrent")
-    if isinstance(configs.get("forward"), PairConfig):
-        found = quadratic(shape, device)
-        return Forecast("triton", plan, found.seconds(backward=False), found.seconds(backward=True), found)
-    if isinstance(base, Config | Recurrence):
-        elements = base.outer * power_of_two(shape.key) if isinstance(base, Config) else base.elements
-        found = recurrent(shape, Recurrence(elements, base.warps, base.stages), device)
+    tiles = {role: config for role, config in configs.items() if isinstance(config, PairConfig)}
+    if "forward" in tiles:
+        found = quadratic(shape, tiles, device, used)
+        backward = found.seconds(backward=True) if found.backward else None
+        return Forecast("triton", plan, found.seconds(backward=False), backward, found)
+    if isinstance(base, Config):
+        found = scanned(shape, own, device)
+    elif isinstance(base, Recurrence):
+        found = recurrent(shape, base, device)
+    elif shape.channels:
+        found = channelled(shape, own, device)
     else:
-        own = {role: config for role, config in configs.items() if isinstance(config, Config)}
         found = chunked(shape, own, device, used)
     backward = found.seconds(backward=True) if "backward" in configs else None
     return Forecast("triton", plan, found.seconds(backward=False), backward, found)
@@ -119,7 +131,11 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
     known = {**DEFAULTS, **sizes}
     member = program.kernels.member
     gates = [gate for term in member.terms for gate in term.gates] if member else []
-    tiles = tile_counts(program.op, program.plans, known, dtype, "sm_90")
+    live, edges = _live(program, known, dtype)
+    try:
+        weighed = pairs(program.op, program.plans).weight is not None
+    except NoTritonKernel:
+        weighed = False
     if program.kernels.merged:
         known |= {"head": 1, "value": known["head"]}
     return Shape(
@@ -134,8 +150,24 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
         varying=any("t" in gate.log.positions for gate in gates),
         normalised=program.kernels.normalised,
         streams=max(1, len(member.terms) if member else 1),
-        live=0.5 if tiles is None else tiles.operations / max(tiles.dense, 1),
+        live=live,
+        edges=edges,
+        channels=any(term.axes for term in member.terms) if member else False,
+        weighed=weighed,
     )
+
+
+def _live(program: Program, known: Mapping[str, int], dtype: str) -> tuple[float, float]:
+    """The part of tiles of pairs that hold any: of very small ones, and what each row or column of a side adds."""
+    parts, runs = [], 1
+    for side in SIDES:
+        tiles = tile_counts(program.op, program.plans, known, dtype, "sm_90", side)
+        if tiles is None:
+            return 0.5, 0.5 / known["time"]
+        parts.append(tiles.operations / max(tiles.dense, 1))
+        runs = RUNS if tiles.runs else 1
+    edges = (parts[1] - parts[0]) / (SIDES[1] - SIDES[0])
+    return (parts[0] - edges * SIDES[0]) / runs, edges
 
 
 def forecast(
