@@ -10,7 +10,7 @@ from types import MappingProxyType
 from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
-from sma_compiler.kernel.config import AnyConfig, Config, PairConfig
+from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.pairs import pairs
 from sma_compiler.plan.cost import BACKWARD, seconds
