@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from sma_compiler.tune.search import check, time_rows
 from sma_compiler.tune.setting import Situation, from_shape, kernel_target, situation
 from sma_compiler.tune.space import candidates, signatures
 from sma_compiler.tune.timers import by_events, timer_of
+from sma_compiler.tune.usage import by_role, known
 
 LIMIT = 6
 """Candidates of a shape."""
@@ -55,7 +56,8 @@ class Timed:
     """One candidate: its times in seconds, the error of its check over the bound, and why it has none.
 
     ahead, behind: the configurations of its forward and its backward kernels, by which other picks that have the same
-    are known. recorded: the forward pass that gradients follow.
+    are known. recorded: the forward pass that gradients follow. needs: warps, registers, bytes spilled and bytes of
+    shared memory of its kernels, by role.
     """
 
     backend: str
@@ -67,6 +69,7 @@ class Timed:
     backward: float | None = None
     error: float | None = None
     refused: str = ""
+    needs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for one in found.values():
-        timed = [{name: x for name, x in asdict(own).items() if x not in (None, "")} for own in one.candidates]
+        timed = [{name: x for name, x in asdict(own).items() if x not in (None, "", {})} for own in one.candidates]
         rows.append({**asdict(one), "candidates": timed})
     handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -129,8 +132,8 @@ def run_rows(
     here = device_name(place), generator()
     left = []
     for row in rows:
-        known = found.get(row.name)
-        if known is not None and (known.device, known.generator) == here and not known.error:
+        before = found.get(row.name)
+        if before is not None and (before.device, before.generator) == here and not before.error:
             tick(row.name)
         else:
             left.append(row)
@@ -194,12 +197,17 @@ def measure_row(row: AutoRow, device: torch.device, refused: Mapping[tuple[str, 
 
 def _timed(at: Situation, row: Row) -> Timed:
     one = row.candidate
+    needs: dict[str, tuple[int, ...]] = {}
     try:
         ahead, behind = signatures(at, one)
+        if one.backend == "triton":
+            text = at.program.kernels.text(one.pick, at.sizes, at.dtype, at.target)
+            used = by_role(at.program.op.name, known(text, at.target))
+            needs = {role: (x.warps, x.registers, x.spilled, x.shared) for role, x in used.items()}
     except NoTritonKernel:
         ahead = behind = ""
     forward, recorded, backward, error = map(_short, (row.forward, row.recorded, row.backward, row.error))
-    return Timed(one.backend, one.pick, ahead, behind, forward, recorded, backward, error, row.refused)
+    return Timed(one.backend, one.pick, ahead, behind, forward, recorded, backward, error, row.refused, needs)
 
 
 def _short(x: float | None) -> float | None:

@@ -21,6 +21,11 @@ PAIR_TILES = {
     "dkv": ((32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 8, 2), (64, 32, 8, 1), (32, 32, 4, 1)),
 }
 """Rows, columns, warps and stages that quadratic kernels are tried with, the likeliest first."""
+SCAN_TILES = {
+    "recurrent": ((4, 32, 1, 3, 0), (8, 16, 1, 3, 0), (4, 16, 1, 3, 0), (4, 64, 2, 3, 0), (8, 32, 1, 2, 0)),
+    "backward": ((2, 32, 1, 1, 168), (2, 32, 1, 3, 200), (2, 16, 1, 1, 128), (4, 32, 2, 1, 168), (2, 64, 2, 1, 200)),
+}
+"""Positions, values, warps, stages and registers that scans are tried with."""
 HOPELESS = 8.0
 """Times the best prediction: plans beyond it are not measured."""
 PROGRAMS = (0, 264, 528)
@@ -104,8 +109,11 @@ def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
     shape = shape_of(program, at.known, at.dtype)
     times = {Choices(): kernel_forecast(program, plan, at.known, at.dtype, at.row, at.target)}
     yield _candidate("triton", plan, Choices(), times[Choices()])
-    for choices in variations(usual.configs, {**DEFAULTS, **at.sizes}, at.dtype, at.target):
-        times[choices] = configured(plan, shape, varied(usual.configs, choices), at.row)
+    sizes = {**DEFAULTS, **at.sizes}
+    for choices in variations(usual.configs, sizes, at.dtype, at.target, channels=shape.channels):
+        others = varied(usual.configs, choices)
+        if others != usual.configs:
+            times[choices] = configured(plan, shape, others, at.row)
     ranked: list[list[Choices]] = []
     for backward in (False, True):
         own = [choices for choices in times if choices and bool(choices.only(backward=True)) == backward]
@@ -124,24 +132,35 @@ def varied(configs: Mapping[str, AnyConfig], choices: Choices) -> dict[str, AnyC
     """What a file's configurations become by choices: walks have in common what `backward` says."""
     found: dict[str, AnyConfig] = {}
     shared = ("chunk", "outer", "programs")
-    common: dict[str, Any] = {field: n for field, n in choices.data().get("backward", {}).items() if field in shared}
+    common = {field: n for field, n in choices.data().get("backward", {}).items() if field in shared}
     for role, config in configs.items():
         if isinstance(config, Config):
-            found[role] = choices.apply(role, replace(config, **common) if role in WALKS else config)
+            given: dict[str, Any] = {}
+            if role in (*WALKS, "states", "dstates"):
+                usual = configs["backward"]
+                given = {field: n for field, n in common.items() if getattr(config, field) == getattr(usual, field)}
+            found[role] = choices.apply(role, replace(config, **given))
         elif isinstance(config, PairConfig):
             found[role] = choices.apply(role, config)
         else:
             found[role] = choices.apply(role, config)
+    if "back" in found:  # the scan that makes gradients is what `backward` says
+        found["back"] = found["backward"]
     return found
 
 
 def variations(
-    configs: Mapping[str, AnyConfig], sizes: Mapping[str, int], dtype: str, target: str
+    configs: Mapping[str, AnyConfig], sizes: Mapping[str, int], dtype: str, target: str, *, channels: bool = False
 ) -> Iterator[Choices]:
-    """Other numbers for the forward kernels, then for the backward kernels of a file with these configurations."""
+    """Other numbers for the forward kernels, then for the backward kernels of a file with these configurations.
+
+    channels: whether gates differ by channel, whose walks are not cut and have their scores ahead in any case.
+    """
     if isinstance(configs.get("recurrent"), Config):
-        for role, chunk, outer, stages in product(("recurrent", "backward"), (2, 4, 8), (16, 32, 64), (1, 3)):
-            yield Choices.of({role: {"chunk": chunk, "outer": outer, "stages": stages}})
+        fields = ("chunk", "outer", "warps", "stages", "registers")
+        for role, tried in SCAN_TILES.items():
+            for tile in tried if role in configs else ():
+                yield Choices.of({role: dict(zip(fields, tile, strict=True))})
         return
     if isinstance(configs.get("forward"), PairConfig):
         yield from _pair_variations(configs)
@@ -152,16 +171,18 @@ def variations(
         if not isinstance(base, Config):
             continue
         wide = max(narrow, power_of_two(sizes[axis]))
-        tiles = [n for n in (16, 32, 64, 128, 256) if narrow <= n <= wide]
-        cuts = PROGRAMS if sizes["time"] >= LONG * base.chunk else (0,)
-        scores = (False, True) if role == "forward" else (False,)
+        tiles = [base.outer] if channels else [n for n in (16, 32, 64, 128, 256) if narrow <= n <= wide]
+        few = sizes["batch"] * sizes["head"] * -(-sizes[axis] // base.outer) < PROGRAMS[1]
+        cuts = PROGRAMS if few and sizes["time"] >= LONG * base.chunk and not channels else (base.programs,)
+        scores = (False, True) if role == "forward" and not channels else (base.scores,)
         for outer, warps, stages, programs, ahead in product(tiles, (4, 8), (1, 2, 3), cuts, scores):
             chosen = {"outer": outer, "programs": programs}
             if role == "forward":
                 chosen |= {"warps": warps, "stages": stages, "scores": int(ahead)}
                 yield Choices.of({role: chosen})
             else:
-                walks = {walk: {"warps": warps, "stages": stages} for walk in WALKS if walk in configs}
+                own = (*WALKS, "states", "dstates")
+                walks = {walk: {"warps": warps, "stages": stages} for walk in own if walk in configs}
                 yield Choices.of({role: {**chosen, "warps": warps, "stages": stages}, **walks})
     base = configs.get("recurrent")
     if isinstance(base, Recurrence):
