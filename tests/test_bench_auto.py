@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import sma_compiler as sma
 from sma_compiler.bench import auto
 from sma_compiler.bench.auto import ForeignMeasurements, Found, Timed, read, run_rows, write
+from sma_compiler.bench.auto_plan import situation_at
 from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
-from sma_compiler.bench.verdict import Summary, Verdict, judge, situation_at, summary
+from sma_compiler.bench.verdict import Summary, Verdict, judge, summary
 from sma_compiler.cli.main import app
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.plan.devices import CPU, H100

@@ -7,6 +7,7 @@ part in them: `bench.verdict` says, on any machine, how far its pick is from the
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -19,25 +20,23 @@ from typing import Any
 
 import torch
 
+from sma_compiler.bench.auto_plan import CHECKED
 from sma_compiler.bench.auto_rows import AutoRow
 from sma_compiler.errors import SmaError
 from sma_compiler.interface import library
-from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.runtime.program import row_of
+from sma_compiler.kernel.choices import read_plan
 from sma_compiler.runtime.tuned import device_name
 from sma_compiler.runtime.versions import generator, triton_version
-from sma_compiler.tune.compile import WORKERS, Work, compile_work, work_of
+from sma_compiler.tune.compile import Work, compile_work, read_work
 from sma_compiler.tune.report import Candidate, Row
 from sma_compiler.tune.search import check, time_rows
-from sma_compiler.tune.setting import Situation, from_shape, kernel_target, situation
-from sma_compiler.tune.space import candidates, signatures
+from sma_compiler.tune.setting import Setting, from_shape
 from sma_compiler.tune.timers import by_events, timer_of
 from sma_compiler.tune.usage import by_role, known
+from sma_compiler.tune.workers import do_jobs
 
 LIMIT = 6
 """Candidates of a shape."""
-CHECKED = (150,)
-"""Positions at which each is checked before it is timed: two whole chunks and a ragged one."""
 WARMUP, REPEAT = 5, 20
 """Milliseconds that a timing on a GPU warms up and lasts."""
 COMPILING = 0.4
@@ -137,56 +136,57 @@ def run_rows(
             tick(row.name)
         else:
             left.append(row)
-    refused = _compile(left, place, seconds)
+    planned = _planned(left, place, None if seconds is None else COMPILING * seconds)
     for row in left:
         tick(row.name)
         if seconds is not None and time.monotonic() - begun > seconds:
             break
-        found[row.name] = measure_row(row, place, refused)
+        found[row.name] = measure_row(row, place, planned[row.name])
         write(path, found)
     return found
 
 
-def situation_of(row: AutoRow, place: torch.device) -> Situation:
-    """A row on this machine."""
-    dtype = "float32" if place.type == "cpu" else "bfloat16"
-    given = library(row.op).program, row.shape(place.type), dtype, row_of(place), kernel_target(place)
-    return situation(*given, training=True)
+def _planned(rows: Sequence[AutoRow], place: torch.device, seconds: float | None) -> dict[str, list[Timed] | str]:
+    """The candidates of rows, compiled, the likeliest of every row first; a string says why a row has none.
 
-
-def _compile(rows: Sequence[AutoRow], place: torch.device, seconds: float | None) -> dict[tuple[str, Candidate], str]:
-    """Compile the kernels of all candidates of all rows, the likeliest of every row first. Why some are not."""
-    if not kernel_target(place):
-        return {}
-    works: dict[tuple[int, str, Candidate], list[Work]] = {}
-    for row in rows:
-        try:
-            at = situation_of(row, place)
-        except SmaError:
+    seconds: beyond which nothing more is compiled.
+    """
+    jobs = [{"row": asdict(row), "device": device_name(place), "limit": LIMIT} for row in rows]
+    planned: dict[str, list[Timed] | str] = {}
+    works: dict[tuple[int, str], list[Work]] = {}
+    for row, answer in zip(rows, do_jobs("sma_compiler.bench.auto_plan", jobs), strict=True):
+        if isinstance(answer, str):
+            planned[row.name] = answer
             continue
-        kernels = [one for one in candidates(at, LIMIT) if one.backend == "triton"]
-        works |= {(number, row.name, one): work_of(at, one, CHECKED) for number, one in enumerate(kernels)}
-    ordered = {key[1:]: works[key] for key in sorted(works, key=lambda key: key[0])}
-    limit = {} if seconds is None else {"seconds": COMPILING * seconds}
-    return compile_work(ordered, min(WORKERS, os.cpu_count() or 1), **limit)
+        for number, one in enumerate(answer):
+            if made := one.pop("works"):
+                works[number, row.name] = [read_work(work) for work in made]
+        planned[row.name] = [Timed(**one) for one in answer]
+    limit = math.inf if seconds is None else seconds
+    for (number, name), why in compile_work({key: works[key] for key in sorted(works)}, limit).items():
+        own = planned[name]
+        assert not isinstance(own, str)
+        own[number] = replace(own[number], refused=why)
+    return planned
 
 
-def measure_row(row: AutoRow, device: torch.device, refused: Mapping[tuple[str, Candidate], str]) -> Found:
-    """Every candidate at one shape. refused: why some were not compiled."""
+def measure_row(row: AutoRow, device: torch.device, planned: list[Timed] | str) -> Found:
+    """Every candidate at one shape; plans of torch, by which kernels are checked, are not checked themselves."""
     begun = time.monotonic()
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     blank = Found(row.name, device_name(device), generator(), torch.__version__, triton_version(), date)
+    if isinstance(planned, str):
+        return replace(blank, error=planned)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         setting = from_shape(library(row.op).program, row.shape(device.type), dtype, device, training=True, seed=0)
-        at = setting.situation
         rows = []
-        for one in candidates(at, LIMIT):
-            why = refused.get((row.name, one), "")
-            unchecked = why or one.backend == "torch"  # whose plans are what kernels are checked by
-            rows.append(Row(one, refused=why) if unchecked else check(setting, one, 0, CHECKED))
+        for one in planned:
+            candidate = Candidate(one.backend, *read_plan(one.pick))
+            unchecked = one.refused or one.backend == "torch"
+            rows.append(Row(candidate, refused=one.refused) if unchecked else check(setting, candidate, 0, CHECKED))
         timer = timer_of(device) if device.type == "cpu" else partial(by_events, warmup=WARMUP, repeat=REPEAT)
-        timed = tuple(_timed(at, one) for one in time_rows(setting, rows, timer))
+        timed = tuple(map(partial(_timed, setting), planned, time_rows(setting, rows, timer)))
     except (SmaError, RuntimeError) as error:
         return replace(blank, error=str(error).splitlines()[0])
     finally:
@@ -195,19 +195,23 @@ def measure_row(row: AutoRow, device: torch.device, refused: Mapping[tuple[str, 
     return replace(blank, candidates=timed, seconds=round(time.monotonic() - begun, 2))
 
 
-def _timed(at: Situation, row: Row) -> Timed:
-    one = row.candidate
+def _timed(setting: Setting, one: Timed, row: Row) -> Timed:
+    """A candidate with what was measured of it."""
     needs: dict[str, tuple[int, ...]] = {}
-    try:
-        ahead, behind = signatures(at, one)
-        if one.backend == "triton":
-            text = at.program.kernels.text(one.pick, at.sizes, at.dtype, at.target)
-            used = by_role(at.program.op.name, known(text, at.target))
-            needs = {role: (x.warps, x.registers, x.spilled, x.shared) for role, x in used.items()}
-    except NoTritonKernel:
-        ahead = behind = ""
-    forward, recorded, backward, error = map(_short, (row.forward, row.recorded, row.backward, row.error))
-    return Timed(one.backend, one.pick, ahead, behind, forward, recorded, backward, error, row.refused, needs)
+    if one.backend == "triton" and not row.refused:
+        at = setting.situation
+        text = at.program.kernels.text(one.pick, at.sizes, at.dtype, at.target)
+        used = by_role(at.program.op.name, known(text, at.target))
+        needs = {role: (x.warps, x.registers, x.spilled, x.shared) for role, x in used.items()}
+    return replace(
+        one,
+        forward=_short(row.forward),
+        recorded=_short(row.recorded),
+        backward=_short(row.backward),
+        error=_short(row.error),
+        refused=row.refused,
+        needs=needs,
+    )
 
 
 def _short(x: float | None) -> float | None:

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sma_compiler.bench.auto import Found, Timed
+from sma_compiler.bench.auto_plan import situation_at
 from sma_compiler.bench.auto_rows import AutoRow
-from sma_compiler.interface import library
-from sma_compiler.plan.devices import CPU, DEVICES, GPU
-from sma_compiler.tune.setting import Situation, situation
 from sma_compiler.tune.space import auto_candidate, signatures
 
 WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
@@ -53,14 +51,6 @@ class Summary:
     def kept(self) -> bool:
         """Whether what is promised holds for what was measured."""
         return self.share >= SHARE and self.worst <= WORST
-
-
-def situation_at(row: AutoRow, device: str) -> Situation:
-    """A row on the device of this name, which need not be here."""
-    gpu = None if device.endswith("threads") else DEVICES.get(device, GPU)
-    target = "" if gpu is None else "sm_90" if gpu in DEVICES.values() else "sm_80"
-    given = library(row.op).program, row.shape("cuda" if gpu else "cpu"), "bfloat16" if gpu else "float32", gpu or CPU
-    return situation(*given, target, training=True)
 
 
 def judge(row: AutoRow, found: Found) -> Verdict:

@@ -13,9 +13,11 @@ from tune.interpret_choices import CHOSEN
 
 from sma_compiler.interface import library
 from sma_compiler.kernel.choices import Choices
-from sma_compiler.runtime.self_check import SLACK
-from sma_compiler.tune.compile import Work, compile_work
+from sma_compiler.plan.devices import H100
+from sma_compiler.runtime.self_check import SLACK, TIMES
+from sma_compiler.tune.compile import Work, compile_work, work_of
 from sma_compiler.tune.report import Candidate
+from sma_compiler.tune.setting import situation
 from sma_compiler.tune.usage import known
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,7 @@ def test_files_compile_in_processes_of_their_own_and_failures_are_told() -> None
     pytest.importorskip("triton")
     good = Candidate("triton", "recurrent")
     bad = Candidate("triton", "recurrent", Choices.of({"recurrent": {"warps": 2}}))
-    refused = compile_work({good: [work("recurrent")], bad: [work("recurrent", "float8")]}, 2)
+    refused = compile_work({good: [work("recurrent")], bad: [work("recurrent", "float8")]}, workers=2)
     assert set(refused) == {bad}, refused[good]
     assert refused[bad].startswith("does not compile: no dtype 'float8'")
     needed = known(work("recurrent").text, "sm_80")
@@ -58,6 +60,19 @@ def test_files_compile_in_processes_of_their_own_and_failures_are_told() -> None
 def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     one = Candidate("triton", "recurrent")
-    assert compile_work({one: [work("recurrent")]}, 1) == {
-        one: "does not compile: the compiler's process died with status 1"
+    assert compile_work({one: [work("recurrent")]}, workers=1) == {
+        one: "does not compile: the process died with status 1"
     }
+
+
+def test_checks_compile_at_the_sizes_that_they_have() -> None:
+    program = library("simple_gla").program
+    shape = {"B": 4, "T": 1024, "H": 8, "K": 64, "V": 64}
+    at = situation(program, shape, "bfloat16", H100, "sm_90", training=True)
+    for one in (at, situation(library("mamba2").program, {**shape, "G": 1}, "bfloat16", H100, "sm_90", training=True)):
+        main, *checks = work_of(one, Candidate("triton", "chunked"))
+        assert dict(main.sizes) == one.sizes
+        assert [dict(check.sizes)["time"] for check in checks] == list(TIMES)
+        for check in checks:
+            sizes = dict(check.sizes)
+            assert sizes.get("group", sizes["head"]) in (1, sizes["head"])
