@@ -16,8 +16,9 @@ import torch
 from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.self_check import TIMES, small_sizes
+from sma_compiler.runtime.triton_key import quicken
 from sma_compiler.target.compile import compile_text
-from sma_compiler.target.resources import Resources, resources
+from sma_compiler.target.resources import resources
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Setting, Situation
 from sma_compiler.tune.usage import keep
@@ -85,14 +86,14 @@ def compile_work(works: Mapping[K, Sequence[Work]], seconds: float = math.inf, w
     return refused
 
 
-def compile_one(job: Work) -> list[Resources]:
-    """What the kernels need; kept for the cost model, where the sizes are those that the file is for."""
+def compile_one(job: Work) -> int:
+    """Compile a file; how many kernels. What they need at the sizes that it is for is kept for the cost model."""
+    quicken()
     sizes = {**DEFAULTS, **dict(job.sizes or job.chosen)}
     made = compile_text(job.text, program_of(job.handle).op, sizes, job.dtype, job.target)
-    found = [resources(one) for one in made]
     if dict(job.chosen).items() <= sizes.items():
-        keep(job.text, job.target, found)
-    return found
+        keep(job.text, job.target, [resources(one) for one in made])
+    return len(made)
 
 
 def read_work(given: Mapping[str, Any]) -> Work:
@@ -103,4 +104,4 @@ def read_work(given: Mapping[str, Any]) -> Work:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    serve(lambda given: [asdict(one) for one in compile_one(read_work(given))])
+    serve(lambda given: compile_one(read_work(given)))

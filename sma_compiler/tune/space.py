@@ -167,7 +167,7 @@ def variations(
         return
     narrow = 64 if target == "sm_90" and dtype != "float32" else 16
     for role, axis in (("forward", "value"), ("backward", "key")):
-        base = configs.get(role)
+        base = configs.get(role) if "forward" in configs else None
         if not isinstance(base, Config):
             continue
         wide = max(narrow, power_of_two(sizes[axis]))
