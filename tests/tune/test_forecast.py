@@ -22,20 +22,30 @@ from sma_compiler.tune.forecast import at_length, crossovers, forecast, kernel_f
 from sma_compiler.tune.roofline import needs
 from sma_compiler.tune.search import tune
 from sma_compiler.tune.setting import from_shape
-from sma_compiler.tune.space import candidates, variations
+from sma_compiler.tune.space import candidates, variations, varied
 from sma_compiler.tune.usage import keep, known
 
-MAMBA2, RETENTION = "mamba2", "retention"
+WIDE = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
+PAIRS = {"batch": 4, "time": 8192, "head": 16, "key": 128, "value": 128}
 MEASURED = [
-    (MAMBA2, {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64, "group": 1}, 0.589, 3.064),
-    (MAMBA2, {"batch": 4, "time": 8192, "head": 64, "key": 256, "value": 64, "group": 1}, 0.715, 4.448),
-    (MAMBA2, {"batch": 1, "time": 131072, "head": 24, "key": 128, "value": 64, "group": 1}, 0.813, 4.276),
-    (MAMBA2, {"batch": 2, "time": 2048, "head": 24, "key": 64, "value": 64, "group": 1}, 0.071, None),
-    (RETENTION, {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.250, 0.951),
-    (RETENTION, {"batch": 8, "time": 1024, "head": 16, "key": 128, "value": 128}, 0.072, 0.300),
-    (RETENTION, {"batch": 8, "time": 4096, "head": 8, "key": 256, "value": 512}, 0.933, 4.54),
-    ("linear_attention", {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.204, 0.813),
-    ("linear_attention_normalized", {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}, 0.281, 1.262),
+    ("mamba2", "chunked", {**WIDE, "head": 80, "value": 64, "group": 1}, 0.589, 3.064),
+    ("mamba2", "chunked", {**PAIRS, "head": 64, "key": 256, "value": 64, "group": 1}, 0.715, 4.448),
+    ("mamba2", "chunked", {**WIDE, "batch": 1, "time": 131072, "head": 24, "value": 64, "group": 1}, 0.813, 4.276),
+    ("mamba2", "chunked", {"batch": 2, "time": 2048, "head": 24, "key": 64, "value": 64, "group": 1}, 0.071, None),
+    ("retention", "chunked", WIDE, 0.250, 0.951),
+    ("retention", "chunked", {**WIDE, "time": 1024}, 0.072, 0.300),
+    ("retention", "chunked", {**WIDE, "head": 8, "key": 256, "value": 512}, 0.933, 4.54),
+    ("linear_attention", "chunked", WIDE, 0.204, 0.813),
+    ("linear_attention_normalized", "chunked", WIDE, 0.281, 1.262),
+    ("gla", "chunked", WIDE, 0.673, 2.814),
+    ("gla", "chunked", {**WIDE, "head": 4, "key": 256, "value": 512}, 0.597, 3.173),
+    ("rwkv6", "chunked", {**WIDE, "head": 32, "key": 64, "value": 64}, 0.870, 3.378),
+    ("mamba1", "recurrent", {"batch": 8, "time": 4096, "head": 5120, "key": 16}, 1.275, 14.01),
+    ("attention", "quadratic", PAIRS, 2.327, 9.871),
+    ("sliding_window", "quadratic", {**PAIRS, "w": 1024}, 0.761, 3.040),
+    ("document", "quadratic", PAIRS, 0.502, 1.756),
+    ("alibi", "quadratic", PAIRS, 2.607, 10.23),
+    ("retention", "quadratic", {**WIDE, "time": 1024}, 0.109, None),
 ]
 """Milliseconds on an H100, 2026-11-22, bf16: forward, and with backward where the host does not decide it."""
 
@@ -48,8 +58,8 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_predictions_are_near_what_was_measured() -> None:
     ratios = []
-    for name, sizes, forward, both in MEASURED:
-        found = kernel_forecast(sma.library(name).program, "chunked", sizes, "bfloat16", H100, "sm_90")
+    for name, plan, sizes, forward, both in MEASURED:
+        found = kernel_forecast(sma.library(name).program, plan, sizes, "bfloat16", H100, "sm_90")
         ratios.append(1e3 * found.forward / forward)
         if both is not None:
             assert found.training is not None
@@ -61,7 +71,7 @@ def test_predictions_are_near_what_was_measured() -> None:
 
 @pytest.mark.parametrize("plan", ["chunked", "recurrent"])
 def test_more_positions_take_longer(plan: str) -> None:
-    sizes = MEASURED[4][1]
+    sizes = WIDE
     program = sma.library("retention").program
     times = [
         kernel_forecast(program, plan, {**sizes, "time": time}, "bfloat16", H100, "sm_90").forward
@@ -71,13 +81,33 @@ def test_more_positions_take_longer(plan: str) -> None:
 
 
 def test_no_prediction_goes_below_the_roof() -> None:
-    for name, sizes, _, _ in MEASURED:
+    for name, plan, sizes, _, _ in MEASURED:
+        if plan != "chunked":
+            continue
         program = sma.library(name).program
-        found = kernel_forecast(program, "chunked", sizes, "bfloat16", H100, "sm_90")
+        found = kernel_forecast(program, plan, sizes, "bfloat16", H100, "sm_90")
         shape = module.shape_of(program, sizes, "bfloat16")
         assert found.backward is not None
         assert roof(shape, H100, backward=False)[0] < found.forward
         assert roof(shape, H100, backward=True)[0] < found.backward
+
+
+def test_quadratic_configurations_are_told_apart() -> None:
+    program = sma.library("attention").program
+    configs = program.kernels.emitted("quadratic", PAIRS, "bfloat16", "sm_90").configs
+
+    def of(sizes: dict[str, int], name: str = "attention", **forward: int) -> float:
+        shape = module.shape_of(sma.library(name).program, sizes, "bfloat16")
+        return module.configured("quadratic", shape, varied(configs, Choices.of({"forward": forward})), H100).forward
+
+    usual = of(PAIRS)
+    assert of(PAIRS, rows=32, columns=32, warps=4, stages=1) > 1.5 * usual  # small tiles wait more than they multiply
+    assert of(PAIRS, rows=256, columns=256, warps=4) > 1.2 * usual  # large ones do not fit into registers
+    short = {**PAIRS, "batch": 1, "time": 512, "head": 4}
+    assert of(short, rows=64, columns=64, warps=4) < of(short)  # more programs, where there are fewer than processors
+    windowed = [of({**PAIRS, "w": w}, "sliding_window") for w in (256, 1024, 8192)]
+    assert windowed == sorted(windowed)
+    assert windowed[0] < 0.5 * windowed[2]
 
 
 def test_devices_have_rows_and_unknown_ones_a_default() -> None:
@@ -107,7 +137,7 @@ def test_the_model_of_the_cpu_takes_what_auto_takes() -> None:
 
 
 def test_what_a_kernel_was_seen_to_need_counts_more_than_estimates() -> None:
-    program, sizes = sma.library("retention").program, MEASURED[4][1]
+    program, sizes = sma.library("retention").program, WIDE
     before = kernel_forecast(program, "chunked", sizes, "bfloat16", H100, "sm_90")
     text = program.kernels.emitted("chunked", sizes, "bfloat16", "sm_90").text
     assert known(text, "sm_90") == {}
@@ -123,7 +153,7 @@ def test_what_a_kernel_was_seen_to_need_counts_more_than_estimates() -> None:
 
 def test_occupancy_follows_registers_and_shared_memory() -> None:
     shape = Shape(8, 4096, 16, 128, 128, 16, "bfloat16", gated=True, varying=False, normalised=False)
-    configs = sma.library("retention").program.kernels.emitted("chunked", MEASURED[4][1], "bfloat16", "sm_90").configs
+    configs = sma.library("retention").program.kernels.emitted("chunked", WIDE, "bfloat16", "sm_90").configs
     config = configs["forward"]
 
     def room(registers: int, shared: int) -> int:
