@@ -17,6 +17,7 @@ from sma_compiler.backend_errors import WrongKernel
 from sma_compiler.kernel.choices import read_plan
 from sma_compiler.reference import Argument
 from sma_compiler.runtime.args import Arguments, bind, readable
+from sma_compiler.runtime.drawn import draw
 from sma_compiler.runtime.job import operand_name
 from sma_compiler.runtime.kernels import DTYPES, Kernel, target_of
 from sma_compiler.runtime.program import Program, row_of
@@ -26,7 +27,7 @@ from sma_compiler.verify.cases import Case, make_case
 from sma_compiler.verify.check import check_plan, compare_with, errors_of
 from sma_compiler.verify.contract import Report
 from sma_compiler.verify.errors import Errors
-from sma_compiler.verify.samples import default_sizes, samples
+from sma_compiler.verify.samples import default_sizes
 
 TIME = 150
 """Positions: two whole chunks of 64 and a ragged one."""
@@ -114,9 +115,9 @@ def _cases(
     """The same; remembered while one configuration after another is checked."""
     found = []
     with torch.inference_mode(False), torch.enable_grad():
-        for draw in range(seed, seed + SEEDS):
-            arguments = {**samples(program.op, dict(sizes), dtype, draw, device), **dict(numbers)}
-            found.append(make_case(program.op, dict(sizes), dtype, draw, device, arguments=arguments))
+        for own in range(seed, seed + SEEDS):
+            arguments = {**draw(program, dict(sizes), dtype, own, device), **dict(numbers)}
+            found.append(make_case(program.op, dict(sizes), dtype, own, device, arguments=arguments))
     return found
 
 

@@ -17,7 +17,7 @@ def example(op: Op, sizes: Mapping[str, int], dtype: str, device: str) -> dict[s
     """Uninitialised arguments of an op. What a contraction multiplies has `dtype`, gates and factors are fp32.
 
     sizes: by axis, and integer parameters by name; `group` is how many heads those tensors have that share one among
-    several, where it is given.
+    several, where it is given, and `v.head` how many v has.
     """
     cast = roles(op).cast
     found: dict[str, Tensor | int | float] = {}
@@ -26,7 +26,8 @@ def example(op: Op, sizes: Mapping[str, int], dtype: str, device: str) -> dict[s
             found[decl.name] = sizes.get(decl.name, 1) if decl.kind is Kind.INT else 1.0
             continue
         shared = "group" in sizes and "key" in decl.dims and "time" in decl.dims
-        shape = [sizes["group"] if axis == "head" and shared else sizes[axis] for axis in decl.dims]
+        heads = sizes.get(f"{decl.name}.head", sizes["group"] if shared else sizes.get("head", 1))
+        shape = [heads if axis == "head" else sizes[axis] for axis in decl.dims]
         kinds = {Kind.INT: torch.int64, Kind.BOOL: torch.bool}
         element = kinds.get(decl.kind, DTYPES[dtype] if decl.name in cast else torch.float32)
         found[decl.name] = torch.empty(shape, dtype=element, device=device)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from sma_compiler.emit.source import DEFAULTS
+from sma_compiler.runtime.drawn import heads_at
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.self_check import TIMES, small_sizes
 from sma_compiler.runtime.triton_key import quicken
@@ -61,11 +62,15 @@ def compile_all(setting: Setting, wanted: Sequence[Candidate]) -> Mapping[Candid
 
 def work_of(at: Situation, one: Candidate, times: Sequence[int] = TIMES) -> list[Work]:
     """A candidate's file at the sizes of a setting, and at those of its check with so many positions."""
-    chosen, known = tuple(sorted(at.sizes.items())), tuple(sorted(at.known.items()))
-    main = Work(at.program.handle, one.pick, chosen, at.dtype, at.target, known)
+
+    def at_sizes(sizes: Mapping[str, int], heads: Mapping[str, int]) -> Work:
+        named = {f"{name}.head": n for name, n in heads.items()}
+        found = tuple(sorted({**sizes, **numbers, **named}.items()))
+        return Work(at.program.handle, one.pick, tuple(sorted(at.sizes.items())), at.dtype, at.target, found)
+
     numbers = {name: n for name, n in at.known.items() if name not in at.sizes}
-    small = [{**small_sizes(at.program, at.sizes, time), **numbers} for time in times]
-    return [main, *(replace(main, sizes=tuple(sorted(sizes.items()))) for sizes in small)]
+    small = [small_sizes(at.program, at.sizes, time) for time in times]
+    return [at_sizes(at.sizes, at.heads), *(at_sizes(sizes, heads_at(at.program, sizes)) for sizes in small)]
 
 
 K = TypeVar("K")

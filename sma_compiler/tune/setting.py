@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from sma_compiler.call_errors import MissingSize, dims_text
-from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.plan.devices import Device
-from sma_compiler.reference import Argument
 from sma_compiler.runtime.args import Arguments, bind, check_turns, check_values
+from sma_compiler.runtime.drawn import draw, heads_at
 from sma_compiler.runtime.job import operand_name
 from sma_compiler.runtime.kernels import has_triton, target_of
 from sma_compiler.runtime.program import Program, concrete, row_of
 from sma_compiler.runtime.records import Key
 from sma_compiler.runtime.sizes import named_sizes
 from sma_compiler.runtime.tuned import make_key, measured_sizes
-from sma_compiler.verify.samples import Needs, default_sizes, samples
+from sma_compiler.verify.samples import default_sizes
 
 FITTING = ("mode", "lag", "level")
 """Axes whose sizes follow from the others where they are not given."""
@@ -30,7 +29,8 @@ FITTING = ("mode", "lag", "level")
 class Situation:
     """What is planned for: an op at sizes, without tensors.
 
-    sizes: of every axis, and `group`. row: what the device can do. target: of kernels; "" where none run.
+    sizes: of every axis, and `group`. row: what the device can do. target: of kernels; "" where none run. heads: of
+    tensors, by name.
     """
 
     program: Program
@@ -40,6 +40,7 @@ class Situation:
     row: Device
     target: str
     training: bool
+    heads: Mapping[str, int]
 
     @property
     def known(self) -> dict[str, int]:
@@ -56,13 +57,10 @@ def situation(
     sizes = default_sizes(op, **given)
     axes = {axis for decl in op.params for axis in decl.dims}
     found = {axis: size for axis, size in sizes.items() if axis in axes}
-    grouped = Needs(op).grouped
-    heads = [
-        sizes["group"] if "group" in given and (decl.name in grouped or _queried(program, decl)) else sizes["head"]
-        for decl in op.params
-        if {"head", "key"} <= set(decl.dims)
-    ]
-    return Situation(program, found | ({"group": max(heads)} if heads else {}), numbers, dtype, row, target, training)
+    heads = heads_at(program, sizes)
+    groups = [heads[decl.name] for decl in op.params if {"head", "key"} <= set(decl.dims)]
+    found |= {"group": max(groups)} if groups else {}
+    return Situation(program, found, numbers, dtype, row, target, training, heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +98,13 @@ class Setting:
         """The same without tensors."""
         target = kernel_target(self.device) if self.dtype_name != "float64" else ""
         given = self.program, self.sizes, self.numbers, self.dtype_name
-        return Situation(*given, row_of(self.device), target, self.training)
+        dims = {decl.name: decl.dims for decl in self.program.op.params}
+        heads = {
+            name: x.shape[dims[name].index("head")]
+            for name, x in self.arguments.tensors.items()
+            if "head" in dims[name]
+        }
+        return Situation(*given, row_of(self.device), target, self.training, heads)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,13 +131,8 @@ def from_shape(
     Raises:
         CallError: a size is missing, unknown or not positive.
     """
-    op = program.op
     given, numbers = _given(program, shape)
-    drawn: dict[str, Argument] = samples(op, default_sizes(op, **given), dtype, seed, device, drawn=device)
-    for decl in op.params:
-        x = drawn[decl.name]
-        if "group" in given and _queried(program, decl) and isinstance(x, Tensor):
-            drawn[decl.name] = x.narrow(decl.dims.index("head"), 0, given["group"]).contiguous()
+    drawn = draw(program, default_sizes(program.op, **given), dtype, seed, device, drawn=device)
     return from_tensors(program, (), {**drawn, **numbers}, training=training)
 
 
@@ -148,12 +147,6 @@ def _given(program: Program, shape: Mapping[str, int]) -> tuple[dict[str, int], 
             if axis not in given and axis not in FITTING:
                 raise MissingSize(op.label, axis, f"{decl.name!r} has the dimensions {dims_text(decl.dims)}")
     return given, numbers
-
-
-def _queried(program: Program, decl: ParamDecl) -> bool:
-    """Whether it is queries or keys that heads share: those of the linear family share queries, too."""
-    shared = program.kernels.member is not None and decl.name not in program.roles.gates
-    return shared and {"time", "head", "key"} <= set(decl.dims)
 
 
 def kernel_target(device: torch.device) -> str:

@@ -88,6 +88,16 @@ def samples(
     return found
 
 
+def head_counts(op: Op, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many heads each tensor of `samples` has."""
+    grouped = Needs(op).grouped if "group" in sizes else frozenset()
+    return {
+        decl.name: sizes["group"] if decl.name in grouped else sizes["head"]
+        for decl in op.params
+        if "head" in decl.dims
+    }
+
+
 class Needs:
     """What an op's parameters are used for.
 

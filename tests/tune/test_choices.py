@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tune.interpret_choices import CHOSEN
 
 from sma_compiler.interface import library
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.plan.devices import H100
-from sma_compiler.runtime.self_check import SLACK, TIMES
+from sma_compiler.runtime.drawn import draw
+from sma_compiler.runtime.self_check import SLACK, TIMES, small_sizes
+from sma_compiler.target.arguments import example
 from sma_compiler.tune.compile import Work, compile_work, work_of
 from sma_compiler.tune.report import Candidate
-from sma_compiler.tune.setting import situation
+from sma_compiler.tune.setting import from_shape, situation
 from sma_compiler.tune.usage import known
 
 ROOT = Path(__file__).parents[2]
@@ -65,14 +68,28 @@ def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_checks_compile_at_the_sizes_that_they_have() -> None:
-    program = library("simple_gla").program
-    shape = {"B": 4, "T": 1024, "H": 8, "K": 64, "V": 64}
-    at = situation(program, shape, "bfloat16", H100, "sm_90", training=True)
-    for one in (at, situation(library("mamba2").program, {**shape, "G": 1}, "bfloat16", H100, "sm_90", training=True)):
-        main, *checks = work_of(one, Candidate("triton", "chunked"))
-        assert dict(main.sizes) == one.sizes
-        assert [dict(check.sizes)["time"] for check in checks] == list(TIMES)
-        for check in checks:
-            sizes = dict(check.sizes)
-            assert sizes.get("group", sizes["head"]) in (1, sizes["head"])
+@pytest.mark.parametrize(
+    ("name", "heads"), [("simple_gla", (8, 8, 8)), ("mamba2", (1, 1, 8)), ("attention", (8, 2, 2))]
+)
+def test_what_is_compiled_ahead_has_the_shapes_of_calls(name: str, heads: tuple[int, ...]) -> None:
+    program = library(name).program
+    shape = {"B": 1, "T": 64, "H": 8, "K": 4, "V": 4} | ({"G": min(heads)} if min(heads) < 8 else {})
+    at = situation(program, shape, "float32", H100, "sm_90", training=True)
+    setting = from_shape(program, shape, torch.float32, torch.device("cpu"), training=True, seed=0)
+    assert (at.sizes, at.heads) == (setting.situation.sizes, setting.situation.heads)
+    main, *checks = work_of(at, Candidate("triton", "chunked"))
+    drawn = [setting.arguments.tensors]
+    for check, time in zip(checks, TIMES, strict=True):
+        sizes = small_sizes(program, at.sizes, time)
+        assert dict(check.sizes)["time"] == time
+        drawn.append(
+            {
+                name: x
+                for name, x in draw(program, sizes, torch.float32, 0, torch.device("cpu")).items()
+                if isinstance(x, torch.Tensor)
+            }
+        )
+    for work, tensors in zip((main, *checks), drawn, strict=True):
+        compiled = example(program.op, dict(work.sizes), "float32", "meta")
+        assert {name: x.shape for name, x in tensors.items()} == {name: x.shape for name, x in compiled.items()}
+    assert tuple(setting.arguments.tensors[name].shape[2] for name in "qkv") == heads
