@@ -104,7 +104,8 @@ def gradients(
             builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
         builders[walk.name] = (walker if alone else SharedHeads)(walk, outer, names.walks[walk.name], held)
     if shares:
-        builders["states"] = ChunkStates(forward, outer, names.walks["states"], held, parts=cut)
+        parts = together["states"].programs > 0
+        builders["states"] = ChunkStates(forward, outer, names.walks["states"], held, parts=parts)
         if "dstates" in together:
             builders["dstates"] = ChunkStates(made.dv, outer, names.walks["dstates"], held, parts=cut)
             builders["dv"] = ChunkRows(made.dv, outer, names.walks["dv"], held, parts=False)
@@ -128,7 +129,7 @@ def gradients(
             made_ahead[role] = ChannelScores(*given, narrow=role == "scores")
     elif shares:
         made_ahead["scores"] = Scores(member, outer, reserved)
-    if shares and cut:
+    if shares and together["states"].programs:
         made_ahead["local_states"] = LocalStates(forward, outer, names.walks["states"], reserved, parts=True)
     builders |= {role: maker for role, maker in made_ahead.items() if role not in ahead}
     kernels |= {role: kernel(maker, f"{op.name}_{role}_kernel") for role, maker in made_ahead.items()}

@@ -91,12 +91,17 @@ class Backward:
 
 
 def gathered(made: Backward) -> Backward:
-    """The same where the kernel of dK has all values of a head, and makes what dV's sums beside its contraction."""
+    """The same where the kernel of dK has all values of a head, and makes what dV's sums beside its contraction.
+
+    It sums over the positions of a chunk, too, where the parameter does not vary in time: [B, slots, H].
+    """
     moved = [x for x in made.dv.outputs if made.dv.outer not in x.axes and made.dv.result not in _inside((x.expr,))]
     names = {output.name for output in moved}
     kept = tuple(output for output in made.dv.outputs if output.name not in names)
-    pieces = tuple(replace(p, axes=p.axes[1:]) if p.tensor in names else p for p in made.pieces)
-    dk = replace(made.dk, outputs=(*made.dk.outputs, *moved))
+    static = {decl.name for decl in made.linear.op.params if "time" not in decl.dims}
+    axes = {p.tensor: ("batch", "slot", "head") if p.param in static else p.axes[1:] for p in made.pieces}
+    pieces = tuple(replace(p, axes=axes[p.tensor]) if p.tensor in names else p for p in made.pieces)
+    dk = replace(made.dk, outputs=(*made.dk.outputs, *(replace(x, axes=axes[x.name]) for x in moved)))
     return replace(made, dv=replace(made.dv, outputs=kept), dk=dk, pieces=pieces)
 
 

@@ -25,7 +25,7 @@ from sma_compiler.kernel.linear import varies
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Function, Tile
-from sma_compiler.kernel.rows import chunk, slots
+from sma_compiler.kernel.rows import chunk, entry_of_slot, slots
 from sma_compiler.kernel.walk import Output
 from sma_compiler.mask.nodes import Gate
 
@@ -202,8 +202,7 @@ class ChainKernel(Maker):
 
     def _keep(self, pointer: E, channel: str | None, inputs: Inputs, slot: E, value: E) -> None:
         """Write what a parameter that does not vary in time gets from this chunk, [B, slots, H, ...]."""
-        heads = self.arguments.integer("H", self.host.heads)
-        place = (inputs.batch * slots(self.arguments, self.host) + slot) * heads + inputs.head
+        place = entry_of_slot(self.arguments, self.host, inputs.batch, slot, inputs.head)
         if channel is None:
             self.b.do(call("tl.store", pointer + place, value, tile=Tile("ptr")))
             return

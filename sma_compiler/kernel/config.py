@@ -21,6 +21,7 @@ class Config:
     programs: how many should run at once, where sequences are cut into parts for it; 0: they are not.
     scores: whether Q K^T is made ahead, where many programs would make it again. assembly: whether the target has PTX.
     registers: of a thread, at most, so that more programs are there at once; 0: as many as there are.
+    share: how many programs share the heads of a group, whose gradients of q and k are made together.
     """
 
     chunk: int
@@ -31,6 +32,7 @@ class Config:
     scores: bool = False
     assembly: bool = False
     registers: int = 0
+    share: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ STEP = Recurrence(elements=8192, warps=4)
 """Of a decoding step: 64 numbers a thread, in flight at once."""
 
 
+LONG = 256
+"""Chunks of a sequence that every walk cuts into parts, where there are fewer programs than multiprocessors."""
+SHORT = 16
+"""Chunks from which on the walks that do most do: two launches more cost the host as much as they save elsewhere."""
+
+
 RESIDENT = 10
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
 
@@ -104,7 +112,7 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
         shared = sizes["head"] // sizes.get("group", sizes["head"]) >= SHARED
         found = Config(chunk=64, outer=64, warps=4, stages=2 if varying or normalised else 3, scores=shared)
     programs = rows * -(-sizes["value"] // found.outer)
-    if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
+    if programs < MULTIPROCESSORS and sizes["time"] >= LONG * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)
     return replace(found, assembly=target.startswith("sm_"))
 
@@ -125,8 +133,8 @@ def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
     else:
         found = Config(chunk=64, outer=64, warps=4, stages=1)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["key"] // found.outer)
-    if programs < MULTIPROCESSORS and sizes["time"] >= 256 * found.chunk:
-        found = replace(found, programs=4 * MULTIPROCESSORS)
+    if programs < MULTIPROCESSORS and sizes["time"] >= SHORT * found.chunk:
+        found = replace(found, programs=(4 if sizes["time"] >= LONG * found.chunk else 2) * MULTIPROCESSORS)
     return replace(found, assembly=target.startswith("sm_"))
 
 
@@ -190,10 +198,15 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
     wide = replace(common, warps=8, stages=3 if narrow else 2)
     if narrow:
         wide = replace(wide, outer=max(64, power_of_two(sizes["key"])))
+    chunks = sizes["batch"] * -(-sizes["time"] // common.chunk) * sizes.get("group", sizes["head"])
+    programs = chunks * -(-sizes["key"] // wide.outer)
+    while 2 * programs * wide.share <= MULTIPROCESSORS and heads % (2 * wide.share) == 0:
+        wide = replace(wide, share=2 * wide.share)
     apart = {"dstates": replace(walk, stages=3)} if sizes["key"] > 128 else {}
+    cut = common.programs if sizes["time"] >= LONG * common.chunk else 0
     return {
         **apart,
-        "states": replace(walk, stages=3 if apart else 4),
+        "states": replace(walk, stages=3 if apart else 4, programs=cut),
         "dv": replace(walk, stages=1, warps=4) if apart else replace(walk, stages=3),
         "dq": replace(wide, warps=4) if narrow and sizes["key"] <= 128 else wide,
         "dk": wide,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.backward import Backward, Piece, needs_whole
-from sma_compiler.kernel.build import E, Operand, lift, path, sequence
+from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.chain import sums_of
 from sma_compiler.kernel.check import UNUSED
 from sma_compiler.kernel.config import Config
@@ -20,6 +20,9 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 
 COUNTING = ("net", "inter", "rows", "columns", "states", "vectors", "late")
 """Sums that the walk of dq writes; that of dk writes the others, and reads the states."""
+
+STACKED = ("batch", "slot", "head")
+"""The axes of parts of gradients that lie in one tensor, where there are several."""
 
 States = dict[tuple[str, int], E]
 
@@ -95,6 +98,10 @@ class BackwardLauncher(Launch):
         self.needs, self.precision = path(fresh("needs")), path(fresh("precision"))
         self.need = {decl.name: path(fresh(f"need_{decl.name}")) for decl in self.tensors}
         self.by_chain = path(fresh("need_sums"))
+        pieces = [piece for piece in made.pieces if piece.axes == STACKED and self._decl(piece).dims == STACKED[-1:]]
+        alone = [piece for piece in pieces if len(made.pieces_of(piece.param)) == 1]
+        self.stacked = {piece.tensor: number for number, piece in enumerate(alone)} if alone[1:] else {}
+        self.statics = path(fresh("statics"))
         self.rounds = True
 
     def build(self, name: str, kernels: Mapping[str, Kernel], config: Config, each: Mapping[str, Config]) -> Function:
@@ -106,6 +113,7 @@ class BackwardLauncher(Launch):
         self._cotangents()
         constants = self._constants(config, each)
         self._needs()
+        self._stack()
         self._given_states()
         if self.made.before is not None or self.linear.normalize != "none":
             self._again()
@@ -206,6 +214,14 @@ class BackwardLauncher(Launch):
             b.set(self.by_chain, either(*self._needed(outputs)))
         elif self.made.gated:
             b.set(self.by_chain, either(*(self.need[param] for param in self.made.gated)))
+
+    def _stack(self) -> None:
+        """Make one tensor for what chunks bring to parameters of heads: one launch sums all of it."""
+        if self.stacked:
+            host = self.host
+            shape = [lift(len(self.stacked)), *(host.sizes["batch"], host.slots, host.heads)]
+            self.b.section("What every chunk brings to parameters of heads")
+            self.b.set(self.statics, self._new(either(*self._needed(self.stacked)), shape, path("torch.float32")))
 
     def _needed(self, tensors: Iterable[str]) -> list[E]:
         """Whether the gradients that some tensors are parts of are needed."""
@@ -322,6 +338,10 @@ class BackwardLauncher(Launch):
         rounded = alone and {"batch", "time"} <= set(self._decl(piece).dims) and "tile" not in piece.axes
         dtype = param.attr("dtype") if rounded else path("torch.float32")
         written = self._written(tensor)
+        if tensor in self.stacked:
+            entry = self.statics.at(self.stacked[tensor])
+            self.b.set(written, choose(self.need[piece.param], entry, lift(None)))
+            return
         self.b.set(written, self._new(self.need[piece.param], [sizes[axis] for axis in piece.axes], dtype))
 
     def _more_sizes(self) -> dict[str, E]:
@@ -369,21 +389,25 @@ class BackwardLauncher(Launch):
         b = self.b
         b.section("Gradients of what heads, positions or sequences share are summed")
         found: list[E] = []
+        if self.stacked:
+            with b.branch(either(*self._needed(self.stacked))):
+                rows = self.statics.attr("flatten").call(1, 2)
+                b.set(self.statics, path("total").call(rows, 1, path("torch.float32")))
         for decl in self.tensors:
             pieces = self.made.pieces_of(decl.name)
             if not pieces:
                 found.append(lift(None))
                 continue
-            total, *others = (self._reduced(piece, decl) for piece in pieces)
+            dtype = self.host.parameters[decl.name].attr("dtype")
+            total, *others = (self._reduced(piece, decl, None if pieces[1:] else dtype) for piece in pieces)
             gradient = self._written(pieces[0].tensor)
             found.append(gradient)
             if others or total.node != gradient.node:
                 with b.branch(self.need[decl.name]):
-                    dtype = self.host.parameters[decl.name].attr("dtype")
                     for other in others:
                         b.set(gradient, total + other)
                         total = gradient
-                    b.set(gradient, total.attr("to").call(dtype))
+                    b.set(gradient, total.attr("to").call(dtype) if others else total)
         gradients = b.let("gradients", sequence(found))
         if self.states:
             states = list(self.names.before.values())
@@ -392,14 +416,20 @@ class BackwardLauncher(Launch):
                 b.set(gradients, gradients + sequence([carried]))
         b.give(gradients)
 
-    def _reduced(self, piece: Piece, decl: ParamDecl) -> E:
-        """A part of a gradient with the axes of its parameter."""
+    def _reduced(self, piece: Piece, decl: ParamDecl, dtype: E | None) -> E:
+        """A part of a gradient with the axes of its parameter. dtype: of its sum; None: it is not all of it."""
+        if piece.tensor in self.stacked and dtype is not None:
+            return self.statics.at(self.stacked[piece.tensor]).attr("to").call(dtype)
         value = self._written(piece.tensor)
         if "head" in decl.dims and decl.name in self.host.shared:
             value = path("of_groups").call(value, size_of(self.host, decl, "head"))
         over = [n for n, axis in enumerate(piece.axes) if axis not in decl.dims]
-        if over:
-            value = value.attr("sum").call(sequence(over) if len(over) > 1 else over[0])
+        if over and dtype is not None and over == list(range(len(over))):
+            rows = value.attr("flatten").call(0, over[-1]) if over[1:] else value
+            value = path("total").call(rows, 0, dtype)
+        elif over:
+            value = value.attr("sum").call(sequence(over) if over[1:] else over[0])
+            value = value if dtype is None else value.attr("to").call(dtype)
         left = [axis for axis in piece.axes if axis in decl.dims]
         if left != list(decl.dims):
             value = value.attr("permute").call(*(left.index(axis) for axis in decl.dims))

@@ -43,9 +43,19 @@ class SharedLauncher(BackwardLauncher):
     """Builds the launcher."""
 
     by_chunk = True
+    share = 1
+    """How many programs share the heads that have the same q and k."""
 
     def _outer(self, axis: str, config: Config, each: Mapping[str, Config]) -> int:
         return each["dq"].outer if axis == "key" else config.outer
+
+    def groups(self) -> None:
+        """How many groups of heads there are, of which some may have the same q and k."""
+        super().groups()
+        if self.share > 1:
+            groups = self.host.groups
+            with self.b.branch((self.host.heads % (groups * self.share)).eq(0)):
+                self.b.set(groups, groups * self.share)
 
     def _heads(self, tensor: str) -> E:
         walks = self.names.walks
@@ -71,6 +81,7 @@ class SharedLauncher(BackwardLauncher):
         values = [*self._needed(output.name for output in dv.outputs), self._first_state.given()]
         keeping = [*dict.fromkeys((*wanted, *values))] if "dstates" in kernels else wanted
         b.set(held.sums["states", 0], self._new(either(*keeping), [batch, heads, host.slots, key, value], dtype))
+        self.share = each["dk"].share
         self.scores(kernels["scores"], along)
         if "dstates" in kernels:
             self._by_chunk(dv, kernels, along, each, keeping)

@@ -453,13 +453,6 @@ def runs(told, resets, batch, cu_seqlens):
     return begin, end
 
 
-def of_groups(x, heads):
-    """x [B, T, H, D] summed over the heads that share one of `heads`; torch adds in fp32 whatever x has."""
-    if x.shape[2] == heads:
-        return x
-    return x.unflatten(2, (heads, -1)).sum(3)
-
-
 def coarsest(*tensors):
     """The dtype that matrix products round to: the coarsest of these tensors'."""
     dtypes = {x.dtype for x in tensors}

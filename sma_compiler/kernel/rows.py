@@ -71,6 +71,11 @@ def slots(arguments: Arguments, host: Host) -> E:
     return arguments.integer("SLOTS", host.slots)
 
 
+def entry_of_slot(arguments: Arguments, host: Host, batch: E, slot: E, head: E) -> E:
+    """The place of a chunk's entry for a head, in [B, slots, H]."""
+    return (batch * slots(arguments, host) + slot) * arguments.integer("H", host.heads) + head
+
+
 def _pack(arguments: Arguments, host: Host) -> E:
     return arguments.pointer("cu", host.pack)
 

@@ -28,6 +28,7 @@ from sma_compiler.kernel.lower import Lowering, operand
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import chunk as find_chunk
+from sma_compiler.kernel.rows import entry_of_slot
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
@@ -237,17 +238,26 @@ class SharedHeads(ByChunk):
         b.set(total, total + scaled(part, path.rows.factors, column=True))
 
     def _beside(self, place: Place, chunk: Chunk, outputs: Iterable[Output]) -> None:
-        """Sum over the inner channels what does not depend on pairs, [B, H, T], by the programs of the first tile."""
+        """Sum over the inner channels what does not depend on pairs, by the programs of the first tile.
+
+        [B, H, T], or summed over the chunk, too: [B, slots, H].
+        """
         b, walk = self.b, self.walk
         for output in outputs:
             pointer = self.arguments.pointer(output.name, self.tensors.outputs[output.name])
-            length = self.arguments.integer("T", self.host.sizes["time"])
-            at = pointer + place.inputs.row() * length + (chunk.t0 + chunk.rows.offsets)
+            inputs = place.inputs
             b.helpers |= {"keep", "store"}
             with b.branch(pointer.given().both(place.tile.eq(0))):
-                inside = place.inputs.inside[walk.inner]
-                value = b.helper("keep", chunk.lowering.value(output.expr), inside, size("MASKED"))
-                b.do(call("store", at, reduce_sum(value, 1), chunk.rows.valid, size("MASKED"), tile=Tile("ptr")))
+                value = b.helper("keep", chunk.lowering.value(output.expr), inputs.inside[walk.inner], size("MASKED"))
+                value = reduce_sum(value, 1)
+                if "time" in output.axes:
+                    length = self.arguments.integer("T", self.host.sizes["time"])
+                    at = pointer + inputs.row() * length + (chunk.t0 + chunk.rows.offsets)
+                    b.do(call("store", at, value, chunk.rows.valid, size("MASKED"), tile=Tile("ptr")))
+                else:
+                    slot = place.span.slot
+                    at = pointer + entry_of_slot(self.arguments, self.host, inputs.batch, slot, inputs.head)
+                    b.do(call("tl.store", at, reduce_sum(value, 0), tile=Tile("ptr")))
 
     def _pairs(self, chunk: Chunk, sums: PathSums | None, products: E | None, weights: E) -> None:
         """Add the weights that one head gives to the chunk's pairs."""

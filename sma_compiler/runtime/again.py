@@ -6,7 +6,6 @@ Only calls on a GPU that a kernel makes are replayed; `execute` makes every othe
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -52,13 +51,12 @@ def execute_again(
     training = False
     for x in (*positional, *named.values(), *own, *packs):
         kind = type(x)
-        if kind is Tensor or kind is Parameter:
-            tensor = cast(Tensor, x)
-            if tensor.layout is not torch.strided:
+        if isinstance(x, Tensor):
+            if (kind is not Tensor and kind is not Parameter) or x.layout is not torch.strided:
                 return run()
-            training = training or (enabled and tensor.requires_grad)
-            inputs.append(tensor)
-            parts.append(form(tensor))
+            training = training or (enabled and x.requires_grad)
+            inputs.append(x)
+            parts.append(form(x))
         elif kind is int or kind is float:
             parts.append((kind, x))
         else:
@@ -75,14 +73,15 @@ def execute_again(
     if held or packs or call.want_state or call.want_lse or call.step:
         return run()
     known = key, alike(inputs)
+    direct = program.direct.get(known)
+    if direct is not None:
+        return (direct(inputs),)
+    outputs = run()
     if known not in program.direct:
         if len(program.direct) >= TAPES:
             program.direct.clear()
-        outputs = run()
         program.direct[known] = _direct(program, call, positional, named, inputs, casting=bool(casting))
-        return outputs
-    direct = program.direct[known]
-    return run() if direct is None else (direct(inputs),)
+    return outputs
 
 
 def _direct(

@@ -6,8 +6,8 @@ host than the launches do. A call that was made once, and needs none of it, is m
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Direct:
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """The result, differentiable."""
-        found: Tensor = _Direct.apply(self, *[inputs[at] for at in self.order])
+        found: Tensor = _apply(self, *[inputs[at] for at in self.order])
         return found
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -87,3 +87,7 @@ class _Direct(Function):
         else:
             grads = iter(call.backward(needs, dy, held, ctx.hooked))
         return (None, *[next(grads) if need else None for need in needs])
+
+
+_apply: Callable[..., Any] = super(Function, _Direct).apply
+"""`_Direct.apply` without what it does for transforms, which are none here."""

@@ -98,7 +98,7 @@ class Recorder(TorchDispatchMode):
             slotted = self._slotted(args), self._slotted(kwargs)
             made = [self._add(x) for x in pytree.tree_leaves(found)]
             if func is torch.ops.aten.empty.memory_format and isinstance(found, Tensor) and found.is_contiguous():
-                self.steps.append(Allocation(found, made))
+                self.steps.append(Allocation(found.shape, found.dtype, found.device, *made))
             else:
                 self.steps.append(Operation(func, *slotted, made, single=isinstance(found, Tensor)))
             if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor) and not self.broken:

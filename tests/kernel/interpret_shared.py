@@ -1,6 +1,7 @@
 """Runs the gradients of heads that share q and k, as `interpret_backward` does those of each head; prints the errors.
 
-One group of two heads, and two groups of two. A mutant sums over the first head of a group alone.
+One group of two heads, and two groups of two; and two programs for a group. A mutant sums over the first head of a
+group alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def by_chunks(common: Config, *_: object) -> dict[str, Config]:
     return {**few(common), "dstates": replace(common, chunk=CHUNK, outer=16)}
 
 
+def divided(common: Config, *_: object) -> dict[str, Config]:
+    """The same with two programs for a group."""
+    return {role: replace(found, share=2) for role, found in few(common).items()}
+
+
 def grouped(op: CompiledOp) -> dict[str, float]:
     """The errors with two groups of two heads."""
     sizes = {**SIZES, "time": 33, "head": 4}
@@ -61,6 +67,8 @@ def main(names: list[str]) -> None:
     config.shared = by_chunks  # type: ignore[assignment]
     found["mamba2 chunks"] = run(op, module(op, "float32"), "float32", 33)
     found["mamba2 chunks-split"] = run(op, module(op, "float32", programs=64), "float32", 33)
+    config.shared = divided  # type: ignore[assignment]
+    found["mamba2 divided"] = run(op, module(op, "float32"), "float32", 33)
     print(json.dumps(found))
 
 

@@ -41,7 +41,8 @@ def test_wide_keys_make_scores_ahead_where_heads_share_them() -> None:
 def test_few_heads_and_long_sequences_are_cut_in_parts() -> None:
     few = {**SIZES, "batch": 1, "head": 24}
     assert forward({**few, "time": 131072}, "bfloat16", "sm_90", normalised=False, varying=True).programs > 0
-    assert forward(few, "bfloat16", "sm_90", normalised=False, varying=True).programs == 0
+    short = {**few, "time": 1000}
+    assert forward(short, "bfloat16", "sm_90", normalised=False, varying=True).programs == 0
     assert backward({**few, "time": 131072}, "bfloat16", "sm_90").programs > 0
 
 

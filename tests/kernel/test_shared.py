@@ -16,7 +16,7 @@ from sma_compiler.emit.source import emit
 from sma_compiler.kernel import config
 
 ROOT = Path(__file__).parents[2]
-LIMITS = dict.fromkeys(("float32", "groups", "split", "chunks", "chunks-split"), 6e-6) | {"float16": 4e-3}
+LIMITS = dict.fromkeys(("float32", "groups", "split", "chunks", "chunks-split", "divided"), 6e-6) | {"float16": 4e-3}
 SIZES = {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64}
 
 
@@ -88,3 +88,11 @@ def test_configurations_fit() -> None:
         common = config.backward({**SIZES, "value": value}, "bfloat16", "sm_90")
         found = config.shared(common, {**SIZES, "value": value, "group": 1}, "bfloat16", "sm_90")
         assert found["dq"].outer == found["dk"].outer == outer
+
+
+def test_few_chunks_have_several_programs_for_a_group() -> None:
+    sizes = {"batch": 2, "time": 2048, "head": 24, "key": 64, "value": 64, "group": 1}
+    for time, share in ((1024, 4), (2048, 2), (4096, 1)):
+        common = config.backward({**sizes, "time": time}, "bfloat16", "sm_90")
+        found = config.shared(common, {**sizes, "time": time}, "bfloat16", "sm_90")
+        assert found["dq"].share == found["dk"].share == share
