@@ -16,8 +16,8 @@ from sma_compiler.tune.setting import Situation, situation
 from sma_compiler.tune.space import candidates, signatures
 from sma_compiler.tune.workers import serve
 
-CHECKED = (150,)
-"""Positions at which each candidate is checked before it is timed: two whole chunks and a ragged one."""
+CHECKED = (256,)
+"""Positions at which each candidate is checked before it is timed: whole chunks, as the shapes have."""
 
 
 def situation_at(row: AutoRow, device: str) -> Situation:

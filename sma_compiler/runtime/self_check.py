@@ -34,6 +34,10 @@ TIME = 150
 TIMES = (TIME, 256)
 """Whole chunks alone as well, before a record may name a kernel: it is compiled anew for those."""
 HEADS = 2
+BATCH = 8
+"""Sequences of a check, at most."""
+MOST_PAIRS = 2**26
+"""Of positions (and channels) that all heads of a check have; beyond them it has `HEADS`."""
 SEEDS = 4
 """Draws of the inputs, pooled where a block of a tensor is small."""
 SLACK = 8.0
@@ -115,19 +119,33 @@ def _cases(
     """The same; remembered while one configuration after another is checked."""
     found = []
     with torch.inference_mode(False), torch.enable_grad():
-        for own in range(seed, seed + SEEDS):
+        for own in range(seed, seed + max(1, SEEDS * HEADS // dict(sizes).get("head", 1))):
             arguments = {**draw(program, dict(sizes), dtype, own, device), **dict(numbers)}
             found.append(make_case(program.op, dict(sizes), dtype, own, device, arguments=arguments))
     return found
 
 
 def small_sizes(program: Program, sizes: Mapping[str, int], time: int) -> dict[str, int]:
-    """The key and value size of `sizes` and few positions and heads; heads share keys where they do there."""
+    """The key and value size of `sizes` and few positions; heads share keys where they do there.
+
+    As many heads and about as many sequences as there, where the reference can hold all their pairs: then the kernels
+    are those that are compiled for `sizes`.
+    """
     fixed = ("batch", "time", "head", "group", "lag", "level")
-    few = {axis: size for axis, size in sizes.items() if axis not in fixed} | {"batch": 1, "time": time, "head": HEADS}
-    if sizes.get("group", 0) not in (0, sizes.get("head")):
-        few["group"] = 1
+    few = {axis: size for axis, size in sizes.items() if axis not in fixed}
+    heads, group = sizes.get("head", HEADS), sizes.get("group", 0)
+    batch = min(BATCH, sizes.get("batch", 1))
+    if batch * heads * time**2 * max(sizes.get("key", 1) * _channels(program), 1) > MOST_PAIRS:
+        batch, heads, group = 1, HEADS, 1 if group not in (0, heads) else 0
+    few |= {"batch": batch, "time": time, "head": heads}
+    if group not in (0, heads):
+        few["group"] = group
     return default_sizes(program.op, **few)
+
+
+def _channels(program: Program) -> bool:
+    """Whether gates differ by channel, so that the reference holds pairs for each."""
+    return any(mask.gate not in ("none", "scalar") for mask in program.plans.facts.masks)
 
 
 def run_plan(program: Program, plan: str, arguments: Mapping[str, Argument]) -> Tensor:

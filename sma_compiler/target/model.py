@@ -248,12 +248,12 @@ def _shared(shape: Shape, configs: Mapping[str, Config], device: Device, used: M
         found.append(_grid("dv", turn, programs, 1.0, config, key, config.outer, shape, device, used))
     for role in ("dk", "dq"):
         config = configs[role]
-        programs = shape.batch * shape.group * chunks * math.ceil(key / config.outer)
+        programs = shape.batch * shape.group * chunks * math.ceil(key / config.outer) * config.share
         first = role == "dk"  # it weighs the pairs inside chunks, for both
         moved = ((1.0 + first) * c * value + config.outer * value) * size
         products = 2.0 * c * c * value * first + 2.0 * c * value * config.outer
         turn = _Turn(products, 1.0 * c * c * first, BACKWARD_SUMS * PAIRS * c * c * first, moved, moved)
-        turns = shape.head / shape.group
+        turns = shape.head / shape.group / config.share
         found.append(_grid(role, turn, programs, turns, config, value, config.outer, shape, device, used))
     return found
 
