@@ -26,6 +26,10 @@ from sma_compiler.tune.usage import keep
 from sma_compiler.tune.workers import do_jobs, serve
 
 
+SECONDS = 35.0
+"""Beyond which no other file is begun for a setting: the rest of its minute is for checking and timing."""
+
+
 class Compile(Protocol):
     """Compiles candidates. Why some cannot be, by candidate."""
 
@@ -57,7 +61,7 @@ class Work:
 
 def compile_all(setting: Setting, wanted: Sequence[Candidate]) -> Mapping[Candidate, str]:
     """Compile candidates for the GPU of a setting: at its sizes, and at those of the check."""
-    return compile_work({one: work_of(setting.situation, one) for one in wanted})
+    return compile_work({one: work_of(setting.situation, one) for one in wanted}, SECONDS)
 
 
 def work_of(at: Situation, one: Candidate, times: Sequence[int] = TIMES) -> list[Work]:
