@@ -206,7 +206,7 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
         keeps = config.scan(sizes, dtype, target, narrow=narrow)
         back = scanned(member, plans, common, keeps, reserved, _kernel)
     else:
-        exact = bool(member.terms[0].axes) and dtype == "float32"
+        exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
         back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
     helpers = ["scan_parts_kernel"] if scans and (common.programs or cut) else []

@@ -216,7 +216,7 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
 def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
     """The configuration of the backward walks of the recurrent plan; a chunk is what sums for gates are made over.
 
-    exact: whether gates differ by channel and tensors are fp32. Roundings add up over a chunk; states are kept of each.
+    exact: whether tensors are fp32. Roundings add up over a chunk; states are kept of each.
     """
     inner = power_of_two(max(sizes["key"], sizes["value"], 16))
     chunk = 8 if exact else 64

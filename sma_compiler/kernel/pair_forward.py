@@ -8,7 +8,6 @@ from sma_compiler.kernel.build import (
     MINUS_INFINITY,
     E,
     call,
-    dot,
     exp2,
     path,
     pointwise,
@@ -84,7 +83,7 @@ class PairForward(PairKernel):
                 weights = self.weights(pair, scores, scale)
                 if norm is not None:
                     b.set(norm, norm + reduce_sum(weights, 1))
-            b.set(y, dot(weights.to("dot"), v, y))
+            b.set(y, self.plus(y, weights.to("dot"), v))
 
         self.visits(place, body)
         self._finish(inputs, own, y, norm, most)

@@ -6,6 +6,7 @@ are divided, and D that of the divisor (under a softmax -dY . y), a pair's weigh
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Const, Expr
@@ -15,7 +16,6 @@ from sma_compiler.kernel.build import (
     E,
     arange,
     call,
-    dot,
     lift,
     path,
     reduce_sum,
@@ -86,6 +86,14 @@ class PairGradient(PairKernel):
         return None if not self.pairs.softmax else self.back_leaf(2)
 
     @property
+    def constant_rows(self) -> bool:
+        """Whether a row is the same whatever the weight of its only pair, so that this has no gradient.
+
+        The products that would cancel round apart: an infinite cotangent of the divisor says so instead.
+        """
+        return self.pairs.linear.normalize in ("softmax", "sum")
+
+    @property
     def sums_dtype(self) -> str:
         """What sums over pairs are kept in."""
         return "fp64" if self.pairs.wide else "fp32"
@@ -142,7 +150,9 @@ class PairGradient(PairKernel):
         """
         b, pairs = self.b, self.pairs
         lse, delta = rows
-        if delta is not None:
+        if delta is not None and pair.seen is not None and self.constant_rows:
+            b.set(dweights, where(delta < INFINITY, dweights + delta, 0.0))
+        elif delta is not None:
             b.set(dweights, dweights + delta)
         if pairs.softmax:
             scores = self.exponents(pair, scores, scale)
@@ -273,20 +283,15 @@ class QueryGradient(PairGradient):
         q = self.operand(own, linear.q, "q", "key")
         dn = self.operand(own, self.dn, "dn", "value")
         lse = self.folded(own, self.rows_lse(own))
+        seen = self.see(place, own)
         delta = None
         if offset:
             delta = b.let(
                 "b_delta", b.helper("keep", own.lowering.value(offset[0]), own.valid or lift(True), lift(True))
             )
-            if self.lse is not None:
-                pointer = self.arguments.pointer("dlse", self.tensors.dlse)
-                with b.branch(pointer.given()):
-                    base, stride = inputs.made("dlse", pointer, None)
-                    given = call("tl.load", base + own.positions * stride, mask=own.valid, other=0, tile=delta.tile)
-                    b.set(delta, delta + given)
+            self._finish(place, inputs, own, seen, delta)
             base, stride = inputs.made("delta", self.arguments.pointer("delta", self.tensors.delta), None)
             b.do(call("tl.store", base + own.positions * stride, delta, mask=own.valid, tile=Tile("ptr")))
-        seen = self.see(place, own)
         dq = b.let("b_dq", zeros("BM", "BK"))
         self.start_sums()
         rows = (None if lse is None else lse.col, None if delta is None else delta.col)
@@ -299,7 +304,7 @@ class QueryGradient(PairGradient):
             scores = b.let("b_s", self.product(q, k))
             dweights = b.let("b_dp", self.product(dn, v))
             _, ds = self.pair(pair, scores, dweights, scale, rows)
-            b.set(dq, dot(ds.to("dot"), k, dq))
+            b.set(dq, self.plus(dq, ds.to("dot"), k))
 
         self.visits(place, body)
         b.section("Output")
@@ -309,6 +314,22 @@ class QueryGradient(PairGradient):
         self.write_sums(inputs, own)
         doc = ("One program sums the gradients of one tile of queries over the keys that they see.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _finish(self, place: Place, inputs: Inputs, own: Side, seen: Seen, delta: E) -> None:
+        """Add the cotangents of logarithms of rows to those of divisors; without them, rows of one pair are constant."""
+        b = self.b
+        rest = nullcontext()
+        if self.lse is not None:
+            pointer = self.arguments.pointer("dlse", self.tensors.dlse)
+            with b.branch(pointer.given()):
+                base, stride = inputs.made("dlse", pointer, None)
+                given = call("tl.load", base + own.positions * stride, mask=own.valid, other=0, tile=delta.tile)
+                b.set(delta, delta + given)
+            rest = b.branch(pointer.missing())
+        if self.constant_rows:
+            b.section("What sees one position at most has no gradient: infinity says so")
+            with rest:
+                b.set(delta, where(self.alone(place, own, seen), INFINITY, delta))
 
 
 class KeyGradient(PairGradient):
@@ -374,8 +395,8 @@ class KeyGradient(PairGradient):
             scores = b.let("b_s", self.product(k, q))
             dweights = b.let("b_dp", self.product(v, dn))
             weights, ds = self.pair(pair, scores, dweights, scale, rows)
-            b.set(dv, dot(weights.to("dot"), dn, dv))
-            b.set(dk, dot(ds.to("dot"), q, dk))
+            b.set(dv, self.plus(dv, weights.to("dot"), dn))
+            b.set(dk, self.plus(dk, ds.to("dot"), q))
 
         self.visits(place, body)
         self.write_sums(inputs, own)

@@ -265,6 +265,21 @@ class PairKernel(Maker):
             hi = b.let(f"hi_{letter}", end)
         return Seen(lo, hi)
 
+    def alone(self, place: Place, own: Side, seen: Seen) -> E:
+        """Which own positions see one other at most."""
+        bounds = InKernel(self.arguments, self.host, self.names, place, own.valid)
+        lo, hi = seen.lo, seen.hi
+        if lo is None and self.support.lo is not None:
+            lo = value(self.support.lo, own.positions, bounds)
+        if hi is None and self.support.hi is not None:
+            hi = pointwise("tl.minimum", value(self.support.hi, own.positions, bounds), place.span.end, dtype="int32")
+        first = place.begin if lo is None else pointwise("tl.maximum", lo, place.begin, dtype="int32")
+        return (place.span.end if hi is None else hi) - first < 2
+
+    def plus(self, total: E, a: E, b: E) -> E:
+        """A tile plus a product; in fp32 the product is summed apart: what Triton sees is no sum."""
+        return total - dot(a, -b) if self.pairs.wide else dot(a, b, total)
+
     def visits(self, place: Place, body: Callable[[Visit], None]) -> None:
         """Go over the tiles that the own one sees something of; `body` builds what is done with one.
 
