@@ -6,7 +6,7 @@ are divided, and D that of the divisor (under a softmax -dY . y), a pair's weigh
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Const, Expr
@@ -316,9 +316,9 @@ class QueryGradient(PairGradient):
         return b.function(name, doc, self.arguments.parameters, jit=True)
 
     def _finish(self, place: Place, inputs: Inputs, own: Side, seen: Seen, delta: E) -> None:
-        """Add the cotangents of logarithms of rows to those of divisors; without them, rows of one pair are constant."""
+        """Add the cotangents of logarithms of rows to those of divisors; without them rows of one pair are constant."""
         b = self.b
-        rest = nullcontext()
+        rest: AbstractContextManager[None] = nullcontext()
         if self.lse is not None:
             pointer = self.arguments.pointer("dlse", self.tensors.dlse)
             with b.branch(pointer.given()):

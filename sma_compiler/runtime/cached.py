@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sma_compiler.call_errors import CapacityExceeded
 from sma_compiler.runtime.args import Arguments, readable, self_check
-from sma_compiler.runtime.job import on
+from sma_compiler.runtime.job import aligned, on
 from sma_compiler.runtime.kernels import Kernel
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state_layout import all_heads, in_cache, in_order
@@ -81,7 +81,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor | None]:
     launch = kernel.cached
     assert launch is not None
-    tensors = iter(whole(program, arguments))
+    tensors = iter(aligned(whole(program, arguments)))
     given: list[Any] = [arguments.numbers[decl.name] if decl.number else next(tensors) for decl in program.op.params]
     keywords = {"inplace": inplace, "return_lse": want_lse, "precision": precision}
     with on(arguments.device, program, "quadratic"):

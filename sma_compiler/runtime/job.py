@@ -137,7 +137,7 @@ def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor
     """Launch: the result, then the state where wanted, then the divisors where wanted."""
 
     def run() -> tuple[Tensor, ...]:
-        given = job.split(_aligned(tensors))
+        given = job.split(aligned(tensors))
         options = kernel.rounding(job.precision)
         wanted = {"return_state": True} if job.want_state else {}
         wanted |= {f"return_{kernel.kept}": True} if job.want_norm else {}
@@ -167,14 +167,14 @@ def backward(
     assert launch is not None
 
     def run() -> tuple[Tensor, ...]:
-        given = job.split(_aligned(tensors))
-        (cotangent,) = _aligned((dy,))
+        given = job.split(aligned(tensors))
+        (cotangent,) = aligned((dy,))
         keywords = given.keywords | kernel.rounding(job.precision)
         # the quotient, if that is the result, and the divisors
-        kept = zip(("y", kernel.kept), _aligned(saved), strict=False)
+        kept = zip(("y", kernel.kept), aligned(saved), strict=False)
         keywords |= {name: x for name, x in kept if name in kernel.backward_keywords}
         if dstates:
-            keywords["dlse" if job.want_lse else "dstate"] = joined(_aligned(dstates))
+            keywords["dlse" if job.want_lse else "dstate"] = joined(aligned(dstates))
         keywords["needs"] = tuple(needs[: job.params])
         with on(dy.device, job.program, job.plan):
             found = launch(cotangent, *job.arguments(given.params), **keywords)
@@ -184,7 +184,7 @@ def backward(
     return _replayed(kernel, ("backward", tuple(needs), *job.key), (*tensors, dy, *saved, *dstates), run)
 
 
-def _aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
+def aligned(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors as kernels read them 16 bytes at a time: those that begin at no multiple of that are copied."""
     return [x.clone() if x.data_ptr() % ALIGNMENT else x for x in tensors]
 

@@ -13,11 +13,11 @@ from sma_compiler.errors import CallError
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.runtime.args import Arguments
-from sma_compiler.runtime.job import Job, find_kernel, flat, joined, on
+from sma_compiler.runtime.job import Job, aligned, find_kernel, flat, joined, on
 from sma_compiler.runtime.kernels import Kernel, Kernels, has_triton, interpreted
 from sma_compiler.runtime.opaque import run
 from sma_compiler.runtime.program import Program
-from sma_compiler.runtime.replay import plain
+from sma_compiler.runtime.replay import ALIGNMENT, plain
 from sma_compiler.torch_plans.run import Result, result_dtype
 
 STATE = "attend0.S"
@@ -192,16 +192,21 @@ def run_step(
     given = []
     for decl in program.op.params:
         x = arguments.numbers[decl.name] if decl.number else next(params)
-        given.append(x.select(decl.dims.index("time"), 0) if isinstance(x, Tensor) and "time" in decl.dims else x)
+        x = x.select(decl.dims.index("time"), 0) if isinstance(x, Tensor) and "time" in decl.dims else x
+        given.append(aligned([x])[0] if isinstance(x, Tensor) else x)
     held = {} if state is None else {f"{STATE}{n}": state[f"{STATE}{n}"] for n in range(kernels.streams)}
     copied = not inplace and kernels.normalised  # the matrix and the sum of keys are parts of one tensor
+    own = dict(held)
     for name, x in held.items():
-        if copied or x.stride(-1) != 1:
+        if copied or x.stride(-1) != 1 or x.data_ptr() % ALIGNMENT:
             held[name] = x.clone(memory_format=torch.contiguous_format)
     within = bool(held) and (copied or inplace)
     before = joined(_states_in(held, kernels)) if held else None
     with on(arguments.device, program, "recurrent"):
         result, states = launch(*given, state=before, inplace=within)
+    for name, x in own.items() if inplace else ():
+        if held[name] is not x:
+            held[name] = x.copy_(held[name])
     found = held if within else _states_out(list(flat(states)), kernels)
     if state is None:
         position = torch.ones(arguments.sizes["batch"], dtype=torch.int64, device=arguments.device)

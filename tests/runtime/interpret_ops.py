@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -86,6 +87,40 @@ def joined_by_states(op: sma.CompiledOp) -> float:
     return worst(found, [expected, expected])
 
 
+def shifted(x: Tensor) -> Tensor:
+    """The same numbers from an address on that is no multiple of 16 bytes."""
+    return torch.cat((x.flatten()[:1], x.flatten()))[1:].view(x.shape)
+
+
+def shifted_steps(op: sma.CompiledOp) -> float:
+    """Steps from tensors and into a state that begin at no multiple of 16 bytes; kernels are given none of these."""
+    arguments = part(op, given(op), 8)
+    y, after = op.step(**arguments, backend="torch")
+    before = op.empty_state(2, H=2, K=6, V=5)
+    own = sma.State(before.spec_hash, {name: shifted(x) if x.is_floating_point() else x for name, x in before.items()})
+    held = own["attend0.S0"]
+    places: list[int] = []
+    plain_step = Kernel.step
+
+    def noted(kernel: Kernel) -> Callable[..., Any]:
+        launch = plain_step.__get__(kernel)
+        assert launch is not None
+
+        def noting(*tensors: object, **keywords: object) -> object:
+            places.extend(x.data_ptr() % 16 for x in (*tensors, keywords["state"]) if isinstance(x, Tensor))
+            return launch(*tensors, **keywords)
+
+        return noting
+
+    moved = {name: shifted(x) if isinstance(x, Tensor) else x for name, x in arguments.items()}
+    with patch.object(Kernel, "step", property(noted)):
+        found = [op.step(**moved, state=own, inplace=True, backend="triton")[0], held]
+    assert own["attend0.S0"] is held
+    assert len(places) > 2
+    assert not any(places)
+    return worst(found, [y, after["attend0.S0"]])
+
+
 def packs(op: sma.CompiledOp) -> float:
     """Sequences of a pack from a state and to a state, and their gradients."""
     arguments, bounds = given(op, batch=1), torch.tensor([0, 3, 3, 9])
@@ -163,7 +198,14 @@ def refusals(op: sma.CompiledOp) -> float:
     return 0.0
 
 
-TESTS: tuple[Callable[[sma.CompiledOp], float], ...] = (whole_calls, joined_by_states, packs, self_checks, refusals)
+TESTS: tuple[Callable[[sma.CompiledOp], float], ...] = (
+    whole_calls,
+    joined_by_states,
+    shifted_steps,
+    packs,
+    self_checks,
+    refusals,
+)
 
 
 def main() -> None:

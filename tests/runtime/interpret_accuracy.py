@@ -1,0 +1,46 @@
+"""Runs ops where rounding shows in Triton's interpreter, by the accuracy contract; prints what breaks it as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+import sma_compiler as sma
+from sma_compiler.runtime import again, execute
+from sma_compiler.verify.cases import make_case
+from sma_compiler.verify.check import compare_backends
+
+CASES = (
+    ("attention", "quadratic", 1, 8),
+    ("sliding_window", "quadratic", 1, 8),
+    ("forgetting", "quadratic", 1, 8),
+    ("linear_attention_normalized", "quadratic", 1, 8),
+    ("simple_gla", "recurrent", 65, 3),
+)
+"""Op, plan, positions, seeds: gradients that are 0 but for rounding, and sums over positions."""
+SIZES = {"batch": 1, "head": 1, "key": 16, "value": 16, "group": 1}
+
+
+def failures(name: str, plan: str, time: int, seeds: int) -> list[str]:
+    """What of an op breaks the contract in fp32."""
+    op = sma.library(name)
+    cases = [make_case(op.ir, {**SIZES, "time": time}, torch.float32, seed) for seed in range(seeds)]
+    report = compare_backends(
+        cases,
+        lambda plan, arguments: op(**arguments, plan=plan, backend="triton"),
+        lambda plan, arguments: op(**arguments, plan=plan, backend="torch"),
+        plan,
+    )
+    return [str(check) for check in report.failures]
+
+
+def main() -> None:
+    """Print the failures of every case."""
+    again.replayable = lambda _: True
+    execute.check_values = lambda *_: None
+    print(json.dumps({" ".join(map(str, case)): failures(*case) for case in CASES}))
+
+
+if __name__ == "__main__":
+    main()
