@@ -67,7 +67,8 @@ class Backward:
     reads: the tensors that a backward pass has beside the op's parameters: `dy`, and of normalised rows `y` and `norm`.
     before: a forward walk for what needs Y itself. dq, dk, dv: the three walks. chain: None where no gate or factor
     has parameters. pieces: the gradients, in the order of the op's parameters. gated: the parameters of gates that
-    differ by channel, whose gradients walks make.
+    differ by channel, whose gradients walks make. along: of normalised rows, less the sum of their weights times the
+    cotangents of these.
     """
 
     linear: Linear
@@ -79,6 +80,7 @@ class Backward:
     chain: Chain | None
     pieces: tuple[Piece, ...]
     gated: tuple[str, ...] = ()
+    along: Expr | None = None
 
     @property
     def walks(self) -> tuple[Walk, ...]:
@@ -144,6 +146,7 @@ class Gradients:
         self.pieces: list[Piece] = []
         self.cotangents: set[Expr] = set()
         self.gated: tuple[str, ...] = ()
+        self.along: Expr | None = None
 
     def made(self) -> Backward:
         """All of it."""
@@ -187,7 +190,7 @@ class Gradients:
         elif gate is not None and before is not None:
             before = replace(before, sums=Sums(cotangent, walks["dv"].names[2], pairs=True))
             dv = replace(dv, sums=Sums(linear.v, walks["dq"].names[1], pairs=False, gate=gate))
-        return Backward(linear, declared(reads), before, dq, dk, dv, chain, self._in_order(), self.gated)
+        return Backward(linear, declared(reads), before, dq, dk, dv, chain, self._in_order(), self.gated, self.along)
 
     def _in_order(self) -> tuple[Piece, ...]:
         """The pieces, in the order of the parameters."""
@@ -217,7 +220,8 @@ class Gradients:
         Weights under a softmax have the divisor in their exponents: None.
         """
         graph, one = self.graph, self.graph.const(1.0)
-        along = graph.apply("neg", graph.reduce("sum", graph.apply("mul", cotangent, y), "value"))
+        along: Expr = graph.apply("neg", graph.reduce("sum", graph.apply("mul", cotangent, y), "value"))
+        self.along = along
         if self.linear.normalize == "softmax":
             return along, None
         if self.linear.normalize == "sum":

@@ -58,7 +58,7 @@ class PairForward(PairKernel):
         y = b.let("b_y", zeros("BM", "BV"))
         norm = most = None
         if linear.normalize != "none":
-            norm = b.let("b_norm", zeros("BM"))
+            norm = b.let("b_norm", zeros("BM", dtype="fp32" if pairs.softmax else self._exponents))
         if pairs.softmax:
             most = b.let(
                 "b_max",
@@ -66,8 +66,8 @@ class PairForward(PairKernel):
                     "tl.full",
                     sequence([size("BM")], "["),
                     MINUS_INFINITY,
-                    tile=Tile("fp32", ("BM",)),
-                    dtype=path("tl.float32"),
+                    tile=Tile(self._exponents, ("BM",)),
+                    dtype=path("tl.float64" if self.pairs.wide else "tl.float32"),
                 ),
             )
 
@@ -82,7 +82,7 @@ class PairForward(PairKernel):
             else:
                 weights = self.weights(pair, scores, scale)
                 if norm is not None:
-                    b.set(norm, norm + reduce_sum(weights, 1))
+                    b.set(norm, norm + reduce_sum(weights.to(norm.tile.dtype), 1))
             b.set(y, self.plus(y, weights.to("dot"), v))
 
         self.visits(place, body)
@@ -90,21 +90,28 @@ class PairForward(PairKernel):
         doc = ("One program sums what the rows of one tile see, for one head.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 
+    @property
+    def _exponents(self) -> str:
+        """What logarithms of weights are kept in."""
+        return "fp64" if self.pairs.wide else "fp32"
+
     def online(self, pair: PairLowering, scores: E, scale: E | None, most: E, norm: E, y: E) -> E:
         """Exponentials of a tile's scores against the largest so far; what was summed before is scaled down to it."""
-        b = self.b
+        b, dtype = self.b, most.tile.dtype
+        wide = dtype == "fp64"
         factor: E | None = None
-        if self.pairs.weight is None and _positive(self.pairs.scale):
+        if not wide and self.pairs.weight is None and _positive(self.pairs.scale):
             factor = scale
         else:
-            scores = self.exponents(pair, scores, scale)
+            scores = self.exponents(pair, scores, scale, wide=wide)
         if pair.seen is not None:
             b.set(scores, where(pair.seen, scores, MINUS_INFINITY))
-        largest = call("tl.max", scores, 1, tile=Tile("fp32", ("BM",)))
-        new = b.let("b_new", pointwise("tl.maximum", most, largest if factor is None else largest * factor))
+        largest = call("tl.max", scores, 1, tile=Tile(dtype, ("BM",)))
+        new = b.let("b_new", pointwise("tl.maximum", most, largest if factor is None else largest * factor, dtype=dtype))
         base = b.let("b_base", where(new.eq(MINUS_INFINITY), 0.0, new))
-        weights = b.let("b_p", pair.exp2((scores if factor is None else scores * factor) - base.col))
-        shrink = b.let("b_shrink", exp2(most - base))
+        exponents, shrunk = (scores if factor is None else scores * factor) - base.col, most - base
+        weights = b.let("b_p", pair.exp2(exponents.to("fp32") if wide else exponents))
+        shrink = b.let("b_shrink", exp2(shrunk.to("fp32") if wide else shrunk))
         b.set(norm, norm * shrink + reduce_sum(weights, 1))
         b.set(y, y * shrink.col)
         b.set(most, new)
@@ -117,8 +124,7 @@ class PairForward(PairKernel):
         if norm is not None:
             kept = norm
             if most is not None:
-                dtype = "fp64" if self.pairs.wide else "fp32"
-                log = pointwise("tl.log2", norm.to(dtype), dtype=dtype)
+                log = pointwise("tl.log2", norm.to(self._exponents), dtype=self._exponents)
                 kept = b.let("b_lse", (most + log) * LN2)
             self._keep(inputs, own, kept)
             if self.walk.normalize == "max1":

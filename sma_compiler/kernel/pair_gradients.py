@@ -18,6 +18,7 @@ from sma_compiler.kernel.build import (
     call,
     lift,
     path,
+    pointwise,
     reduce_sum,
     size,
     where,
@@ -32,10 +33,11 @@ from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Name, Tile
 from sma_compiler.kernel.pair_backward import PairBackward, Sum, whole_groups
 from sma_compiler.kernel.pair_kernel import EXTENTS, PairKernel
-from sma_compiler.kernel.pair_places import PairNames, Place, Seen, Side, Visit
+from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
 from sma_compiler.kernel.pairs import Pairs, adds
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.score import PairLowering
+from sma_compiler.kernel.support import value
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,14 @@ class PairGradient(PairKernel):
         return self.pairs.linear.normalize in ("softmax", "sum")
 
     @property
+    def twice(self) -> bool:
+        """Whether the cotangents of divisors are sums over the pairs as they are weighed here, which rounds alike.
+
+        What a row would otherwise be multiplied with was rounded, and two large numbers may be left to cancel.
+        """
+        return self.pairs.wide
+
+    @property
     def sums_dtype(self) -> str:
         """What sums over pairs are kept in."""
         return "fp64" if self.pairs.wide else "fp32"
@@ -142,11 +152,19 @@ class PairGradient(PairKernel):
         return lse
 
     def pair(
-        self, pair: PairLowering, scores: E, dweights: E, scale: E | None, rows: tuple[E | None, E | None]
+        self,
+        pair: PairLowering,
+        scores: E,
+        dweights: E,
+        scale: E | None,
+        rows: tuple[E | None, E | None],
+        *,
+        summed: bool = True,
     ) -> tuple[E, E]:
         """The weights of a tile's pairs and the cotangents of their scores, from scores and products of cotangents.
 
         rows: what rows have, laid out along the tile: the logarithm of the sum, and the cotangent of the divisor.
+        summed: whether pairs are added to the sums.
         """
         b, pairs = self.b, self.pairs
         lse, delta = rows
@@ -155,14 +173,15 @@ class PairGradient(PairKernel):
         elif delta is not None:
             b.set(dweights, dweights + delta)
         if pairs.softmax:
-            scores = self.exponents(pair, scores, scale)
+            scores = self.exponents(pair, scores, scale, wide=pairs.wide)
             if lse is not None:
                 scores = (scores - lse).to("fp32")
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
             weights = b.let("b_p", pair.exp2(scores))
             b.set(dweights, weights * dweights)
-            self.add_sums(pair, dweights)
+            if summed:
+                self.add_sums(pair, dweights)
             return weights, dweights
         if scale is not None:
             b.set(scores, scores * scale)
@@ -183,7 +202,8 @@ class PairGradient(PairKernel):
                 activated = where(pair.seen, activated, 0.0)
         if weight is not None and pairs.weight is not None:
             pair.bind(pairs.weight, weight)
-            self.add_sums(pair, dweights * activated)
+            if summed:
+                self.add_sums(pair, dweights * activated)
             activated = activated * weight
             b.set(dweights, dweights * weight)
         weights = b.named("b_p", activated)
@@ -274,7 +294,8 @@ class QueryGradient(PairGradient):
         outputs = tuple(output.expr for output in walk.outputs)
         offset = () if self.back.made.dk.offset is None else self.back.made.dk.offset[1:]
         kept = () if self.lse is None else (self.lse,)
-        at_rows = (linear.q, self.dn, *offset, *kept, *outputs)
+        read = () if self.twice else offset
+        at_rows = (linear.q, self.dn, *read, *kept, *outputs)
         every = (*at_rows, linear.k, linear.v, *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
         static = inputs.static((*every, *self.pair_exprs()))
         scale = self.scale(static)
@@ -284,6 +305,27 @@ class QueryGradient(PairGradient):
         dn = self.operand(own, self.dn, "dn", "value")
         lse = self.folded(own, self.rows_lse(own))
         seen = self.see(place, own)
+        rows = (None if lse is None else lse.col, None)
+
+        def tiles(visit: Visit) -> tuple[PairLowering, E, E, E]:
+            """What is had of a tile: its pairs, their keys, scores, and products of cotangents with values."""
+            other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
+            k = self.operand(other, linear.k, "k", "key")
+            v = self.operand(other, linear.v, "v", "value")
+            pair = self.lowering(place, own, other, static, visit, seen)
+            return pair, k, b.let("b_s", self.product(q, k)), b.let("b_dp", self.product(dn, v))
+
+        if self.twice and self.back.made.along is not None:
+            total = b.let("b_along", zeros("BM", dtype="fp64"))
+
+            def weigh(visit: Visit) -> None:
+                pair, _, scores, dweights = tiles(visit)
+                given = b.let("b_given", dweights.to("fp64"))
+                weights, _ = self.pair(pair, scores, dweights, scale, rows, summed=False)
+                b.set(total, total + reduce_sum(weights * given, 1))
+
+            self.visits(place, weigh)
+            own.lowering.bind(self.back.made.along, -total.to("fp32"))
         delta = None
         if offset:
             delta = b.let(
@@ -294,15 +336,10 @@ class QueryGradient(PairGradient):
             b.do(call("tl.store", base + own.positions * stride, delta, mask=own.valid, tile=Tile("ptr")))
         dq = b.let("b_dq", zeros("BM", "BK"))
         self.start_sums()
-        rows = (None if lse is None else lse.col, None if delta is None else delta.col)
+        rows = (rows[0], None if delta is None else delta.col)
 
         def body(visit: Visit) -> None:
-            other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
-            k = self.operand(other, linear.k, "k", "key")
-            v = self.operand(other, linear.v, "v", "value")
-            pair = self.lowering(place, own, other, static, visit, seen)
-            scores = b.let("b_s", self.product(q, k))
-            dweights = b.let("b_dp", self.product(dn, v))
+            pair, k, scores, dweights = tiles(visit)
             _, ds = self.pair(pair, scores, dweights, scale, rows)
             b.set(dq, self.plus(dq, ds.to("dot"), k))
 
@@ -314,6 +351,17 @@ class QueryGradient(PairGradient):
         self.write_sums(inputs, own)
         doc = ("One program sums the gradients of one tile of queries over the keys that they see.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _alone(self, place: Place, own: Side, seen: Seen) -> E:
+        """Which own positions see one other at most."""
+        bounds = InKernel(self.arguments, self.host, self.names, place, own.valid)
+        lo, hi = seen.lo, seen.hi
+        if lo is None and self.support.lo is not None:
+            lo = value(self.support.lo, own.positions, bounds)
+        if hi is None and self.support.hi is not None:
+            hi = pointwise("tl.minimum", value(self.support.hi, own.positions, bounds), place.span.end, dtype="int32")
+        first = place.begin if lo is None else pointwise("tl.maximum", lo, place.begin, dtype="int32")
+        return (place.span.end if hi is None else hi) - first < 2
 
     def _finish(self, place: Place, inputs: Inputs, own: Side, seen: Seen, delta: E) -> None:
         """Add the cotangents of logarithms of rows to those of divisors; without them rows of one pair are constant."""
@@ -329,7 +377,7 @@ class QueryGradient(PairGradient):
         if self.constant_rows:
             b.section("What sees one position at most has no gradient: infinity says so")
             with rest:
-                b.set(delta, where(self.alone(place, own, seen), INFINITY, delta))
+                b.set(delta, where(self._alone(place, own, seen), INFINITY, delta))
 
 
 class KeyGradient(PairGradient):

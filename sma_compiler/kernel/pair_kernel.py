@@ -265,17 +265,6 @@ class PairKernel(Maker):
             hi = b.let(f"hi_{letter}", end)
         return Seen(lo, hi)
 
-    def alone(self, place: Place, own: Side, seen: Seen) -> E:
-        """Which own positions see one other at most."""
-        bounds = InKernel(self.arguments, self.host, self.names, place, own.valid)
-        lo, hi = seen.lo, seen.hi
-        if lo is None and self.support.lo is not None:
-            lo = value(self.support.lo, own.positions, bounds)
-        if hi is None and self.support.hi is not None:
-            hi = pointwise("tl.minimum", value(self.support.hi, own.positions, bounds), place.span.end, dtype="int32")
-        first = place.begin if lo is None else pointwise("tl.maximum", lo, place.begin, dtype="int32")
-        return (place.span.end if hi is None else hi) - first < 2
-
     def plus(self, total: E, a: E, b: E) -> E:
         """A tile plus a product; in fp32 the product is summed apart: what Triton sees is no sum."""
         return total - dot(a, -b) if self.pairs.wide else dot(a, b, total)
@@ -446,11 +435,14 @@ class PairKernel(Maker):
             return None if one else static.value(scale)
         return lift(LOG2E) if one else self.b.let("scale", static.value(scale) * LOG2E)
 
-    def exponents(self, pair: PairLowering, scores: E, scale: E | None) -> E:
-        """log2 of the weights that a softmax divides, of scores [own, other]."""
-        found = scores if scale is None else scores * scale
+    def exponents(self, pair: PairLowering, scores: E, scale: E | None, *, wide: bool) -> E:
+        """log2 of the weights that a softmax divides, of scores [own, other]. wide: in fp64, where none is rounded."""
+        found = scores.to("fp64") if wide else scores
+        found = found if scale is None else found * scale
         if self.pairs.weight is not None:
             found = found + self.b.named("b_bias", pair.scaled(self.pairs.weight))
+        if wide:
+            return self.b.let("b_e", found)
         self.b.set(scores, found)
         return scores
 
