@@ -107,7 +107,8 @@ class PairForward(PairKernel):
         if pair.seen is not None:
             b.set(scores, where(pair.seen, scores, MINUS_INFINITY))
         largest = call("tl.max", scores, 1, tile=Tile(dtype, ("BM",)))
-        new = b.let("b_new", pointwise("tl.maximum", most, largest if factor is None else largest * factor, dtype=dtype))
+        largest = largest if factor is None else largest * factor
+        new = b.let("b_new", pointwise("tl.maximum", most, largest, dtype=dtype))
         base = b.let("b_base", where(new.eq(MINUS_INFINITY), 0.0, new))
         exponents, shrunk = (scores if factor is None else scores * factor) - base.col, most - base
         weights = b.let("b_p", pair.exp2(exponents.to("fp32") if wide else exponents))

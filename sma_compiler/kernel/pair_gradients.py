@@ -305,7 +305,7 @@ class QueryGradient(PairGradient):
         dn = self.operand(own, self.dn, "dn", "value")
         lse = self.folded(own, self.rows_lse(own))
         seen = self.see(place, own)
-        rows = (None if lse is None else lse.col, None)
+        rows: tuple[E | None, E | None] = (None if lse is None else lse.col, None)
 
         def tiles(visit: Visit) -> tuple[PairLowering, E, E, E]:
             """What is had of a tile: its pairs, their keys, scores, and products of cotangents with values."""
