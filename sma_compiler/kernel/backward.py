@@ -264,14 +264,16 @@ class Gradients:
             weight=inverse,
             result=result(k),
             outputs=(),
+            lone="rows" if linear.normalize == "sum" and not linear.channels else "",
         )
         if offset is not None and inverse is not None:
             cotangent, offset = graph.apply("mul", cotangent, inverse), graph.apply("mul", offset, inverse)
             known[cotangent] = "dn"
         terms = tuple(turned(term) for term in linear.terms)
-        back = replace(ahead, terms=terms, backward=not linear.backward, weight=None)
+        back = replace(ahead, terms=terms, backward=not linear.backward, weight=None, lone="")
         dk = replace(
             back,
+            lone="columns" if ahead.lone else "",
             name="dk",
             p=v,
             s=cotangent,

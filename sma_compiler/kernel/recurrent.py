@@ -7,16 +7,17 @@ of reading and writing the states.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
-from sma_compiler.kernel.build import E, call, lift, reduce_sum, size
+from sma_compiler.kernel.build import E, call, lift, reduce_sum, size, where
 from sma_compiler.kernel.channel_positions import ChannelPositions
 from sma_compiler.kernel.host import SIZES, Host, Tensors
 from sma_compiler.kernel.inputs import EXTENT, Inputs
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.position_sums import PositionSums
-from sma_compiler.kernel.positions import Positions, Row, State
-from sma_compiler.kernel.rows import Span, sequence
+from sma_compiler.kernel.positions import Operands, Positions, Row, State
+from sma_compiler.kernel.rows import Span, lone, sequence
 from sma_compiler.kernel.walk import Output, Walk
 
 
@@ -49,6 +50,8 @@ class Recurrent(Positions):
                 t = b.let("t", span.end - 1 - t)
             lowering = self.position(inputs, exprs, static, t)
             operands = self.operands(inputs, lowering)
+            if walk.lone:
+                operands = self._without_lone(operands, span, t)
             if sums is not None:
                 sums.enter(t, lowering)
             if sums is not None and walk.backward:
@@ -68,6 +71,17 @@ class Recurrent(Positions):
         carries = f"carries the state of one head and {EXTENT[walk.outer]} {walk.outer} channels along a sequence"
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
+
+    def _without_lone(self, at: Operands, span: Span, t: E) -> Operands:
+        """The operands where the cotangent of what pairs with itself alone is 0; see `Walk.lone`."""
+        b, (a, column) = self.b, at.offset
+        only, without_state = lone(self.walk, self.tensors, self.arguments, span)
+        live = b.let("live", lift(1.0))
+        with b.branch(without_state):
+            b.set(live, where(t.eq(only), 0.0, 1.0))
+        if self.walk.lone == "rows":
+            return replace(at, p=at.p * live, offset=(live if a is None else a * live, column))
+        return replace(at, s=at.s * live, offset=(a, live if column is None else column * live))
 
     def _place(self) -> tuple[Inputs, Span, E]:
         """Say which program this is: its inputs, its sequence, and which tile of the outer axis it has."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from sma_compiler.kernel.arguments import Arguments
 from sma_compiler.kernel.build import Builder, E, call, size
-from sma_compiler.kernel.host import Host
+from sma_compiler.kernel.host import Host, Tensors, suffix
 from sma_compiler.kernel.nodes import Name, Tile
+from sma_compiler.kernel.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,14 @@ def _names(b: Builder, *wanted: tuple[str, str]) -> tuple[E, ...]:
 def _call(b: Builder, helper: str, targets: tuple[E, ...], *args: E) -> None:
     b.helpers.add(helper)
     b.assign(targets, call(helper, *args, tile=Tile("int32")))
+
+
+def lone(walk: Walk, tensors: Tensors, arguments: Arguments, span: Span) -> tuple[E, E]:
+    """The only position of a whole sequence that pairs with itself alone, and whether no state comes before it."""
+    last = walk.backward == (walk.lone == "rows")
+    number = suffix(0, len(walk.terms))
+    if walk.lone == "rows":
+        state = arguments.pointer(f"initial{number}", tensors.initial["matrix", 0])
+    else:
+        state = arguments.pointer(f"final_keys{number}", tensors.final["vector", 0])
+    return span.end - 1 if last else span.begin, state.missing()

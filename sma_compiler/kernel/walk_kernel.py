@@ -13,6 +13,7 @@ from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
 from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.kernel.rows import lone
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
@@ -108,7 +109,7 @@ class WalkKernel(Chunked):
         made = self._scores(place, chunk) if self.ahead else None
         narrow = self.ahead and walk.normalize == "none"
         first = narrow or (sums is not None and sums.asked.pairs)
-        scores = self._pairs(chunk, made, sums) if first else None
+        scores = self._pairs(place, chunk, made, sums) if first else None
         if scores is not None and narrow:
             scores = b.let("b_p", scores.to("dot"))
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
@@ -118,7 +119,7 @@ class WalkKernel(Chunked):
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:
-            scores = self._pairs(chunk, made, sums)
+            scores = self._pairs(place, chunk, made, sums)
         b.set(y, self.plus_product(y, scores.to("dot"), chunk.x))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
@@ -159,7 +160,7 @@ class WalkKernel(Chunked):
             b.set(y, y + own)
         return y
 
-    def _pairs(self, chunk: Chunk, made: E | None, sums: PathSums | None) -> E:
+    def _pairs(self, place: Place, chunk: Chunk, made: E | None, sums: PathSums | None) -> E:
         """The weighted scores of the chunk's pairs, [C, C]. made: the scores, where they were made ahead."""
         b = self.b
         assert chunk.p is not None
@@ -172,6 +173,11 @@ class WalkKernel(Chunked):
             return scores
         if self.walk.offset is not None:
             b.set(scores, scores + _product(chunk.a, chunk.b))
+        if self.walk.lone and not self.parts:
+            first, without_state = lone(self.walk, self.tensors, self.arguments, place.span)
+            own = (chunk.t0 + chunk.rows.offsets).eq(first)
+            with b.branch(without_state):
+                b.set(scores, where(own.col if self.walk.lone == "rows" else own.row, 0.0, scores))
         if chunk.weight is not None:
             b.set(scores, scores * chunk.weight.col)
         decays = self._decays(chunk)

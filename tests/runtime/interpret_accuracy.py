@@ -16,6 +16,9 @@ CASES = (
     ("sliding_window", "quadratic", 1, 8),
     ("forgetting", "quadratic", 1, 8),
     ("linear_attention_normalized", "quadratic", 1, 8),
+    ("linear_attention_normalized", "chunked", 1, 8),
+    ("linear_attention_normalized", "recurrent", 1, 8),
+    ("alibi", "quadratic", 33, 2),
     ("simple_gla", "recurrent", 65, 3),
 )
 """Op, plan, positions, seeds: gradients that are 0 but for rounding, and sums over positions."""
