@@ -259,8 +259,8 @@ def level_of(i, j):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)) without overflow."""
-    z = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, z) / (1.0 + z)
+    z = exact_exp(-tl.abs(x))
+    return tl.div_rn(tl.where(x >= 0, 1.0, z), 1.0 + z)
 
 
 @triton.jit

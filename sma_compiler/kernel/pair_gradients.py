@@ -168,10 +168,11 @@ class PairGradient(PairKernel):
         """
         b, pairs = self.b, self.pairs
         lse, delta = rows
-        if delta is not None and pair.seen is not None and self.constant_rows:
-            b.set(dweights, where(delta < INFINITY, dweights + delta, 0.0))
-        elif delta is not None:
-            b.set(dweights, dweights + delta)
+        if delta is not None:
+            # in fp32 apart from the product: what Triton sees is no sum, which would begin with delta
+            added = dweights - -delta if pairs.wide else dweights + delta
+            lone = pair.seen is not None and self.constant_rows
+            b.set(dweights, where(delta < INFINITY, added, 0.0) if lone else added)
         if pairs.softmax:
             scores = self.exponents(pair, scores, scale, wide=pairs.wide)
             if lse is not None:
@@ -320,9 +321,9 @@ class QueryGradient(PairGradient):
 
             def weigh(visit: Visit) -> None:
                 pair, _, scores, dweights = tiles(visit)
-                given = b.let("b_given", dweights.to("fp64"))
-                weights, _ = self.pair(pair, scores, dweights, scale, rows, summed=False)
-                b.set(total, total + reduce_sum(weights * given, 1))
+                given = None if self.pairs.softmax else b.let("b_given", dweights)
+                weights, ds = self.pair(pair, scores, dweights, scale, rows, summed=False)
+                b.set(total, total + reduce_sum((ds if given is None else weights * given).to("fp64"), 1))
 
             self.visits(place, weigh)
             own.lowering.bind(self.back.made.along, -total.to("fp32"))

@@ -172,7 +172,8 @@ class WalkKernel(Chunked):
                 b.set(scores, weighted)
             return scores
         if self.walk.offset is not None:
-            b.set(scores, scores + _product(chunk.a, chunk.b))
+            more = _product(chunk.a, chunk.b)
+            b.set(scores, scores - -more if self.exact else scores + more)
         if self.walk.lone and not self.parts:
             first, without_state = lone(self.walk, self.tensors, self.arguments, place.span)
             own = (chunk.t0 + chunk.rows.offsets).eq(first)
