@@ -25,7 +25,6 @@ from sma_compiler.tune.setting import Setting, Situation
 from sma_compiler.tune.usage import keep
 from sma_compiler.tune.workers import do_jobs, serve
 
-
 SECONDS = 35.0
 """Beyond which no other file is begun for a setting: the rest of its minute is for checking and timing."""
 
