@@ -242,14 +242,15 @@ class Inputs:
         address = pointer + (place if width is None else place * width)
         return self.builder.let(f"p_{name}", address), heads if width is None else heads * width
 
-    def matrix(self, pointer: E, place: E, inner: str, outer: str) -> tuple[E, E]:
+    def matrix(self, pointer: E, place: E, inner: str, outer: str, *, along: str = "value") -> tuple[E, E]:
         """The addresses of this program's part of a state, [..., K, V] and contiguous, as [inner, outer]; and a mask.
 
-        place: the index of the state.
+        place: the index of the state. along: the axis whose channels are next to each other.
         """
         (o_i, m_i), (o_o, m_o) = self.channels[inner], self.channels[outer]
-        rows = o_i.col * size("V") if inner == "key" else o_i.col
-        columns = o_o.row * size("V") if outer == "key" else o_o.row
+        length = size("V" if along == "value" else "K")
+        rows = o_i.col if inner == along else o_i.col * length
+        columns = o_o.row if outer == along else o_o.row * length
         address = pointer + place * (size("K") * size("V")) + (rows + columns)
         return address, m_i.col & m_o.row
 

@@ -39,6 +39,6 @@ def total(x, axis, dtype):
     y = torch.empty((*before, *after), dtype=dtype, device=x.device)
     tall = min(64, triton.next_power_of_2(count))
     wide = min(max(16, 1024 // tall), triton.next_power_of_2(width))
-    programs, warps = rows * triton.cdiv(width, wide), 1 if rows > 1 else 4
+    programs, warps = rows * triton.cdiv(width, wide), 1 if rows > 64 else 4
     total_kernel[(programs,)](x, y, count, width, BN=tall, BM=wide, num_warps=warps)
     return y

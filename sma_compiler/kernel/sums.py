@@ -9,7 +9,7 @@ the sum of M over the pairs whose path holds it. For each stream, [tiles, B, H, 
     inter    the sum over columns outside the chunk, without those factors of rows; of the walk that counts pairs
     through  the same of the walk that counts no pairs
 
-The walk that counts pairs keeps the `states` [B, H, slots, K, V] and `vectors` [B, H, slots, K] that come into chunks;
+The walk that counts pairs keeps the `states` [B, H, slots, V, K] and `vectors` [B, H, slots, K] that come into chunks;
 the other one sums their products with those that come into the chunk from its other end to `anchors`
 [tiles, B, H, slots]: the weight of all pairs whose path leads over the whole chunk.
 """
@@ -74,7 +74,7 @@ class PathSums(Summing):
 
     def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Keep the states that come into a chunk, or multiply them with those that the other walk has kept."""
-        kernel, inputs = self.kernel, self.place.inputs
+        kernel, walk, inputs = self.kernel, self.kernel.walk, self.place.inputs
         meeting = [(number, state) for number, state in enumerate(states) if ("states", number) in self.named]
         if not meeting:
             return
@@ -85,7 +85,7 @@ class PathSums(Summing):
         for number, state in meeting:
             suffix = kernel.suffix(number)
             pointer = kernel.arguments.pointer(f"states{suffix}", self.named["states", number])
-            kept = [(state.matrix, inputs.matrix(pointer, place, kernel.walk.inner, kernel.walk.outer))]
+            kept = [(state.matrix, inputs.matrix(pointer, place, walk.inner, walk.outer, along=walk.outer))]
             if state.vector is not None:
                 vectors = kernel.arguments.pointer(f"vectors{suffix}", self.named["vectors", number])
                 kept.append((state.vector, inputs.vector(vectors, place)))
