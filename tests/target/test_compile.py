@@ -35,6 +35,14 @@ def test_split_launches_its_three_kernels_first() -> None:
     assert "HGMMA" in sass(made[0])
 
 
+@pytest.mark.parametrize("name", ["retention", "simple_gla"])
+def test_sums_for_gates_spill_little(name: str) -> None:
+    op, shape = compiled(name), {**SHAPE, "K": 128, "V": 128}
+    made = compile_text(op.source("chunked", shape), op.ir, named_sizes(op.name, shape), "bfloat16", "sm_90")
+    spilled = {one.launch.kernel: resources(one).spilled for one in made}
+    assert max(spilled.values()) <= 256, spilled
+
+
 def test_stages() -> None:
     op = compiled("retention")
     sizes = named_sizes(op.name, SHAPE)
