@@ -30,6 +30,7 @@ from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.shared_walk import ChunkRows, ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
+from sma_compiler.kernel.stabilised import Stabilised, StabilisedBack
 from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
@@ -172,8 +173,9 @@ def scanned(
     if cut:
         builders["local_again"] = LocalScan(again, outer, of_again, held, parts=True)
         builders["local_back"] = LocalBack(back, outer, of_back, held, True, 0, made.leaves)
-    builders["again"] = Scan(again, outer, of_again, held, cut, every)
-    builders["back"] = Back(back, outer, of_back, held, cut, every, made.leaves)
+    forward_kernel, back_kernel = (Stabilised, StabilisedBack) if member.stabilised else (Scan, Back)
+    builders["again"] = forward_kernel(again, outer, of_again, held, cut, every)
+    builders["back"] = back_kernel(back, outer, of_back, held, cut, every, made.leaves)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     configs = {again.name: replace(forward, outer=common.outer), back.name: common}
     built = ScanBackwardLauncher(made, outer, names, every).build(name, kernels, common, configs)

@@ -23,7 +23,7 @@ from sma_compiler.kernel.host import host, tensors
 from sma_compiler.kernel.launch import Launcher
 from sma_compiler.kernel.launch_recurrent import RecurrentLauncher, StepLauncher
 from sma_compiler.kernel.launch_scan import ScanLauncher
-from sma_compiler.kernel.linear import linear
+from sma_compiler.kernel.linear import STATE_ROWS, Linear, linear
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
@@ -31,6 +31,7 @@ from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.scan import LocalScan, Scan, is_scan
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.split import LocalStates
+from sma_compiler.kernel.stabilised import Stabilised
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
@@ -105,22 +106,28 @@ def emit(
         held = "a tile of rows" if plan == "quadratic" else "a state"
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: {held} of {LARGEST_KEY} channels fits on chip")
     if plan == "recurrent":
-        return _recurrent(op, plans, sizes, dtype, target, choices)
+        return _recurrent(op, plans, plan, sizes, dtype, target, choices)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
         made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel, choices)
         top = header(op, plans, "quadratic")
         return replace(_emitted(top, made.builders, made.kernels, made.launchers, made.back), configs=made.configs)
     try:
-        return _chunked(op, plans, sizes, dtype, target, choices)
+        return _chunked(op, plans, plan, sizes, dtype, target, choices)
     except NoTritonKernel:
         if plan != "auto" or not any(found.name == "recurrent" for found in plans.legal):
             raise
-    return _recurrent(op, plans, sizes, dtype, target, choices)
+    return _recurrent(op, plans, plan, sizes, dtype, target, choices)
 
 
-def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
-    """The chunked plan: fused, or split for long sequences."""
+def _chunked(
+    op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+) -> Emitted:
+    """The chunked plan: fused, or split for long sequences. plan: as it was asked for."""
     member = linear(op, plans, "chunked", exact=dtype == "float32")
+    if len(member.channels) > 1:
+        if not is_scan(member):
+            raise NoTritonKernel(op.name, plan, "a sum over value channels is no part of a tile of both channels")
+        return _recurrent(op, plans, plan, sizes, dtype, target, choices)
     roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "scores_wide", "gates", "local_states", "forward")}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
@@ -163,14 +170,21 @@ def _chunked(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target:
     return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
 
 
-def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
-    """The recurrent plan, and the decoding step of causal ops."""
+def _recurrent(
+    op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+) -> Emitted:
+    """The recurrent plan, and the decoding step of causal ops.
+
+    plan: as it was asked for. Chunked are gates of both axes, whose kernels work on all parts of a sequence at once.
+    """
     member = linear(op, plans, "recurrent", exact=True)
-    scans = is_scan(member)
+    scans = member.stabilised or is_scan(member)
     if scans and dtype != "float32":
         member = linear(op, plans, "recurrent")
     if member.merged:
         sizes = {**sizes, "head": 1, "value": sizes["head"]}
+    if member.stabilised:
+        sizes = {**sizes, "key": STATE_ROWS}
     roles = {role: f"{op.name}_{role}_kernel" for role in ("forward", "step", "local_states")}
     step = f"{op.name}_step"
     reserved = frozenset({*MODULES, *library(), *roles.values(), step})
@@ -181,9 +195,10 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
     cut = False
     builders: list[Maker]
     if scans:
-        forward = choices.apply("recurrent", config.scan(sizes, dtype, target, narrow=_has_narrow(member.op)))
+        scan = partial(_scan, member, sizes, dtype, target, parts=plan == "chunked")
+        forward = choices.apply("recurrent", scan())
         cut = forward.programs > 0
-        builders = [Scan(walk, names, named, reserved, parts=cut)]
+        builders = [(Stabilised if member.stabilised else Scan)(walk, names, named, reserved, parts=cut)]
         builders += [LocalScan(walk, names, named, reserved, parts=True)] if cut else []
         made = {role: _kernel(x, roles[role]) for role, x in zip(("forward", "local_states"), builders, strict=False)}
         launchers = [ScanLauncher(member, walk, names, named).build(made, forward)]
@@ -193,7 +208,7 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
         made = {"forward": _kernel(builders[0], roles["forward"])}
         launchers = [RecurrentLauncher(member, walk, names, named).make(made["forward"], forward)]
     kernels = list(made.values())
-    if not member.backward:
+    if not (member.backward or member.stabilised):
         still = without_time(member)
         of_step = host(still, reserved, name=step)
         held = tensors(walk, of_step)
@@ -201,22 +216,26 @@ def _recurrent(op: Op, plans: Plans, sizes: Mapping[str, int], dtype: str, targe
         kernels.append(_kernel(builders[-1], roles["step"]))
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
     if scans:
-        narrow = _has_narrow(member.op)
-        common = choices.apply("backward", config.scan(sizes, dtype, target, narrow=narrow, gradients=True))
-        keeps = config.scan(sizes, dtype, target, narrow=narrow)
-        back = scanned(member, plans, common, keeps, reserved, _kernel)
+        common = choices.apply("backward", scan(gradients=True))
+        back = scanned(member, plans, common, scan(), reserved, _kernel)
     else:
         exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
         back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
     helpers = ["scan_parts_kernel"] if scans and (common.programs or cut) else []
-    found = _emitted(header(op, plans, "recurrent"), builders, kernels, launchers, back, helpers)
+    how = "chunked, positions in parts" if plan != "recurrent" and cut else "recurrent"
+    found = _emitted(header(op, plans, how), builders, kernels, launchers, back, helpers)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})
 
 
-def _has_narrow(op: Op) -> bool:
-    """Whether some tensors have one number a position."""
-    return any("time" in decl.dims and not {"key", "value"} & set(decl.dims) for decl in op.params)
+def _scan(
+    member: Linear, sizes: Mapping[str, int], dtype: str, target: str, *, parts: bool, gradients: bool = False
+) -> Config:
+    """The configuration of kernels that pass some positions at a time; see `config.scan`."""
+    dims = [decl.dims for decl in member.op.params]
+    narrow = any("time" in own and not {"key", "value"} & set(own) for own in dims)
+    found = config.scan(sizes, dtype, target, narrow=narrow, gradients=gradients, parts=parts)
+    return config.columns(found) if member.stabilised else found
 
 
 def _backward_configs(back: Gradients, common: Config) -> dict[str, Config]:

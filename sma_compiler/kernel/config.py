@@ -224,13 +224,16 @@ def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
     return Config(chunk=chunk, outer=outer, warps=RECURRENT.warps, stages=RECURRENT.stages)
 
 
-def scan(sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gradients: bool = False) -> Config:
+def scan(
+    sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gradients: bool = False, parts: bool = False
+) -> Config:
     """The configuration of the kernels of gates that differ by both axes; `outer` counts values.
 
     A thread carries some channels over some positions, 64 numbers of a tile, or 32 where gradients need many tiles at
     once: so few registers that many programs wait for memory at a time. `RESIDENT` of one warp fit on a multiprocessor.
 
-    narrow: whether some tensors have one number a position, which Triton 3.6 cannot prefetch.
+    narrow: whether some tensors have one number a position, which Triton 3.6 cannot prefetch. parts: whether sequences
+    are cut although there are programs enough, then in two.
     """
     keys, values = power_of_two(sizes["key"]), power_of_two(sizes["value"])
     outer = min(32, values)
@@ -241,9 +244,14 @@ def scan(sizes: Mapping[str, int], dtype: str, target: str, *, narrow: bool, gra
     if gradients and warps == 1 and dtype != "float32" and target.startswith("sm_"):
         found = replace(found, registers=65536 // (32 * RESIDENT) // 8 * 8)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["value"] // outer)
-    if programs * warps < 8 * MULTIPROCESSORS and sizes["time"] >= 2048:
-        found = replace(found, programs=RESIDENT * MULTIPROCESSORS // warps)
+    if parts or (programs * warps < 8 * MULTIPROCESSORS and sizes["time"] >= 2048):
+        found = replace(found, programs=max(RESIDENT * MULTIPROCESSORS // warps, 2 * programs if parts else 0))
     return found
+
+
+def columns(scan: Config) -> Config:
+    """That of sums in units of exponentials, from that of gates of both axes: a position takes many registers."""
+    return replace(scan, chunk=4, programs=0)
 
 
 def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, short: bool) -> PairConfig:

@@ -1,6 +1,7 @@
 """Heads without channels of their own as the channels of one head.
 
-An op whose values have no value axis, and whose queries and keys are those of all heads, has a channel for each head:
+An op whose values have no value axis, and whose queries and keys are those of all heads (or, under a softmax of scores
+that do not depend on the row, a score for each head), has a channel for each head:
 v [time, head] is v [time, value] of one head, and a gate that differs by head is one that differs by channel. Then what
 lies side by side in memory is side by side in a tile.
 """
@@ -17,8 +18,14 @@ from sma_compiler.mask.nodes import Decomposition
 
 def are_channels(nodes: Iterable[Expr], attend: Attend) -> bool:
     """Whether the heads of an op are channels of one. nodes: of its result."""
-    alone = "head" in attend.v.axes and "head" not in (*attend.q.axes, *attend.k.axes)
-    return alone and all("value" not in node.axes for node in nodes)
+    scores = {*attend.q.axes, *attend.k.axes}
+    alone = ("key" if is_column(attend) else "head") not in scores
+    return alone and "head" in attend.v.axes and all("value" not in node.axes for node in nodes)
+
+
+def is_column(attend: Attend) -> bool:
+    """Whether weights are exponentials of scores that do not depend on the row."""
+    return attend.normalize == "softmax" and not ("time" in attend.q.axes or attend.q.positions)
 
 
 def as_channels(graph: Graph, op: Op, attend: Attend, mask: Decomposition) -> tuple[Op, Attend, Decomposition]:

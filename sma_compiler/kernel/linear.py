@@ -9,7 +9,8 @@ What the mask has on the diagonal alone is no pair of positions: it is added to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import eq, ge, gt, le, lt, ne
 
@@ -35,8 +36,8 @@ from sma_compiler.ir.nodes import (
 )
 from sma_compiler.kernel.derive import unplaced
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.kernel.heads import are_channels, as_channels
-from sma_compiler.mask.nodes import Gate, Near, Stream
+from sma_compiler.kernel.heads import are_channels, as_channels, is_column
+from sma_compiler.mask.nodes import Decomposition, Gate, Near, Stream
 from sma_compiler.plan.choose import Plans
 
 KNOWN_AXES = frozenset({"batch", "time", "head", "key", "value"})
@@ -48,6 +49,9 @@ FUNCTIONS = frozenset(
     ]
 )
 """The pointwise functions that kernels compute. Phases (`sin`, `cos`) need fp64, `//` and `%` integers."""
+
+STATE_ROWS = 4
+"""The rows of a state of sums in units of an exponential: numerators, divisors, the unit's logarithm, and nothing."""
 
 _COMPARISONS = {"lt": lt, "le": le, "gt": gt, "ge": ge, "eq": eq, "ne": ne}
 
@@ -76,7 +80,8 @@ class Linear:
     """An op of the family. `q`, `k` have the key axis, `v` the value axis; `attend` is where the result reads y.
 
     backward: whether queries see what comes after them, and not what came before. merged: whether its heads were made
-    the channels of one, see `heads`.
+    the channels of one, see `heads`. stabilised: whether it is a softmax whose score does not depend on the row: then k
+    is the logarithm of what a column weighs, and q of how much more it weighs in its own row.
     """
 
     op: Op
@@ -88,6 +93,7 @@ class Linear:
     normalize: str
     backward: bool
     merged: bool = False
+    stabilised: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -113,18 +119,25 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
     choice = plans.of(attend)
     if plan not in choice.legal:
         raise refuse(dict(choice.refused)[plan])
-    if attend.normalize not in ("none", "sum", "max1"):
-        raise refuse("softmax weights have no chunked kernel")
+    column = is_column(attend)
+    if attend.normalize == "softmax" and not (column and plan == "recurrent"):
+        held = "a running maximum is carried from position to position: see recurrent"
+        raise refuse(held if column else "softmax weights have no chunked kernel")
+    if column and not are_channels(nodes, attend):
+        raise refuse("a softmax whose score does not depend on the row has kernels for heads without channels alone")
     mask = choice.site.decomposition
     graph = plans.graph
-    merged = plan == "recurrent" and are_channels(nodes, attend)
+    merged = are_channels(nodes, attend)
     if merged:
         op, attend, mask = as_channels(graph, op, attend, mask)
         nodes = tuple(postorder((op.result,)))
+    if column:
+        return _stabilised(op, attend, graph, mask, exact, refuse)
     diagonal = _diagonal(graph, mask.near) if mask.near else None
-    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes, plan)
-    why = why or axes_refused(op, attend, merged)
     axes = channels_of(gate.log for stream in mask.streams for gate in stream.gates)
+    pairs = plan == "recurrent" or len(axes) > 1
+    why = _unfit(mask.streams, bool(mask.near) and diagonal is None) or foreign(nodes, pairs=pairs)
+    why = why or axes_refused(op, attend, merged)
     if not why and (axes or diagonal is not None):
         why = _unfit_channels(mask.streams, attend, axes, plan)
     if merged and len(axes) < 2:
@@ -150,6 +163,55 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
         for stream in mask.streams
     )
     return Linear(op, attend, q, k, v, terms, attend.normalize, backward)
+
+
+def _stabilised(
+    op: Op,
+    attend: Attend,
+    graph: Graph,
+    mask: Decomposition,
+    exact: bool,
+    refuse: Callable[[str], NoTritonKernel],
+) -> Linear:
+    """A softmax whose score does not depend on the row, by logarithms of weights: of columns, and of the diagonal."""
+    nodes = tuple(postorder((op.result, attend.k, attend.v)))
+    bare = tuple(replace(stream, row=(), col=()) for stream in mask.streams)
+    why = _unfit(bare, near=False) or foreign(nodes)
+    if why or any(isinstance(node, Reduce) and node.axis in ("head", "value") for node in nodes):
+        raise refuse(why or "a sum over heads is no part of a tile of them")
+    (stream, *others) = mask.streams
+    gates = stream.gates or (Gate(graph.const(0.0), key_closed=False, query_closed=True),)
+    alike = len({gate.query_closed for gate in gates}) == 1 and not any(gate.key_closed for gate in gates)
+    if others or stream.row or stream.side == "upper" or not alike:
+        raise refuse("beside a softmax of columns, masks have one path, and no factor of rows or of its key end")
+    own = _diagonal(graph, mask.near) if mask.near else None
+    if (own is None) is (stream.first == 1):
+        raise refuse("beside a softmax of columns, i == j has a weight of its own, or that of the path")
+    score = _times(graph, attend.k, (x for x in (attend.scale, attend.q) if x is not graph.const(1)))
+    factors = (*stream.col, graph.const(1.0) if own is None else own)
+    *columns, more = (_logarithm(graph, unplaced(graph, factor)) for factor in factors)
+    for log in columns:
+        score = graph.apply("add", score, log or graph.const(0.0))
+    if more is None or None in columns:
+        raise refuse("beside a softmax of columns, factors of masks are exponentials")
+    term = Term((), (), gates, stream.first == 1, exact, ("value",))
+    return Linear(op, attend, more, score, attend.v, (term,), "none", backward=False, merged=True, stabilised=True)
+
+
+def _logarithm(graph: Graph, x: Expr) -> Expr | None:
+    """log(x) without a logarithm; None: there is none such."""
+    match x:
+        case Const(value=value) if value > 0:
+            return graph.const(math.log(value))
+        case Apply(fn="exp", args=(a,)):
+            return a
+        case Apply(fn="sigmoid", args=(a,)):
+            return graph.apply("logsigmoid", a)
+        case Apply(fn="mul" | "div" as fn, args=(a, b)) if Kind.BOOL not in (a.kind, b.kind):
+            first, second = _logarithm(graph, a), _logarithm(graph, b)
+            if first is not None and second is not None:
+                return graph.apply("add" if fn == "mul" else "sub", first, second)
+    return None
 
 
 def channels_of(exprs: Iterable[Expr]) -> tuple[str, ...]:
@@ -184,8 +246,8 @@ def _unfit_channels(streams: tuple[Stream, ...], attend: Attend, axes: tuple[str
     if attend.normalize != "none":
         return "rows with a gate for each channel, or with weights on the diagonal, are not divided"
     ends = {(gate.query_closed, gate.key_closed) for gate in streams[0].gates}
-    if axes and plan == "chunked" and (len(axes) > 1 or len(ends) > 1):
-        return "gates with both a key and a value axis, or paths with different ends, are passed position by position"
+    if axes and plan == "chunked" and len(ends) > 1:
+        return "gates for each channel whose paths have different ends are passed position by position"
     if axes and streams[0].side == "upper":
         return "a gate for each channel is carried from the start alone"
     return ""
@@ -251,8 +313,8 @@ def _times(graph: Graph, operand: Expr, factors: Iterable[Expr]) -> Expr:
     return operand
 
 
-def foreign(nodes: Iterable[Expr], plan: str = "") -> str:
-    """Why the expressions around the contraction have no tile form."""
+def foreign(nodes: Iterable[Expr], *, pairs: bool = False) -> str:
+    """Why the expressions around the contraction have no tile form. pairs: whether there are tiles of both channels."""
     for node in nodes:
         match node:
             case Apply(fn=fn) if fn not in FUNCTIONS and not _in_mask(node):
@@ -263,7 +325,7 @@ def foreign(nodes: Iterable[Expr], plan: str = "") -> str:
                 return "positions have no tile form"
             case Param(axes=axes) if not set(axes) <= KNOWN_AXES:
                 return f"`{node.name}` has an axis that tiles lack"
-            case Param(axes=axes) if {"key", "value"} <= set(axes) and plan != "recurrent":
+            case Param(axes=axes) if {"key", "value"} <= set(axes) and not pairs:
                 return f"`{node.name}` has both a key and a value axis"
             case Reduce(x=x) if {"key", "value"} <= set(x.axes):
                 return "a sum over one of two axes of channels has no tile form"

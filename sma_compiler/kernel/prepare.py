@@ -11,7 +11,7 @@ from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import SIZES, TABLES, Host, Tensors
 from sma_compiler.kernel.inputs import tensors_of
-from sma_compiler.kernel.linear import Linear, Term
+from sma_compiler.kernel.linear import STATE_ROWS, Linear, Term
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.walk import Walk
 
@@ -58,6 +58,9 @@ class Launch:
             holders = [decl for decl in self.tensors if axis in decl.dims]
             if not holders and axis == "head":
                 b.set(host.sizes[axis], lift(1))
+            if not holders and axis == "key" and self.linear.stabilised:
+                b.comment("A state is four rows: numerators, divisors, the logarithm of their unit, and nothing")
+                b.set(host.sizes[axis], lift(STATE_ROWS))
             if not holders:
                 continue
             sizes = [size_of(host, decl, axis) for decl in holders[: len(holders) if axis == "head" else 1]]

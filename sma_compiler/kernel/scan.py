@@ -88,11 +88,7 @@ class Scan(WalkKernel):
             if ("states", 0) in self.tensors.sums:
                 self._keep(place, t0, state)
             b.section("States at every position")
-            p, found = self.side(place, at, 0), self.steps_of(place, at)
-            after, before = self.carried(found, state.matrix, both=self.term.strict or not self.reads_decayed)
-            y = reduce_sum(self.read(found, after, before) * p.among(CUBE), 1)
-            y = b.let("b_y", self.numbered(y, at.lowering))
-            self.leave(state.matrix, after)
+            y = self.pass_rows(place, at, state)
             b.section("Output")
             at.lowering.bind(walk.result, y)
             for output in walk.outputs:
@@ -100,6 +96,21 @@ class Scan(WalkKernel):
         self.final_states(place, (state,))
         doc = ("One program carries the states of one head and BV value channels along a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def pass_rows(self, place: Place, at: Loaded, state: State) -> E:
+        """Carry the state over a tile of positions; the contraction's rows, [C, BV]."""
+        p, found = self.side(place, at, 0), self.steps_of(place, at)
+        after, before = self.carried(found, state.matrix, both=self.term.strict or not self.reads_decayed)
+        y = reduce_sum(self.read(found, after, before) * p.among(CUBE), 1)
+        y = self.b.let("b_y", self.numbered(y, at.lowering))
+        self.leave(state.matrix, after)
+        return y
+
+    def pass_over(self, place: Place, at: Loaded, state: E) -> E:
+        """Carry a state over a tile of positions; their decays."""
+        steps = self.steps_of(place, at)
+        self.leave(state, self.carried(steps, state, both=False)[0])
+        return steps.decay
 
     def static(self, place: Place, exprs: tuple[Expr, ...]) -> Lowering:
         """Load what does not vary in time of some expressions and of the gates."""
@@ -228,10 +239,4 @@ class LocalScan(Scan):
 
     def build(self, name: str) -> Function:
         """The kernel."""
-
-        def passed(place: Place, at: Loaded, state: E) -> E:
-            steps = self.steps_of(place, at)
-            self.leave(state, self.carried(steps, state, both=False)[0])
-            return steps.decay
-
-        return self.local(name, (self.walk.s, self.walk.x), passed)
+        return self.local(name, (self.walk.s, self.walk.x), self.pass_over)

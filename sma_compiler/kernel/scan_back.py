@@ -45,12 +45,14 @@ class Back(Scan):
             b.section("The states before every C of the EVERY positions from start on, from the one that was kept")
             start = b.let("start", first + (self._count(end - first, every) - 1 - n) * every)
             stop = b.let("stop", pointwise("tl.minimum", start + every, end, dtype="int32"))
-            known = b.let("b_known", self.state_of_chunk(place, start).to("fp32"))
+            kept = self.state_of_chunk(place, start).to("fp32")
+            known = b.let("b_known", kept)
             earlier = call("tl.range", start, stop, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
             with b.scope(), b.loop("t0", earlier, Tile("int32")) as t0:
                 self._leave_there(place, scratch, t0 - start, known)
                 at = self.positions(place, static, t0, (walk.s, walk.x))
-                self.leave(known, self.carried(self.steps_of(place, at), known, both=False)[0])
+                self.pass_over(place, at, known)
+            self.enter(state, known)
             b.comment("Threads read what others have written")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
             tiles = b.let("tiles", self._count(stop - start, size("C")))
@@ -58,6 +60,7 @@ class Back(Scan):
                 t0 = b.let("t0", start + (tiles - 1 - m) * size("C"))
                 at = self.positions(place, static, t0, exprs)
                 self._pass(place, at, state, self._found_there(place, scratch, t0 - start), totals)
+            self.exit(state, kept)
             b.comment("No thread may still have to read what is written next")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
         b.space()
@@ -68,8 +71,29 @@ class Back(Scan):
         doc = ("One program makes the gradients of one head and BV value channels, from the end of a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 
+    def enter(self, state: State, known: E) -> None:
+        """Have the cotangent of the state behind some positions, `known`, as it is carried over them."""
+
+    def exit(self, state: State, kept: E) -> None:
+        """Have the cotangent of the state before some positions, `kept`, as it is handed on."""
+
     def _pass(self, place: Place, at: Loaded, state: State, known: E, totals: dict[str, E]) -> None:
         """Carry the cotangent of the state over a tile of positions, and write what it makes."""
+        self.pass_back(place, at, state, known)
+        self.b.section("Gradients")
+        for output in self.walk.outputs:
+            if output.name in totals:
+                value = reduce_sum(at.lowering.value(output.expr), 0)
+                with self.b.branch(self._pointer(output).given()):
+                    self.b.set(totals[output.name], totals[output.name] + value)
+            else:
+                self._write_rows(place, at, output)
+
+    def pass_back(self, place: Place, at: Loaded, state: State, known: E) -> None:
+        """Carry the cotangent of the state over a tile of positions, and bind what stands for cotangents.
+
+        known: the state before the tile.
+        """
         b, leaves, lowering, inside = self.b, self.leaves, at.lowering, place.inputs.inside
         b.section("States at every position, and the cotangents of what they are read for and of what comes behind")
         steps = self.steps_of(place, at)
@@ -90,14 +114,6 @@ class Back(Scan):
             lowering.bind(leaf, b.let(label, found))
         gate = self._gate(steps, before, out, later)
         lowering.bind(leaves.gate, b.let("b_dgate", b.helper("keep", gate, inside["all"], size("MASKED"))))
-        b.section("Gradients")
-        for output in self.walk.outputs:
-            if output.name in totals:
-                value = reduce_sum(lowering.value(output.expr), 0)
-                with b.branch(self._pointer(output).given()):
-                    b.set(totals[output.name], totals[output.name] + value)
-            else:
-                self._write_rows(place, at, output)
 
     def weights_of(self, place: Place, at: Loaded) -> tuple[E, E]:
         """The cotangent of rows, [C, BV], and with the numbers of all weights that of what they read, [C, BK, BV]."""

@@ -61,7 +61,7 @@ class ScanGradients(Gradients):
 
     def _channel_gate(self) -> Expr:
         term = self.linear.terms[0]
-        leaf = self._leaf("dgate", ("batch", "time", "head", *CHANNELS))
+        leaf = self._leaf("dgate", ("batch", "time", "head", *term.axes))
         self.cotangents.add(leaf)
         logs = [unplaced(self.graph, gate.log) for gate in term.gates]
         found = gradients(self.graph, [(log, leaf) for log in logs], self.leaves, logs)

@@ -127,6 +127,11 @@ class Kernels:
         return self.member is not None and self.member.merged
 
     @property
+    def stabilised(self) -> bool:
+        """Whether its state is sums in units of the largest exponential; see `kernel.stabilised`."""
+        return self.member is not None and self.member.stabilised
+
+    @property
     def streams(self) -> int:
         """How many states it has, each a matrix for a head (and the sum of its keys, where it is normalised)."""
         return 0 if self.member is None else len(self.member.terms)

@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from sma_compiler.backend_errors import NoDoubleBackward, NoForwardMode
 from sma_compiler.ir.nodes import Kind
+from sma_compiler.kernel.linear import STATE_ROWS
 from sma_compiler.runtime import job as launches
 from sma_compiler.runtime.job import Given, Job, Number
 from sma_compiler.runtime.program import program_of
@@ -175,6 +176,8 @@ def zero_states(job: Job, given: Given) -> list[Tensor]:
     rows = given.packs[0].shape[0] - 1 if given.packs else sizes["batch"]
     if job.program.kernels.merged:
         sizes |= {"head": 1, "value": sizes["head"]}
+    if job.program.kernels.stabilised:
+        sizes["key"] = STATE_ROWS
     kinds = ("key", "value"), ("key",)
     shapes = [
         [rows, sizes["head"], *(sizes[axis] for axis in axes)]

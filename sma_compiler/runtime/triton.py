@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sma_compiler.backend_errors import NoDoublePrecision, NoKernel, TritonMissing, TritonNeedsGPU
 from sma_compiler.errors import CallError
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.linear import STATE_ROWS
 from sma_compiler.runtime.args import Arguments
 from sma_compiler.runtime.job import Job, aligned, find_kernel, flat, joined, on
 from sma_compiler.runtime.kernels import Kernel, Kernels, has_triton, interpreted
@@ -239,8 +241,12 @@ def _whole(decl: ParamDecl, arguments: Arguments, merged: bool) -> Tensor:
 def _states_in(state: Mapping[str, Tensor], kernels: Kernels) -> list[Tensor]:
     """The state of each stream: a matrix [B, H, K, V], and from its last column the sum of keys [B, H, K].
 
-    Where heads are the channels of one, [B, H, K] is a matrix [B, 1, K, H] in the same memory.
+    Where heads are the channels of one, [B, H, K] is a matrix [B, 1, K, H] in the same memory. Sums in units of an
+    exponential, [B, H, 2], and its logarithm, [B, H], are the first rows of such a matrix.
     """
+    if kernels.stabilised:
+        rows = torch.cat((state[f"{STATE}0.sums"], state[f"{STATE}0.top"][..., None]), -1)
+        return [functional.pad(rows, (0, STATE_ROWS - rows.shape[-1])).transpose(1, 2)[:, None]]
     found: list[Tensor] = []
     for number in range(kernels.streams):
         own = state[f"{STATE}{number}"]
@@ -250,6 +256,9 @@ def _states_in(state: Mapping[str, Tensor], kernels: Kernels) -> list[Tensor]:
 
 
 def _states_out(tensors: list[Tensor], kernels: Kernels) -> dict[str, Tensor]:
+    if kernels.stabilised:
+        rows = tensors[0][:, 0].transpose(1, 2)
+        return {f"{STATE}0.sums": rows[..., :2], f"{STATE}0.top": rows[..., 2].detach()}
     found = {}
     for number in range(kernels.streams):
         if kernels.normalised:

@@ -25,9 +25,11 @@ SHAPE = {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}
 LONG = {"B": 1, "T": 131072, "H": 24, "K": 128, "V": 64}
 
 
-RECURRENT = ("linear_attention_normalized", "mamba2", "rwkv6", "mamba1")
-ALONE = ("mamba1", "scan", "strict_both", "closed_both", "late_both", "both")
-"""Ops of gates with both axes, which have no other plan."""
+RECURRENT = ("linear_attention_normalized", "mamba2", "rwkv6", "mamba1", "rwkv4")
+SCANS = ("mamba1", "scan", "strict_both", "closed_both", "late_both", "both")
+"""Ops of gates with both axes."""
+ALONE = ("rwkv4", "columns")
+"""Ops that have no other plan than the recurrent one."""
 QUADRATIC = ("attention", "alibi", "forgetting")
 
 
@@ -55,14 +57,14 @@ def test_quadratic_text_is_golden(name: str, request: pytest.FixtureRequest) -> 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("emitted")
     ops = [compiled(name) for name in (*LIBRARY, *SPECS, *GRADIENT_SPECS)]
-    ops += [by_channel(name) for name in (*CHANNEL_LIBRARY, *CHANNEL_SPECS) if name not in ALONE]
+    ops += [by_channel(name) for name in (*CHANNEL_LIBRARY, *CHANNEL_SPECS) if name not in (*SCANS, *ALONE)]
     for op in ops:
         name = op.name
         for number, shape in enumerate((SHAPE, LONG)):
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
         op.save(found / f"{name}_recurrent.py", "recurrent", SHAPE)
-    for name in ALONE:
+    for name in (*SCANS, *ALONE):
         for number, shape in enumerate((SHAPE, LONG)):
             by_channel(name).save(found / f"{name}_{number}_recurrent.py", "recurrent", shape)
     for name in (*pair_specs.LIBRARY, *pair_specs.PAIR_SPECS):
@@ -112,7 +114,6 @@ def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("rwkv4", "softmax"),
         ("delta_net", "kernels exist for one `attend`"),
         ("hydra", "kernels exist for one `attend`"),
     ],
@@ -120,6 +121,16 @@ def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:
 def test_what_has_no_kernel_is_refused(name: str, reason: str) -> None:
     with pytest.raises(NoTritonKernel, match=reason):
         library(name).source()
+
+
+def test_gates_of_both_axes_are_passed_in_parts() -> None:
+    many = {"B": 8, "T": 4096, "H": 5120, "K": 16}
+    texts = {plan: library("mamba1").source(plan, many) for plan in ("chunked", "recurrent", "auto")}
+    texts["long"] = library("mamba1").source("auto", {**many, "B": 1, "H": 512})
+    for plan in ("chunked", "long"):
+        assert "# plan: chunked, positions in parts\n" in texts[plan]
+        assert texts[plan].count("local_states_kernel") > 1
+    assert all("# plan: recurrent\n" in texts[plan] for plan in ("recurrent", "auto"))
 
 
 def test_a_state_too_large_is_refused() -> None:

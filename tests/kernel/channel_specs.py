@@ -7,7 +7,7 @@ from sma_compiler.interface import library
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.source import Source
 
-CHANNEL_LIBRARY = ("gla", "hgrn2", "rwkv6", "mamba1")
+CHANNEL_LIBRARY = ("gla", "hgrn2", "rwkv6", "mamba1", "rwkv4")
 CHANNEL_SPECS = {
     "values": """
 op values(q, k, v, g: [time, head, value]):
@@ -51,6 +51,10 @@ op closed_both(q, k, v, g: [time, head, key], h: [time, head, value]):
     "late_both": """
 op late_both(q, k, v, g: [time, head, key], h: [time, head, value]):
     return attend(causal * exp(sum(g[t], j <= t < i)) * exp(sum(h[t], j <= t < i)), q, k, v)
+""",
+    "columns": """
+op columns(k: [time, head], v: [time, head], g: [time, head], s: [time, head]):
+    return silu(v) * attend(decay(g) * exp(s[j]), 1, tanh(k), v, normalize=softmax, scale=0.5)
 """,
     "both": """
 op both(q, k, v, g: [time, head, key], h: [time, head, value], e: [head, value, key]):

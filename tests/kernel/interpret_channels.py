@@ -47,9 +47,11 @@ RUNS = {
 SCANS = {
     ("mamba1", "recurrent", "float32"): 1,
     ("scan", "recurrent", "float16"): 1,
-    ("strict_both", "recurrent", "float32"): 2,
+    ("strict_both", "chunked", "float32"): 2,
     ("closed_both", "recurrent", "float32"): 1,
     ("late_both", "recurrent", "float32"): 1,
+    ("rwkv4", "recurrent", "float32"): 2,
+    ("columns", "recurrent", "float32"): 2,
 }
 """The same where gates have both axes."""
 CUT = ("mamba1", "strict_both")
@@ -77,6 +79,14 @@ SCAN_MUTANTS = {
     "one decay for all": ("decay_ptr + place * N + o_n", "decay_ptr + place * N + 0 * o_n"),
 }
 """Texts of the file of mamba1 and what takes their place."""
+COLUMN_MUTANTS = {
+    "no decay": ("s, rest = plus_rest(m, g2)", "s, rest = plus_rest(m, 0.0 * g2)"),
+    "no weight of its own": ("exact_exp((score - top) + more)", "exact_exp(score - top)"),
+    "a unit forgotten": ("d * exact_exp(m + unit)[None, :]", "d"),
+    "another unit": ("tl.where(m_tv, -b_unit, -1e30)", "tl.where(m_tv, b_unit, -1e30)"),
+    "divisors alone": ("b_under = -b_over *", "b_under = 0.0 *"),
+}
+"""The same of rwkv4."""
 OF_BF16 = r"tl\.bfloat16(?= [!=]= DOT|:\n +gla_)"
 """Where a file asks whether products are of bf16."""
 
@@ -144,7 +154,7 @@ def run(op: CompiledOp, plan: str, dtype: str, group: int) -> dict[str, float]:
     y, state = launch(**part(op.ir, given, 0, time // 3), return_state=True)
     after = launch(**part(op.ir, given, time // 3, time), initial_state=state)
     errors["y joined"] = error(torch.cat([y, after], 1), expected)
-    if plan == "recurrent":
+    if hasattr(made, f"{op.name}_step"):
         few = evaluate(op.ir, part(op.ir, given, 0, 7))
         errors["steps"] = error(steps(made, op.ir, part(op.ir, given, 0, 7), inplace=True), few)
     starts = (*STARTS, time)
@@ -175,8 +185,20 @@ def mutants() -> dict[str, float]:
 
 
 def scan_mutants() -> dict[str, float]:
-    """The same of mamba1."""
-    return {name: changed("recurrent", re.escape(old), new, name="mamba1") for name, (old, new) in SCAN_MUTANTS.items()}
+    """The same of ops whose kernels pass some positions at a time."""
+    every = [("mamba1", *one) for one in SCAN_MUTANTS.items()] + [("rwkv4", *one) for one in COLUMN_MUTANTS.items()]
+    return {name: changed("recurrent", re.escape(old), new, name=op) for op, name, (old, new) in every}
+
+
+def large() -> dict[str, float]:
+    """The error of large scores, and with what rounding takes of their units left out."""
+    op, found = compiled("rwkv4"), {}
+    given = arguments(op.ir, SIZES, "float32", 2)
+    given["k"] = 1e3 * torch.sign(given["k"]) + given["k"]
+    expected = evaluate(op.ir, given)
+    for name, old, new in (("right", "", ""), ("no rest", r"\(s - m\) \+ rest", "s - m")):
+        found[name] = error(module(op, "recurrent", "float32", old, new).rwkv4(**given), expected)
+    return found
 
 
 def changed(plan: str, old: str, new: str, strong: bool = True, name: str = "gla") -> float:
@@ -206,7 +228,7 @@ def scans() -> dict[str, dict[str, float]]:
     return {" ".join(one): run(compiled(one[0]), one[1], one[2], heads) for one, heads in SCANS.items()}
 
 
-MODES = {"mutants": mutants, "scans": scans, "scan_mutants": scan_mutants}
+MODES = {"mutants": mutants, "scans": scans, "scan_mutants": scan_mutants, "large": large}
 
 if __name__ == "__main__":
     print(json.dumps(MODES[sys.argv[1]]())) if sys.argv[1:] else main()

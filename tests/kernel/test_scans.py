@@ -18,6 +18,13 @@ def test_all_match_the_reference() -> None:
         assert any(key.startswith("d") for key in found)
 
 
+def test_large_scores_lose_nothing() -> None:
+    pytest.importorskip("triton")
+    found: dict[str, float] = json.loads(run("interpret_channels", "large"))
+    assert found["right"] < LIMITS["float32"]
+    assert found["no rest"] > 10 * LIMITS["float32"]
+
+
 def test_planted_mistakes_are_seen() -> None:
     pytest.importorskip("triton")
     found: dict[str, float] = json.loads(run("interpret_channels", "scan_mutants"))

@@ -77,10 +77,11 @@ def joined_by_states(op: sma.CompiledOp) -> float:
         y2, state = op(**part(op, arguments, slice(4, 8)), initial_state=state, return_state=True, backend=second)
         own = state.clone()
         y3, after = op.step(**part(op, arguments, 8), state=state)
-        assert state["attend0.S0"] is not after["attend0.S0"]
+        sums = [name for name in after if name != "position"]
+        assert all(state[name] is not after[name] for name in sums)
         y4, same = op.step(**part(op, arguments, 8), state=own, inplace=True)
         assert same is own
-        assert error(same["attend0.S0"], after["attend0.S0"]) < 1e-6
+        assert all(error(same[name], after[name]) < 1e-6 for name in sums)
         assert same["position"].tolist() == after["position"].tolist() == [9, 9]
         assert error(y4, y3) < 1e-6
         found.append(torch.cat((y, y2, y3[:, None]), 1))
@@ -128,11 +129,12 @@ def packs(op: sma.CompiledOp) -> float:
     for backend in ("triton", "torch"):
         leaves = {name: x.clone().requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
         start = op.empty_state(3, H=2, K=6, V=5)
-        first = torch.full_like(start["attend0.S0"], 0.5).requires_grad_()
-        start = sma.State(start.spec_hash, {**start, "attend0.S0": first})
+        (name, *others) = [name for name in start if name != "position"]
+        first = torch.full_like(start[name], 0.5).requires_grad_()
+        start = sma.State(start.spec_hash, {**start, name: first, **{x: torch.zeros_like(start[x]) for x in others}})
         y, after = op(**leaves, cu_seqlens=bounds, initial_state=start, return_state=True, backend=backend)
         assert after["position"].tolist() == [3, 0, 6]
-        loss = y.square().sum() + after["attend0.S0"].sin().sum()
+        loss = y.square().sum() + after[name].sin().sum()
         found.append([y.detach(), *torch.autograd.grad(loss, [*leaves.values(), first])])
     return worst(*found)
 
@@ -218,8 +220,9 @@ def main() -> None:
         for test in TESTS:
             if name == "mamba2" or test is not self_checks:
                 found[f"{name} {test.__name__}"] = test(sma.library(name))
-    for test in (joined_by_states, packs):
-        found[f"mamba1 {test.__name__}"] = test(sma.library("mamba1"))
+    for name in ("mamba1", "rwkv4"):
+        for test in (joined_by_states, packs):
+            found[f"{name} {test.__name__}"] = test(sma.library(name))
     found["forgetting logarithms"] = logarithms(sma.library("forgetting"))
     print(json.dumps(found))
 

@@ -21,7 +21,8 @@ from sma_compiler.verify.samples import default_sizes, samples
 
 ROOT = Path(__file__).parents[2]
 CASES = [(name, test.__name__) for name in OPS for test in TESTS if name == OPS[0] or test.__name__ != "self_checks"]
-OTHERS = [("mamba1", "joined_by_states"), ("mamba1", "packs"), ("forgetting", "logarithms")]
+OTHERS = [(name, test) for name in ("mamba1", "rwkv4") for test in ("joined_by_states", "packs")]
+OTHERS += [("forgetting", "logarithms")]
 
 
 @cache

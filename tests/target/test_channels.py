@@ -15,6 +15,8 @@ from sma_compiler.target.compile import compile_text
 
 SHARED = 227 * 1024
 """Bytes that a program may have on an H100."""
+LONG = 131072
+"""Positions for which sequences are cut in parts."""
 
 
 @pytest.mark.parametrize(
@@ -40,13 +42,14 @@ def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores:
     ("name", "shape", "target", "dtype"),
     [
         ("mamba1", {"B": 8, "T": 4096, "H": 5120, "K": 16}, "sm_90", "bfloat16"),
-        ("mamba1", {"B": 1, "T": 131072, "H": 1536, "K": 16}, "sm_90", "bfloat16"),
+        ("mamba1", {"B": 1, "T": LONG, "H": 1536, "K": 16}, "sm_90", "bfloat16"),
+        ("rwkv4", {"B": 8, "T": 4096, "H": 2048}, "sm_90", "bfloat16"),
         ("mamba1", {"B": 8, "T": 4096, "H": 5120, "K": 16}, "sm_80", "float32"),
     ],
 )
 def test_states_stay_in_registers(name: str, shape: dict[str, int], target: str, dtype: str) -> None:
     op = library(name)
-    text = op.source("recurrent", shape, dtype, target)
+    text = op.source("chunked" if shape["T"] == LONG else "recurrent", shape, dtype, target)
     for one in compile_text(text, op.ir, named_sizes(name, shape), dtype, target):
         found = resources(one)
         assert found.spilled < 256, one.launch.kernel
