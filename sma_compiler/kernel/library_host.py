@@ -8,9 +8,11 @@ import triton.language as tl
 
 
 def of_groups(x, heads):
-    """x [B, T, H, D] summed over the heads that share one of `heads`."""
-    B, T, H, D = x.shape
-    return x if heads == H else total(x.view(B, T, heads, -1, D), 3, x.dtype)
+    """x [B, T, H, ...] summed over the heads that share one of `heads`."""
+    B, T, H, *rest = x.shape
+    if heads == H:
+        return x
+    return total(x.view(B, T, heads, H // heads, *rest), 3, x.dtype)
 
 
 @triton.jit

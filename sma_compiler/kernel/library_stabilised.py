@@ -69,8 +69,12 @@ def sums_along(g, n, d, m, s):
     first = tl.arange(0, m.shape[0])[:, None] == 0
     none = tl.zeros_like(m)
     _, n1, d1, m1 = sums_joined(none, n0, d0, m0, g, n, d, m)
-    n, d, m = tl.where(first, n1, n), tl.where(first, d1, d), tl.where(first, m1, m)
-    a, b, c = tl.where(first, n0, 0.0), tl.where(first, d0, 0.0), tl.where(first, m0, -1e30)
+    n = tl.where(first, n1, n)
+    d = tl.where(first, d1, d)
+    m = tl.where(first, m1, m)
+    a = tl.where(first, n0, 0.0)
+    b = tl.where(first, d0, 0.0)
+    c = tl.where(first, m0, -1e30)
     runs = (g, n, d, m, none, a, b, c)
     _, n, d, m, _, a, b, c = tl.associative_scan(runs, 0, sums_joined_both)
     return n, d, m, a, b, c
