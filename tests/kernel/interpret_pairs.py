@@ -46,7 +46,7 @@ MUTANTS = {
     "no decay": ("forgetting", "b_row_m[:, None] - b_row_n[None, :]", "b_row_n[None, :] * 0.0"),
     "no totals": ("simple_gla", "(tl.load(p + slot, mask=mask) - tl.load(p + origin))", "tl.load(p + origin)"),
     "no shrinking": ("attention", "b_norm * b_shrink", "b_norm"),
-    "no delta": ("attention", "b_dp = b_dp + b_delta[:, None]", "b_dp = b_dp"),
+    "no delta": ("attention", "b_dp - -b_delta[:, None]", "b_dp"),
     "no scale": ("attention", "b_dq = b_dq * factor", "b_dq = b_dq"),
     "open path": ("forgetting", "early_dgate, True, False)", "early_dgate, False, False)"),
     "one head": ("alibi", "i_g * HEADS + i_r", "i_g * HEADS"),
