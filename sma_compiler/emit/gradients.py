@@ -9,7 +9,7 @@ from types import MappingProxyType
 from sma_compiler.kernel import config
 from sma_compiler.kernel.backward import backward, gathered, sums_inner
 from sma_compiler.kernel.chain import ChainKernel
-from sma_compiler.kernel.channel_gradients import ChannelGradients
+from sma_compiler.kernel.channel_gradients import ChannelGradients, summed_by_chunk
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.errors import NoTritonKernel
@@ -35,7 +35,7 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
 WALKS = ("again", "dq", "dk", "dv")
-ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "dqk", "dqk_wide", "chain")
+ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "dv_narrow", "dqk", "dqk_wide", "chain")
 """What the kernels of a backward pass are for."""
 EVERY = 16
 """Tiles of positions from one state to the next that is kept for gradients of gates of both axes."""
@@ -93,6 +93,7 @@ def gradients(
     by_key = apart and member.terms[0].axes == ("key",)
     forward = forward_walk(member)
     if by_key:
+        made = summed_by_chunk(made)
         names = named_channels(made, outer)
     else:
         names = named_shared(made, outer, cut) if shares else named(made, outer, cut, apart=apart)
@@ -110,8 +111,14 @@ def gradients(
         if "dstates" in together:
             builders["dstates"] = ChunkStates(made.dv, outer, names.walks["dstates"], held, parts=cut)
             builders["dv"] = ChunkRows(made.dv, outer, names.walks["dv"], held, parts=False)
+    alone = by_key and "scores" not in ahead
+    if alone:
+        held_dv = names.walks["dv"]
+        builders["dv_narrow"] = walker(made.dv, outer, replace(held_dv, alone=True), held)
+        builders["dv"] = walker(made.dv, outer, replace(held_dv, again=True), held)
     if by_key:
-        builders["states"] = ChunkStates(forward, outer, names.walks["states"], held, parts=False)
+        states = replace(names.walks["states"], alone=alone)
+        builders["states"] = ChunkStates(forward, outer, states, held, parts=False)
         for role in ("dqk", "dqk_wide"):
             builders[role] = ChannelGradients(made, outer, names.walks["dqk"], held, narrow=role == "dqk")
     if made.chain is not None:
@@ -125,9 +132,9 @@ def gradients(
         made_ahead["gates"] = Gates(forward.paths, outer, reserved)
     if apart and member.terms[0].axes:
         weighed = forward if forward.decayed else made.dq
-        for role in ("scores", "scores_wide"):
+        for role in ("scores_wide",) if alone else ("scores", "scores_wide"):
             given = member.terms[0], weighed.p, weighed.s, weighed.names[:2], outer, reserved
-            made_ahead[role] = ChannelScores(*given, narrow=role == "scores")
+            made_ahead[role] = ChannelScores(*given, narrow=role == "scores", again=alone)
     elif shares:
         made_ahead["scores"] = Scores(member, outer, reserved)
     if shares and together["states"].programs:
@@ -137,6 +144,8 @@ def gradients(
     configs = {**{walk.name: each(walk) for walk in made.walks}, **together}
     if by_key:
         configs["states"] = each(replace(forward, name="states"))
+        if alone:
+            configs["states"] = replace(configs["states"], stages=min(3, configs["states"].stages + 1))
     launcher = ChannelLauncher if by_key else SharedLauncher if shares else BackwardLauncher
     built = launcher(made, outer, names).build(name, kernels, common, configs)
     own = tuple(made for role, made in kernels.items() if role in builders)
@@ -193,6 +202,7 @@ def chunked_walks(
             usual = config.by_channel(
                 common,
                 sizes[walk.inner],
+                sizes[walk.outer],
                 decayed=walk.decayed,
                 more=sums_inner(walk),
                 alone=alone,

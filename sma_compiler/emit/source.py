@@ -49,6 +49,10 @@ DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
 """Sizes that choose the configuration where the caller gives none."""
 
 
+ROLES = ("scores", "scores_wide", "gates", "local_states", "forward_narrow", "forward")
+"""What the kernels of a forward pass of the chunked plan are for."""
+
+
 @dataclass(frozen=True)
 class Emitted:
     """A file before it is printed: the lines of its header, its leaf helpers, its kernels and its launcher.
@@ -128,35 +132,40 @@ def _chunked(
         if not is_scan(member):
             raise NoTritonKernel(op.name, plan, "a sum over value channels is no part of a tile of both channels")
         return _recurrent(op, plans, plan, sizes, dtype, target, choices)
-    roles = {role: f"{op.name}_{role}_kernel" for role in ("scores", "scores_wide", "gates", "local_states", "forward")}
+    roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
     walk = forward_walk(member)
     usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
     channels = bool(walk.terms[0].axes)
     if channels:
-        usual = config.by_channel(usual, sizes[walk.inner], decayed=walk.decayed, more=sums_inner(walk))
+        usual = config.by_channel(
+            usual, sizes[walk.inner], sizes[walk.outer], decayed=walk.decayed, more=sums_inner(walk)
+        )
     chosen = choices.apply("forward", usual)
+    alone = walk.decayed and not chosen.scores
     if channels:
         chosen = replace(chosen, programs=0, scores=False)
     cut = chosen.programs > 0
     named = replace(tensors(walk, names), scores=chosen.scores)
     builders: dict[str, Maker] = {}
     if walk.decayed:
-        for role in ("scores", "scores_wide"):
+        for role in ("scores_wide",) if alone else ("scores", "scores_wide"):
             given = walk.terms[0], walk.p, walk.s, walk.names[:2], names, reserved
-            builders[role] = ChannelScores(*given, narrow=role == "scores")
+            builders[role] = ChannelScores(*given, narrow=role == "scores", again=alone)
     elif chosen.scores:
         builders["scores"] = Scores(member, names, reserved)
     if names.gates:
         builders["gates"] = Gates(walk.paths, names, reserved)
     if cut:
         builders["local_states"] = LocalStates(walk, names, named, reserved, parts=True)
-    builders["forward"] = WalkKernel(walk, names, named, reserved, parts=cut)
+    if alone:
+        builders["forward_narrow"] = WalkKernel(walk, names, replace(named, alone=True), reserved, parts=False)
+    builders["forward"] = WalkKernel(walk, names, replace(named, again=alone), reserved, parts=cut)
     kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
-    ahead = builders.keys() - {"forward"}
+    ahead = builders.keys() - {"forward", "forward_narrow"}
     common = choices.apply("backward", config.backward(sizes, dtype, target))
     if channels:
         common = replace(common, programs=0)

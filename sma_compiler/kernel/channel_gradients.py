@@ -13,12 +13,12 @@ What pairs weigh in these two sums, and S times dS for those that lead over the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from sma_compiler.ir.nodes import Expr, Reduce, postorder
+from sma_compiler.ir.nodes import Apply, Expr, Reduce, postorder
 from sma_compiler.kernel.backward import Backward
-from sma_compiler.kernel.build import E, arange, call, dot, pointwise, reduce_sum, size, trans, where, zeros
+from sma_compiler.kernel.build import E, arange, call, cumsum, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.build import path as named
 from sma_compiler.kernel.channel_sums import after_positions, over_positions
 from sma_compiler.kernel.channels import ChannelPath, channel_path
@@ -37,8 +37,38 @@ from sma_compiler.kernel.walk import Output, Walk
 
 def reads_values(made: Backward) -> bool:
     """Whether the gradients' expressions read value channels, of which a program then has all."""
-    outputs = (*made.dq.outputs, *made.dk.outputs)
-    return any("value" in node.axes for node in tensors_of(output.expr for output in outputs))
+    exprs = [output.expr for output in (*made.dq.outputs, *made.dk.outputs)]
+    known = {node for node in sums_over_values(exprs) if is_diagonal(made.dq, node)}
+    return any("value" in node.axes for node in tensors_of(exprs, known))
+
+
+def sums_over_values(exprs: Iterable[Expr]) -> list[Reduce]:
+    """The sums over value channels that expressions read."""
+    return [x for x in postorder(exprs) if isinstance(x, Reduce) and x.axis == "value"]
+
+
+def is_diagonal(queries: Walk, node: Reduce) -> bool:
+    """Whether a sum over value channels is what scores of positions with themselves are."""
+    product = plain(node.x)
+    if not (isinstance(product, Apply) and product.fn == "mul"):
+        return False
+    return {plain(x) for x in product.args} == {plain(queries.p), plain(queries.s)}
+
+
+def summed_by_chunk(made: Backward) -> Backward:
+    """The same where gradients of what does not vary in time are summed over each chunk: [B, slots, H, K]."""
+    still = {decl.name for decl in made.linear.op.params if "time" not in decl.dims}
+    names = {p.tensor for p in made.pieces if p.param in still and p.axes == ("batch", "time", "head", "key")}
+
+    def axes(name: str, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple("slot" if axis == "time" else axis for axis in given) if name in names else given
+
+    def of(walk: Walk) -> Walk:
+        outputs = tuple(replace(output, axes=axes(output.name, output.axes)) for output in walk.outputs)
+        return replace(walk, outputs=outputs)
+
+    pieces = tuple(replace(piece, axes=axes(piece.tensor, piece.axes)) for piece in made.pieces)
+    return replace(made, dq=of(made.dq), dk=of(made.dk), pieces=pieces)
 
 
 class ChannelGradients(ByChunk):
@@ -56,16 +86,19 @@ class ChannelGradients(ByChunk):
     def build(self, name: str) -> Function:
         """The kernel."""
         b, queries = self.b, self.queries
-        place = self.place_of_chunk("head", "i_h", self.host.heads)
-        inputs = place.inputs
-        for node in inputs.held((queries.p, queries.s, *self._gates_read(), *self._exprs())):
-            inputs.base(node.name)
-        valid = b.let("m_t", place.first + place.offsets < place.end, show=False)
-        rows = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - place.first, size("C"), dtype="int32"))
-        at = self.arguments.pointer("widest", self.host.decayed["widest"]) + self._index(inputs, place)
-        dtype, dot, width = named("tl.bfloat16"), named("DOT"), call("tl.load", at, tile=Tile("fp32"))
-        b.space()
-        with b.branch(dtype.eq(dot).both(width < NARROW) if self.narrow else dtype.ne(dot).either(width >= NARROW)):
+        with ExitStack() as stack:
+            place = self.place_of_chunk("head", "i_h", self.host.heads, None if self.narrow else stack)
+            inputs = place.inputs
+            for node in inputs.held((queries.p, queries.s, *self._gates_read(), *self._exprs())):
+                inputs.base(node.name)
+            valid = b.let("m_t", place.first + place.offsets < place.end, show=False)
+            count = pointwise("tl.minimum", place.end - place.first, size("C"), dtype="int32")
+            rows = Rows(place.offsets, valid, count)
+            at = self.arguments.pointer("widest", self.host.decayed["widest"]) + self._index(inputs, place)
+            dtype, dot, width = named("tl.bfloat16"), named("DOT"), call("tl.load", at, tile=Tile("fp32"))
+            b.space()
+            narrow, wide = dtype.eq(dot).both(width < NARROW), dtype.ne(dot).either(width >= NARROW)
+            stack.enter_context(b.branch(narrow if self.narrow else wide))
             (self._narrow if self.narrow else self._wide)(place, rows)
         lines = [f"One program has a chunk and {self.outer} key channels of the gradients of queries, keys and gates."]
         if self.narrow:
@@ -76,14 +109,16 @@ class ChannelGradients(ByChunk):
 
     def _narrow(self, place: Place, rows: Rows) -> None:
         """With one product for each sum over pairs. What late ends have, Q decayed, and early ends, K restored, is
-        rounded alike in both, so that sums for gates may subtract them.
+        rounded alike in both, so that sums for gates may subtract them. What goes through both states is made at once
+        where registers last: paths without their late end read gates once more.
         """
         b, keys = self.b, self.keys
-        static, path = self._path(place, rows)
+        static = self._static(place, rows)
+        scores, y, through = self._from_states(place, rows, static, both=not self.queries.paths[0].strict)
+        path = self._path(place, rows, static)
         across = b.let("b_across", path.across())
-        sums = b.let("b_sums", path.sums("sums_before", path.steps, True))
+        sums = b.let("b_sums", cumsum(path.steps))
         late, early = path.powers(sums)
-        scores, y = self._from_states(place, rows)
         lowering, q, k, ends = self._rows(place, rows, static)
         b.section("Gradients of queries")
         self._scale(scores, ends)
@@ -93,6 +128,7 @@ class ChannelGradients(ByChunk):
         sooner = b.let("b_sooner", (k * early).to("dot"))
         b.set(y, self.plus_product(scaled(y, ends.rows.factors, column=True), weights, sooner))
         self._finish(self.queries, place, rows, lowering, y * late, self._own(path, diagonal, k))
+        self._apart(place, rows, lowering)
         b.section("What both ends have of the chunk's pairs")
         later = b.let("b_later", (q * late).to("dot"))
         pairs = b.let("b_pairs", dot(trans(weights), later))
@@ -100,7 +136,7 @@ class ChannelGradients(ByChunk):
         after = None
         if self.gate is not None:
             after = b.let("b_after", after_positions(path, later.to("fp32") * y, weighed))
-        z = self._to_state(place, rows)
+        z, anchor = through or self._to_state(place, rows)
         lowering, q, k, ends = self._rows(place, rows, static)
         b.section("Gradients of keys")
         b.set(z, scaled(z * across.row, ends.columns.factors, column=True))
@@ -109,13 +145,14 @@ class ChannelGradients(ByChunk):
             over = over_positions(b, path, after, weighed, sooner.to("fp32") * z, k, own)
         self._finish(keys, place, rows, lowering, (z + pairs) * early, own)
         if over is not None:
-            self._gates(place, rows, lowering, over, across)
+            self._gates(place, rows, lowering, over, anchor * across)
 
     def _wide(self, place: Place, rows: Rows) -> None:
         """With pairs by halves."""
         b, keys, helper = self.b, self.keys, "product_by_halves"
-        static, path = self._path(place, rows)
-        scores, y = self._from_states(place, rows)
+        static = self._static(place, rows)
+        scores, y, _ = self._from_states(place, rows, static, both=False)
+        path = self._path(place, rows, static)
         lowering, q, k, ends = self._rows(place, rows, static)
         b.section("Gradients of queries")
         self._scale(scores, ends)
@@ -124,7 +161,8 @@ class ChannelGradients(ByChunk):
         path.add_product(scores, k, y, q, late, helper)
         diagonal = self._diagonal(path, place, scores)
         self._finish(self.queries, place, rows, lowering, y, self._own(path, diagonal, k))
-        z = self._to_state(place, rows)
+        self._apart(place, rows, lowering)
+        z, anchor = self._to_state(place, rows)
         lowering, q, k, ends = self._rows(place, rows, static)
         b.section("Gradients of keys")
         path = replace(path, backward=True)
@@ -137,7 +175,7 @@ class ChannelGradients(ByChunk):
             over = over_positions(b, path, after_positions(path, late, pairs), pairs, early, k, own)
         self._finish(keys, place, rows, lowering, z, own)
         if over is not None:
-            self._gates(place, rows, lowering, over, path.across(), path)
+            self._gates(place, rows, lowering, over, anchor * path.across(), path)
 
     def _gates_read(self) -> tuple[Expr, ...]:
         """The log gates."""
@@ -149,27 +187,33 @@ class ChannelGradients(ByChunk):
         (term,) = self.queries.paths
         return (self.queries.x, self.keys.x, *term.row, *term.col, *outputs)
 
-    def _path(self, place: Place, rows: Rows) -> tuple[Lowering, ChannelPath]:
-        """What does not vary in time, and the path of the chunk."""
+    def _static(self, place: Place, rows: Rows) -> Lowering:
+        """What does not vary in time, and sums over value channels."""
         b, inputs = self.b, place.inputs
-        (term,) = self.queries.paths
         static = inputs.static((*self._exprs(), *self._gates_read()))
         inputs.enter(rows.valid)
-        summed = [x for x in postorder(self._exprs()) if isinstance(x, Reduce) and x.axis == "value"]
+        summed = [node for node in sums_over_values(self._exprs()) if not is_diagonal(self.queries, node)]
         if summed:
             b.section("Sums over value channels")
             lowering = self._load(place, rows, static, summed)
             for node in summed:
                 static.bind(node, b.let("b_sum", lowering.value(node)))
-        apart = [output.expr for walk in (self.queries, self.keys) for output in self._outputs(walk, "neither")]
-        if apart:
-            b.section("What no sum over positions is part of")
-            lowering = self._load(place, rows, static, apart)
-            self._write(self.queries, place, rows, lowering, "neither")
-            self._write(self.keys, place, rows, lowering, "neither")
+        return static
+
+    def _path(self, place: Place, rows: Rows, static: Lowering) -> ChannelPath:
+        """The path of the chunk."""
+        b, inputs = self.b, place.inputs
+        (term,) = self.queries.paths
         b.section("Log gates of rows t0 .. t0 + C, as powers of 2; past the end there are none")
         lowering = self._load(place, rows, static, self._gates_read())
-        return static, channel_path(term, False, lowering, rows, inputs.inside["key"])
+        return channel_path(term, False, lowering, rows, inputs.inside["key"])
+
+    def _apart(self, place: Place, rows: Rows, lowering: Lowering) -> None:
+        """Write what no sum over positions is part of."""
+        if any(self._outputs(walk, "neither") for walk in (self.queries, self.keys)):
+            self.b.section("What no sum over positions is part of")
+            self._write(self.queries, place, rows, lowering, "neither")
+            self._write(self.keys, place, rows, lowering, "neither")
 
     def _rows(self, place: Place, rows: Rows, static: Lowering) -> tuple[Lowering, E, E, Path]:
         """Tiles of the chunk: the lowering that has them, q and k, and the factors."""
@@ -188,51 +232,83 @@ class ChannelGradients(ByChunk):
         read = tensors_of(exprs, static.bound())
         return place.inputs.chunk(read, static, place.first, rows.offsets, rows.valid, ())
 
-    def _from_states(self, place: Place, rows: Rows) -> tuple[E, E]:
-        """Scores of the chunk's pairs, and what rows have through the state that comes into it, without decays."""
+    def _from_states(
+        self, place: Place, rows: Rows, static: Lowering, *, both: bool
+    ) -> tuple[E, E, tuple[E, E] | None]:
+        """Scores of the chunk's pairs, what rows have through the state that comes into it, and with `both` what
+        `_to_state` makes; without decays.
+
+        What outputs read of scores of positions with themselves is bound in `static`.
+        """
         b, queries = self.b, self.queries
-        b.section("Pairs inside the chunk, and what queries have through the state that comes into it")
+        what = "what queries and keys have through states" if both else "what queries have through the state before it"
+        b.section(f"Pairs inside the chunk, and {what}")
         scores, y = b.let("b_scores", zeros("C", "C")), b.let("b_y", zeros("C", self.outer))
+        found = self._empty() if both else None
         with self._values(place.inputs) as held:
             p, s = self._operands(held, rows, place.first, queries.p, queries.s)
             b.set(scores, self.plus_product(scores, p, trans(s)))
-            b.set(y, self.plus_product(y, p, self._state(held, place, "states").to("dot")))
-        return scores, y
+            before = self._state(held, place, "states")
+            b.set(y, self.plus_product(y, p, before.to("dot")))
+            if found is not None:
+                self._add(held, place, s, before, found)
+        same = [node for node in sums_over_values(self._exprs()) if is_diagonal(queries, node)]
+        if same:
+            offsets = place.offsets
+            own = b.let("b_sum", reduce_sum(where(offsets.col.eq(offsets.row), scores, 0.0), 1))
+            for node in same:
+                static.bind(node, own)
+        return scores, y, found
 
-    def _to_state(self, place: Place, rows: Rows) -> E:
-        """What columns have through the state that comes in from the chunk's end, without decays."""
+    def _to_state(self, place: Place, rows: Rows) -> tuple[E, E]:
+        """What columns have through the state that comes in from the chunk's end, and what leads over all of it: the
+        product of both states [BK]; without decays.
+        """
         b = self.b
-        b.section("What keys have through the state that comes in from the chunk's end")
-        z = b.let("b_z", zeros("C", self.outer))
+        b.section("What keys have through the state that comes in from the chunk's end, and the product of both states")
+        found = self._empty()
         with self._values(place.inputs) as held:
             _, s = self._operands(held, rows, place.first, None, self.queries.s)
-            b.set(z, self.plus_product(z, s, self._state(held, place, "after").to("dot")))
-        return z
+            self._add(held, place, s, None, found)
+        return found
+
+    def _empty(self) -> tuple[E, E]:
+        """What `_add` adds to."""
+        return self.b.let("b_z", zeros("C", self.outer)), self.b.let("b_anchor", zeros(self.outer))
+
+    def _add(self, held: Inputs, place: Place, s: E, before: E | None, found: tuple[E, E]) -> None:
+        """Add what columns have through the state from the chunk's end, and the product of both states."""
+        z, anchor = found
+        after = self._state(held, place, "after")
+        self.b.set(z, self.plus_product(z, s, after.to("dot")))
+        if self.gate is not None:
+            before = before or self._state(held, place, "states")
+            self.b.set(anchor, anchor + reduce_sum(before.to("fp32") * after.to("fp32"), 0))
 
     def _gates(
-        self, place: Place, rows: Rows, lowering: Lowering, over: E, across: E, cut: ChannelPath | None = None
+        self, place: Place, rows: Rows, lowering: Lowering, over: E, whole: E, cut: ChannelPath | None = None
     ) -> None:
-        """Add what leads over the whole chunk to the gradients of gates, and write what needs them.
+        """Write what needs the gradients of the log gates.
 
-        across: the decay over the chunk. cut: the path, where gates may cut it.
+        over: without what leads over the whole chunk, [BK]. cut: the path, where gates may cut it.
         """
         b = self.b
         assert self.gate is not None
-        b.section("Gradients of the log gates: what leads over the whole chunk is the product of both states")
-        anchor = b.let("b_anchor", zeros(self.outer))
-        with self._values(place.inputs) as held:
-            before, after = self._state(held, place, "states"), self._state(held, place, "after")
-            b.set(anchor, anchor + reduce_sum(before.to("fp32") * after.to("fp32"), 0))
-        b.set(over, over + (anchor * across).row)
+        b.section("Gradients of the log gates")
+        b.set(over, over + whole.row)
         lowering.bind(self.gate, over if cut is None else cut.uncut(over))
         self._write(self.keys, place, rows, lowering, "gate")
 
     @contextmanager
     def _values(self, inputs: Inputs) -> Iterator[Inputs]:
-        """A loop over all value channels, and the tensors with some of them."""
+        """A loop over all value channels, and the tensors with some of them.
+
+        Where halves take most registers it must stay one: Triton hoists the loads of a loop that it knows to be short.
+        """
         b = self.b
         b.space()
-        steps = call("tl.range", 0, size("V"), size("BV"), tile=Tile("int32"), num_stages=size("STAGES"))
+        last = size("V") if self.narrow else self.arguments.integer("LAST", self.host.sizes["value"])
+        steps = call("tl.range", 0, last, size("BV"), tile=Tile("int32"), num_stages=size("STAGES"))
         with b.scope(), b.loop("v0", steps, Tile("int32")) as v0:
             channels = b.let("o_v", v0 + arange("BV"), show=False)
             yield inputs.holding("value", channels, b.let("m_v", channels < size("V"), show=False))

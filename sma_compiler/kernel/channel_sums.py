@@ -93,7 +93,8 @@ def over_positions(b: Builder, path: ChannelPath, after: E, pairs: E, early: E, 
     after: see `after_positions`. pairs: what early ends have of the chunk's pairs; early: of later chunks. other, own:
     the weight of positions with themselves is the product of both.
     """
-    over = b.let("b_over", after + path.sums("sums_before", early, path.early_closed))
+    over = b.let("b_over", after)
+    b.set(over, over + path.sums("sums_before", early, path.early_closed))
     if path.late_closed == path.early_closed:
         b.set(over, over + pairs if path.early_closed else over - pairs)
     if path.late_closed and path.early_closed and own is not None:

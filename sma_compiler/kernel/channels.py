@@ -72,10 +72,9 @@ class ChannelPath:
         """The gradient of the log gates, 0 where they cut."""
         return where(self.steps < LOWEST, 0.0, gradient)
 
-    def width(self, sums: E) -> E:
-        """What no sum of log2 gates from the first row on is larger than."""
-        self.builder.helpers.add("width")
-        return call("width", sums, tile=Tile("fp32"))
+    def reach(self) -> E:
+        """What no sum of log2 gates from the first row on is larger than, by channel, [N]."""
+        return reduce_sum(pointwise("tl.abs", self.steps), 0)
 
     def scores(self, late: E, early: E) -> E:
         """Weighted scores of the chunk's pairs, [C, C], rows late, without those of positions with themselves."""

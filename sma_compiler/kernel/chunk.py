@@ -27,6 +27,7 @@ from sma_compiler.kernel.build import (
     trans,
     zeros,
 )
+from sma_compiler.kernel.channel_operands import decayed, loaded
 from sma_compiler.kernel.channels import ChannelPath, channel_path
 from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, with_factors
 from sma_compiler.kernel.host import Host, Tensors, suffix
@@ -35,7 +36,7 @@ from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.lower import Lowering, operand, wide_operand
 from sma_compiler.kernel.maker import Maker, program
 from sma_compiler.kernel.nodes import Tile
-from sma_compiler.kernel.rows import Span, sequence, slots
+from sma_compiler.kernel.rows import Span, entry_of_slot, sequence, slots
 from sma_compiler.kernel.walk import Output, Walk
 from sma_compiler.mask.nodes import Gate
 
@@ -68,7 +69,7 @@ class Chunk(Loaded):
     scores are multiplied with at rows; None: 1. other: the operand [C, outer] of `Walk.sums`. p, a, weight and other
     are missing where only columns count. channel: the path of a gate that differs by the outer channels; x and other
     are fp32 then. across [inner]: the decay of a state over the chunk where the gate differs by the inner ones; p and s
-    are decayed then.
+    are decayed then. within: its path, where the walk decays them itself.
     """
 
     p: E | None
@@ -82,6 +83,8 @@ class Chunk(Loaded):
     channel: ChannelPath | None = None
     across: E | None = None
     leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
+    values: dict[int, E] = field(default_factory=dict)
+    within: ChannelPath | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Chunked(Maker):
         self.exact = any(term.exact for term in walk.terms)
         self.wide = any(walk.outer in term.axes for term in walk.terms)
         """Whether gates differ by the outer channels."""
+        self.alone = walk.decayed and tensors.alone
         self.guarded = walk.sums is not None
         """Whether what rows past the end have must be 0 although nothing is written there."""
 
@@ -177,7 +181,8 @@ class Chunked(Maker):
         if self.walk.backward:
             count = call("tl.cdiv", place.end - place.first, size("C"), tile=Tile("int32"))
             start, stop, step = place.first + (count - 1) * size("C"), place.first - 1, -size("C")
-        return call("tl.range", start, stop, step, tile=Tile("int32"), num_stages=size("STAGES"))
+        options = {"disable_licm": True} if self.alone else {}
+        return call("tl.range", start, stop, step, tile=Tile("int32"), num_stages=size("STAGES"), **options)
 
     def factors(self, rows: bool) -> tuple[Expr, ...]:
         """What a kernel reads to weigh pairs, besides the products; without `rows`, what columns and paths need."""
@@ -186,7 +191,7 @@ class Chunked(Maker):
             late, early = (path.row, path.col) if made is None else (made.row, made.col)
             at_rows, at_columns = (early, late) if self.walk.backward else (late, early)
             found += [*(at_rows if rows else ()), *at_columns]
-            found += [gate.log for gate in term.gates] if made is None and not self.walk.decayed else []
+            found += [gate.log for gate in term.gates] if made is None and (self.alone or not self.walk.decayed) else []
         if self.walk.offset is not None:
             found += self.walk.offset if rows else self.walk.offset[1:]
         return (*found, self.walk.weight) if rows and self.walk.weight is not None else tuple(found)
@@ -206,19 +211,24 @@ class Chunked(Maker):
         """
         b, walk, inputs = self.b, self.walk, place.inputs
         beside = walk.sums.other if rows and walk.sums is not None else None
-        operands = [*((walk.p,) if rows else ()), walk.s] if not walk.decayed else []
-        operands += [walk.x, *((beside,) if beside is not None else ())]
+        scored = [*((walk.p,) if rows else ()), walk.s]
+        operands = [*(scored if not walk.decayed else ()), walk.x, *((beside,) if beside is not None else ())]
         b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
         valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
         found = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
         inputs.enter(valid)
         kept = {plain(x) for x in operands if is_tensor(x)}
-        exprs = (*operands, *self.factors(rows), *around)
+        exprs = (*operands, *(scored if self.alone else ()), *self.factors(rows), *around)
         lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
         p: E | None
         across: E | None = None
-        if walk.decayed:
-            p, s, across = self._decayed(place, t0, found)
+        within: ChannelPath | None = None
+        if self.alone:
+            (term,) = walk.paths
+            within = channel_path(term, False, lowering, found, inputs.inside[walk.inner])
+            p, s, across = decayed(b, walk, within, lowering, inputs.inside[walk.inner], rows)
+        elif walk.decayed:
+            p, s, across = loaded(self, place, t0, found)
         else:
             p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
             s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
@@ -236,23 +246,7 @@ class Chunked(Maker):
             channel = channel_path(term, walk.backward, lowering, found, inputs.inside[walk.outer])
         b_offset = self._offset(second, lowering, valid)
         weight = lowering.value(walk.weight) if rows and walk.weight is not None else None
-        return Chunk(t0, found, lowering, p, s, x, a, b_offset, other, paths, weight, channel, across)
-
-    def _decayed(self, place: Place, t0: E, rows: Rows) -> tuple[E, E, E]:
-        """p and s of a chunk, decayed to where states come in and go out, and the decay of a state; made ahead."""
-        b, walk, inputs, host = self.b, self.walk, place.inputs, self.host
-        inner = walk.inner
-        found: list[E] = []
-        for part, name in zip(("early", "late") if walk.backward else ("late", "early"), walk.names, strict=False):
-            begin = inputs.made(part, self.arguments.pointer(part, host.decayed[part]), inner)
-            at, mask = inputs.addresses(*begin, inner, t0, rows.offsets, rows.valid)
-            value = b.helper("load", at, mask, size("MASKED"), dtype="in")
-            found.append(b.let(f"b_{name}", value.to("dot")))
-        pointer = self.arguments.pointer("across", host.decayed["across"])
-        index = inputs.row() * slots(self.arguments, host) + self.slot(place, t0)
-        offsets, valid = inputs.channels[inner]
-        at = pointer + index * size(CHANNELS[inner]) + offsets
-        return found[0], found[1], b.let("b_across", b.helper("load", at, valid, size("MASKED")))
+        return Chunk(t0, found, lowering, p, s, x, a, b_offset, other, paths, weight, channel, across, within=within)
 
     def _offset(self, expr: Expr | None, lowering: Lowering, valid: E) -> E | None:
         if expr is None or (isinstance(expr, Const) and expr.value == 1):
@@ -316,13 +310,23 @@ class Chunked(Maker):
         b = self.b
         b.section(f"State at the {'start' if self.walk.backward else 'end'} of the chunk")
         for number, state in enumerate(states):
-            factors, across = self.leaving(chunk, number)
+            _, across = self.leaving(chunk, number)
+            early = self.alone and chunk.p is not None
+            matrix = state.matrix if across is None or early else state.matrix * across
+            b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), self.values(chunk, number)))
+            if early and not self.walk.backward and across is not None:
+                b.set(state.matrix, state.matrix * across)
+
+    def values(self, chunk: Chunk, number: int) -> E:
+        """x as the state of a stream grows by it, with the factors of columns; named once."""
+        if number not in chunk.values:
+            factors, _ = self.leaving(chunk, number)
             values = chunk.x
             if factors:
                 scaled_values = scaled(chunk.x.to("fp32"), factors, column=True)
-                values = b.let(f"b_u{self.suffix(number)}", scaled_values.to("dot"))
-            matrix = state.matrix if across is None else state.matrix * across
-            b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), values))
+                values = self.b.let(f"b_u{self.suffix(number)}", scaled_values.to("dot"))
+            chunk.values[number] = values
+        return chunk.values[number]
 
     def advance_vectors(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Carry the vectors of the states over a chunk."""
@@ -459,6 +463,14 @@ class Chunked(Maker):
             if outer not in output.axes:
                 value = b.helper("keep", value, inside, size("MASKED"))
                 self.write_row(place, pointer, chunk, reduce_sum(value, 1))
+            elif "slot" in output.axes:
+                value = b.helper("keep", value, inside, size("MASKED"))
+                slot = self.slot(place, chunk.t0)
+                entry = entry_of_slot(self.arguments, self.host, place.inputs.batch, slot, place.inputs.head)
+                offsets, valid = place.inputs.channels[outer]
+                at = pointer + entry * size(CHANNELS[outer]) + offsets
+                b.helpers.add("store")
+                b.do(call("store", at, reduce_sum(value, 0), valid, size("MASKED"), tile=Tile("ptr")))
             else:
                 rows = rows or place.inputs.made(output.name, pointer, outer)
                 at, mask = place.inputs.addresses(*rows, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)

@@ -166,7 +166,14 @@ def gradient(
 
 
 def by_channel(
-    common: Config, inner: int, *, decayed: bool, more: bool = False, alone: bool = False, backward: bool = False
+    common: Config,
+    inner: int,
+    outer: int,
+    *,
+    decayed: bool,
+    more: bool = False,
+    alone: bool = False,
+    backward: bool = False,
 ) -> Config:
     """The configuration of a walk whose gates differ by channels, of its inner axis (`decayed`) or of its outer one.
 
@@ -180,7 +187,8 @@ def by_channel(
         return replace(common, warps=4, stages=2) if alone else replace(common, warps=8, stages=1)
     warps = 8 if backward and inner > 128 else 4
     stages = 3 if 64 < inner <= 128 and not more else 2
-    return replace(common, outer=min(common.outer, 64), warps=warps, stages=stages, scores=False)
+    made = max(inner, outer) > 64
+    return replace(common, outer=min(common.outer, 64), warps=warps, stages=stages, scores=made)
 
 
 def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) -> Mapping[str, Config]:

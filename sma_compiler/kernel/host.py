@@ -33,7 +33,8 @@ class Host:
     slots: how many chunks a row of the batch has, with those that a pack leaves empty.
     groups: how many groups of heads have a q and k of their own; scores: Q K^T of each inside every chunk.
     decayed: what is made with weighted scores: "late" and "early" ends [B, T, H, N] decayed from the chunk's start and
-    to its end, "across" [B, H, slots, N], and how far powers of 2 of the decays reach, "widest" [B, H, slots].
+    to its end, "across" [B, H, slots, N], and how far powers of 2 of the decays reach, "widest" [B, H, slots];
+    "reach" [S, H] says the same of a whole sequence.
     """
 
     builder: Builder
@@ -81,7 +82,9 @@ class Tensors:
 
     outputs: by `Output.name`. initial, final: states by part and stream; `matrix` is [S, H, K, V], `vector` [S, H, K].
     local: those of every part, [S, parts, H, ...], with the `decay` [S, parts, H] over each. norm: [B, T, H], what rows
-    are divided by. sums: by kind and stream, see `sums.py`. scores: whether P S^T was made ahead. parts: how many
+    are divided by. sums: by kind and stream, see `sums.py`. scores: whether P S^T was made ahead. alone: whether
+    the walk decays operands by itself where a gate differs by the inner channels; again:
+    whether it writes what such a walk wrote wrongly. parts: how many
     programs share a sequence; span: how many positions each has.
     """
 
@@ -94,6 +97,8 @@ class Tensors:
     sums: dict[tuple[str, int], E] = field(default_factory=dict)
     norm: E | None = None
     scores: bool = False
+    alone: bool = False
+    again: bool = False
 
 
 def states_of(walk: Walk, names: Callable[[str], str], letter: str) -> dict[tuple[str, int], E]:
@@ -164,7 +169,7 @@ def host(
     pack, sequences, slots, groups, scores = (
         path(builder.fresh(x)) for x in ("cu_seqlens", "S", "slots", "groups", "scores")
     )
-    decayed = {part: path(builder.fresh(part)) for part in ("late", "early", "across", "widest")}
+    decayed = {part: path(builder.fresh(part)) for part in ("late", "early", "across", "widest", "reach")}
     return Host(builder, parameters, decls, shared, wide, sizes, gates, pack, sequences, slots, groups, scores, decayed)
 
 

@@ -47,7 +47,7 @@ class Launcher(Launch):
         b.section("Positions of a chunk, and tiles of the channels")
         chunk = b.let("C", config.chunk)
         self.sequences()
-        if "scores" in kernels or "gates" in kernels:
+        if {"scores", "scores_wide", "gates"} & kernels.keys():
             self.slots(chunk)
         wide_k = b.let("BK", path("max").call(16, path("triton.next_power_of_2").call(key)))
         wide_v = b.let("BV", config.outer)
@@ -68,7 +68,11 @@ class Launcher(Launch):
             "STAGES": config.stages,
         }
         self.results()
-        if "scores" in kernels and self.walk.decayed:
+        grid = sequence([heads * blocks, host.sequences])
+        if "forward_narrow" in kernels:
+            operands = self.walk.p, self.walk.s
+            self.again("forward", kernels, grid, self.linear.terms[0], operands, constants, config)
+        elif "scores" in kernels and self.walk.decayed:
             self.decayed(kernels, self.linear.terms[0], (self.walk.p, self.walk.s), constants, config)
         elif "scores" in kernels:
             self.scores(kernels["scores"], constants)

@@ -308,7 +308,10 @@ class BackwardLauncher(Launch):
         with nullcontext() if always else b.branch(either(*dict.fromkeys(wanted))):
             if config.programs:
                 rows = self.begin(kernels[f"local_{walk.name}"], walk, tensors, given, tiles, config)
-            b.do(kernels[walk.name].launch(sequence([host.heads * tiles, rows]), given, config.warps))
+            grid = sequence([host.heads * tiles, rows])
+            if f"{walk.name}_narrow" in kernels:
+                self.again(walk.name, kernels, grid, self.linear.terms[0], (walk.p, walk.s), given, config)
+            b.do(kernels[walk.name].launch(grid, given, config.warps))
 
     def _tiles(self, outer: str) -> dict[str, E]:
         """The channels that a program has: a tile of the outer axis, all of the other."""

@@ -13,9 +13,6 @@ from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.launch_backward import BackwardLauncher, Named, named
 from sma_compiler.kernel.prepare import Kernel, either
 
-WIDE = 8
-"""Warps of the kernel whose pairs are summed by halves, of which each adds tiles."""
-
 
 def named_channels(made: Backward, host: Host) -> Named:
     """Name everything that the kernels read and write."""
@@ -51,6 +48,12 @@ class ChannelLauncher(BackwardLauncher):
         )
         for state in self.names.walks["dqk"].sums.values():
             b.set(state, self._new(needed, *self._sum("states")))
+        if "scores" not in kernels:
+            shape = [host.sizes["batch"], host.heads, host.slots]
+            zeros = path("torch.zeros").call(
+                sequence(shape), dtype=path("torch.float32"), device=self.first.attr("device")
+            )
+            b.set(host.decayed["widest"], zeros)
         given = {**constants, **self._tiles("value")}
         grid = sequence([host.heads * self.names.tiles["value"], host.sequences])
         with b.branch(needed):
@@ -69,4 +72,4 @@ class ChannelLauncher(BackwardLauncher):
             given["STAGES"] = config.stages
             with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
                 b.do(kernels["dqk"].launch(grid, given, config.warps))
-            b.do(kernels["dqk_wide"].launch(grid, given, WIDE))
+            self.runs(kernels["dqk_wide"], self.names.tiles["key"], given)

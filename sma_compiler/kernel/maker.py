@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 
 from sma_compiler.kernel.arguments import Arguments
-from sma_compiler.kernel.build import Builder, E, call, lift
+from sma_compiler.kernel.build import Builder, E, call, lift, pointwise, size
 from sma_compiler.kernel.config import Config, PairConfig
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.nodes import Function, Tile
 
-CONSTANTS = ("C", "BM", "BN", "BK", "BV", "K", "V", "MASKED", "PINNED", "DOT", "PRECISION", "STAGES")
+CONSTANTS = ("C", "BM", "BN", "BK", "BV", "K", "V", "MASKED", "PINNED", "DOT", "PRECISION", "STAGES", "RUN")
 """Names that every chunked kernel is compiled for."""
 
 
@@ -21,6 +22,13 @@ class Maker(ABC):
         self.host = host
         self.b = Builder(reserved | set(CONSTANTS))
         self.arguments = Arguments(self.b)
+
+    def run(self, index: E) -> AbstractContextManager[E]:
+        """A loop over RUN slots of chunks. index: which of such runs."""
+        first, count = self.b.let("first", index * size("RUN")), self.arguments.integer("SLOTS", self.host.slots)
+        last = pointwise("tl.minimum", first + size("RUN"), count, dtype="int32")
+        steps = call("tl.range", first, last, tile=Tile("int32"), disable_licm=True)
+        return self.b.loop("slot", steps, Tile("int32"))
 
     @abstractmethod
     def build(self, name: str) -> Function:

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Expr, ParamDecl, Reduce, postorder
 from sma_compiler.kernel.arguments import Arguments
-from sma_compiler.kernel.build import E, Operand, lift, path, sequence
+from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.host import SIZES, TABLES, Host, Tensors
 from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.linear import STATE_ROWS, Linear, Term
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.walk import Walk
+
+RUN = 16
+"""Chunks of which one program sees whether there is anything to do."""
+WIDE = 8
+"""Warps of the kernels whose pairs are summed by halves, of which each adds tiles."""
 
 
 @dataclass(frozen=True)
@@ -138,27 +143,57 @@ class Launch:
     ) -> None:
         """Make the weighted scores of every chunk, and its late and early operands decayed to its ends.
 
-        config: of a walk. With 128 registers a thread, two programs of 8 warps wait for memory at a time.
+        Kernels for what few chunks need have runs of them. config: of a walk. With 128 registers a thread, two programs
+        of 8 warps wait for memory at a time.
         """
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         channels = host.sizes[term.axes[0]]
         b.section("Weighted scores inside every chunk, and the operands decayed to its start and to its end")
         fp32, operand = path("torch.float32"), path("dtype_of").call(constants["DOT"])
-        b.set(host.scores, self.empty([batch, heads, time, lift(constants["C"])], fp32))
+        b.set(host.scores, self.empty([batch, heads, time, lift(constants["C"])], operand))
         for part in ("late", "early"):
             b.set(host.decayed[part], self.empty([batch, time, heads, channels], operand))
         b.set(host.decayed["across"], self.empty([batch, heads, host.slots, channels], fp32))
-        b.set(host.decayed["widest"], self.empty([batch, heads, host.slots], fp32))
         axis = term.axes[0]
         extent = f"B{axis[0].upper()}"
         if not any(isinstance(node, Reduce) and node.axis == axis for node in postorder(operands)):
             constants = {**constants, extent: path("min").call(64, constants[extent])}
-        grid = sequence([host.slots, heads, batch])
-        with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
-            b.do(kernels["scores"].launch(grid, constants, 8, 128 if config.assembly else 0))
-        b.do(kernels["scores_wide"].launch(grid, constants, 8))
+        if "scores" in kernels:
+            b.set(host.decayed["widest"], self.empty([batch, heads, host.slots], fp32))
+            grid = sequence([host.slots, heads, batch])
+            with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
+                b.do(kernels["scores"].launch(grid, constants, 8, 128 if config.assembly else 0))
+        self.runs(kernels["scores_wide"], None, constants)
         b.section("")
+
+    def runs(self, kernel: Kernel, tiles: E | None, constants: Mapping[str, Operand]) -> None:
+        """Launch a kernel of which a program has a run of chunks, long where others may have written most.
+
+        tiles: of how many each has one.
+        """
+        b, host = self.b, self.host
+        run = b.let("run", choose(lift(constants["DOT"]).eq(path("tl.bfloat16")), RUN, 1))
+        count = path("triton.cdiv").call(host.slots, run)
+        grid = sequence([count if tiles is None else count * tiles, host.heads, host.sizes["batch"]])
+        b.do(kernel.launch(grid, {**constants, "RUN": run}, WIDE))
+
+    def again(
+        self,
+        name: str,
+        kernels: Mapping[str, Kernel],
+        grid: E,
+        term: Term,
+        operands: Iterable[Expr],
+        constants: Mapping[str, Operand],
+        config: Config,
+    ) -> None:
+        """Launch a walk that decays operands by itself, and what makes them ahead for the one after it."""
+        b, host = self.b, self.host
+        b.set(host.decayed["reach"], self.empty([host.sequences, host.heads], path("torch.float32")))
+        with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
+            b.do(kernels[f"{name}_narrow"].launch(grid, {**constants, "STAGES": 1}, config.warps))
+        self.decayed(kernels, term, operands, constants, config)
 
     def gates(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
         """Make the decays of every chunk."""

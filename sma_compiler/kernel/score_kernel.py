@@ -6,7 +6,7 @@ gate differs by the channels that scores sum over, the weights are part of them,
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.build import (
@@ -15,7 +15,6 @@ from sma_compiler.kernel.build import (
     call,
     cumsum,
     dot,
-    lift,
     path,
     pointwise,
     reduce_sum,
@@ -85,7 +84,7 @@ class ChannelScores(Maker):
 
     late, early: the operands at both ends of paths, and names: what the kernel calls them. narrow: whether it takes no
     power of 2 to leave the range of bf16, and says of each chunk how far they reach; the other kernel then makes again
-    what that was wrong for.
+    what that was wrong for. again: whether a walk has said so of whole sequences.
     """
 
     def __init__(
@@ -98,29 +97,34 @@ class ChannelScores(Maker):
         reserved: frozenset[str],
         *,
         narrow: bool,
+        again: bool = False,
     ) -> None:
         super().__init__(host, reserved)
         self.term = term
         self.operands = ((late, names[0]), (early, names[1]))
         self.narrow = narrow
+        self.again = again
 
     def build(self, name: str) -> Function:
         """The kernel."""
         b = self.b
         b.section("Which chunk, head and sequence")
-        slot = b.let("slot", program(0))
         i_h = b.let("i_h", program(1).to("int64"))
         i_b = b.let("i_b", program(2).to("int64"))
-        span = chunk(b, self.arguments, self.host, slot, i_b)
-        inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence)
         o_c = b.let("o_c", arange("C"), show=False)
-        m_t = b.let("m_t", span.begin + o_c < span.end, show=False)
-        rows = Rows(o_c, m_t, pointwise("tl.minimum", span.end - span.begin, size("C"), dtype="int32"))
-        widest = self.arguments.pointer("widest", self.host.decayed["widest"])
-        widest = widest + (inputs.row() * slots(self.arguments, self.host) + slot)
-        dtype, dot_dtype = path("tl.bfloat16"), path("DOT")
-        wide = dtype.ne(dot_dtype).either(call("tl.load", widest, tile=Tile("fp32")) >= NARROW)
-        with nullcontext() if self.narrow else b.branch(wide):
+        with ExitStack() as stack:
+            slot = b.let("slot", program(0)) if self.narrow else stack.enter_context(self.run(program(0)))
+            span = chunk(b, self.arguments, self.host, slot, i_b)
+            inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence)
+            m_t = b.let("m_t", span.begin + o_c < span.end, show=False)
+            rows = Rows(o_c, m_t, pointwise("tl.minimum", span.end - span.begin, size("C"), dtype="int32"))
+            reach = "reach" if self.again else "widest"
+            place = inputs.place() if self.again else inputs.row() * slots(self.arguments, self.host) + slot
+            widest = self.arguments.pointer(reach, self.host.decayed[reach]) + place
+            dtype, dot_dtype = path("tl.bfloat16"), path("DOT")
+            wide = dtype.ne(dot_dtype).either(call("tl.load", widest, tile=Tile("fp32")) >= NARROW)
+            if not self.narrow:
+                stack.enter_context(b.branch(wide))
             self._chunk(inputs, rows, span, slot, widest)
         doc = "Weighted scores inside every chunk, and both operands decayed to its start and to its end."
         powers = "no power of 2 leaves" if self.narrow else "powers of 2 leave"
@@ -136,7 +140,7 @@ class ChannelScores(Maker):
                 inputs.use_channels(other, held, b.let(f"m_{other[0]}", held < size(SIZES[other]), show=False))
         scores = b.let("b_scores", zeros("C", "C"))
         own = None if self.term.strict or self.narrow else b.let("b_own", zeros("C"))
-        widest = b.let("widest", lift(0.0)) if self.narrow else None
+        widest = b.let("b_reach", zeros(EXTENT[axis])) if self.narrow else None
         b.space()
         steps = call("tl.range", 0, size(SIZES[axis]), size(EXTENT[axis]), tile=Tile("int32"), num_stages=1)
         with b.loop("n0", steps, Tile("int32")) as n0:
@@ -157,7 +161,7 @@ class ChannelScores(Maker):
             else:
                 b.section("What the state is read with and grows by, from powers counted from the chunk's start")
                 sums = b.let("b_sums", cumsum(path.steps))
-                b.set(widest, pointwise("tl.maximum", widest, path.width(sums)))
+                b.set(widest, pointwise("tl.maximum", widest, path.reach()))
                 later, sooner = path.powers(sums)
                 later, sooner = b.let("b_late", late * later), b.let("b_early", early * sooner)
                 decayed = later, sooner * across.row
@@ -173,7 +177,7 @@ class ChannelScores(Maker):
         b.space()
         o_c = rows.offsets
         if widest is not None:
-            b.do(call("tl.store", at, widest, tile=Tile("ptr")))
+            b.do(call("tl.store", at, call("tl.max", widest, 0, tile=Tile("fp32")), tile=Tile("ptr")))
             seen = o_c.col > o_c.row if self.term.strict else o_c.col >= o_c.row
             b.set(scores, where(seen, scores, 0.0))
         if own is not None:

@@ -14,6 +14,7 @@ weight of all pairs whose path leads over the chunk. The kernel of dK keeps W fo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 
 from sma_compiler.ir.nodes import Expr
@@ -28,7 +29,7 @@ from sma_compiler.kernel.lower import Lowering, operand
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import chunk as find_chunk
-from sma_compiler.kernel.rows import entry_of_slot
+from sma_compiler.kernel.rows import entry_of_slot, slots
 from sma_compiler.kernel.score_kernel import score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
@@ -66,6 +67,10 @@ class ChunkStates(Chunked):
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, (), rows=False)
             self._meet(place, chunk, states[0])
+            if chunk.within is not None:
+                pointer = self.arguments.pointer("widest", self.host.decayed["widest"])
+                at = pointer + (place.inputs.row() * slots(self.arguments, self.host) + self.slot(place, t0))
+                b.do(call("tl.store", at, call("tl.max", chunk.within.reach(), 0, tile=Tile("fp32")), tile=Tile("ptr")))
             b.section("The state that comes into the chunk is kept")
             self.keep_of_chunk(place, t0, states[0])
             self.advance(chunk, states)
@@ -99,16 +104,20 @@ class ByChunk(Chunked):
         """The program has one chunk alone."""
         return place.span.slot
 
-    def place_of_chunk(self, whose: str, name: str, heads: E) -> Place:
-        """Say which program this is: of which head or group of heads, and where. heads: how many of them there are."""
+    def place_of_chunk(self, whose: str, name: str, heads: E, runs: ExitStack | None = None) -> Place:
+        """Say which program this is: of which head or group of heads, and where. heads: how many of them there are.
+
+        runs: what a loop over a run of chunks is entered in, where the program has one.
+        """
         b, outer = self.b, self.walk.outer
         letter, channels = outer[0], CHANNELS[outer]
         b.section(f"Which {outer} channels, chunk, {whose} and sequence")
         tiles = b.let(f"n_{letter}", call("tl.cdiv", size(channels), size(self.outer), tile=Tile("int32")))
         tile = b.let(f"i_{letter}", program(0) % tiles)
-        slot = b.let("slot", program(0) // tiles)
         i_h = b.let(name, program(1).to("int64"))
         i_b = b.let("i_b", program(2).to("int64"))
+        index = program(0) // tiles
+        slot = b.let("slot", index) if runs is None else runs.enter_context(self.run(index))
         span = find_chunk(b, self.arguments, self.host, slot, i_b)
         offsets = b.let("o_c", arange("C"), show=False)
         inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence, heads=heads)

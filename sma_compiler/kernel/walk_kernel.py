@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
+from sma_compiler.kernel.build import path as named
 from sma_compiler.kernel.channel_sums import ChannelSums
 from sma_compiler.kernel.channels import ChannelPath
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
@@ -14,7 +15,7 @@ from sma_compiler.kernel.gates import is_folded, scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import lone
-from sma_compiler.kernel.score_kernel import score_address
+from sma_compiler.kernel.score_kernel import NARROW, score_address
 from sma_compiler.kernel.sums import PathSums
 from sma_compiler.kernel.walk import Output, Walk
 
@@ -35,6 +36,8 @@ class WalkKernel(Chunked):
         """The kernel."""
         b, walk = self.b, self.walk
         place = self.place()
+        if self.tensors.again:
+            self._unless_right(place)
         around = [output.expr for output in walk.outputs]
         around += [walk.sums.other] if walk.sums is not None else []
         rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
@@ -44,19 +47,36 @@ class WalkKernel(Chunked):
         if walk.sums is not None:
             sums = ChannelSums(self, place) if self.wide else PathSums(self, place)
         states = self.initial_states(place)
+        reach = b.let("b_reach", zeros(self.inner)) if self.alone else None
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
+            if reach is not None and chunk.within is not None:
+                b.set(reach, pointwise("tl.maximum", reach, chunk.within.reach()))
             if sums is not None:
                 sums.meet(chunk, states)
             beside = self.beside()
             y = self.rows_of(place, chunk, states, beside, sums)
             self.advance(chunk, states)
             self.write(place, chunk, beside, y, rows)
+        if reach is not None:
+            b.section(
+                "How far powers of 2 reach: where they leave the range of bf16, other kernels write all of it again"
+            )
+            at = self.arguments.pointer("reach", self.host.decayed["reach"]) + place.inputs.place()
+            b.do(call("tl.store", at, call("tl.max", reach, 0, tile=Tile("fp32")), tile=Tile("ptr")))
         self.final_states(place, states)
         carries = f"carries the state of one head and {self.outer} {walk.outer} channels along a sequence"
         doc = f"One program {carries}{', from its end' if walk.backward else ''}."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
+
+    def _unless_right(self, place: Place) -> None:
+        """Leave what the walk that decays operands by itself has written right."""
+        b = self.b
+        reach = self.arguments.pointer("reach", self.host.decayed["reach"]) + place.inputs.place()
+        narrow = call("tl.load", reach, tile=Tile("fp32")) < NARROW
+        with b.branch(named("tl.bfloat16").eq(named("DOT")).both(narrow)):
+            b.give(None)
 
     def _keep_state(self, place: Place, chunk: Chunk, state: State) -> None:
         """Keep the state that comes into the chunk, for kernels that work chunk by chunk."""
@@ -89,8 +109,19 @@ class WalkKernel(Chunked):
             shared = self.arguments.constant("G_SHARED", host.heads // host.groups)
             index = inputs.batch * groups + inputs.head // shared
         at = score_address(pointer, index, length, chunk.t0, chunk.rows.offsets)
-        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"), dtype="in").to("fp32")
+        value = self.b.helper("load", at, chunk.rows.valid.col, size("MASKED"), dtype="in")
+        value = value.to("dot" if self.walk.decayed else "fp32")
         return self.b.let("b_scores", trans(value) if self.walk.backward else value)
+
+    def _own_scores(self, chunk: Chunk) -> E:
+        """The weighted scores of the chunk's pairs, [C, C], of operands that count from its start."""
+        b, offsets = self.b, chunk.rows.offsets
+        assert chunk.p is not None
+        late, early = (offsets.row, offsets.col) if self.walk.backward else (offsets.col, offsets.row)
+        b.section("Pairs inside the chunk")
+        scores = b.let("b_scores", dot(chunk.p, trans(chunk.s)))
+        seen = late > early if self.walk.terms[0].strict else late >= early
+        return b.let("b_p", where(seen, scores, 0.0).to("dot"))
 
     def rows_of(
         self,
@@ -106,21 +137,29 @@ class WalkKernel(Chunked):
             assert not isinstance(sums, PathSums)
             return self._channel_rows(chunk, chunk.channel, states[0], sums)
         assert not isinstance(sums, ChannelSums)
-        made = self._scores(place, chunk) if self.ahead else None
+        made = self._own_scores(chunk) if self.alone else self._scores(place, chunk) if self.ahead else None
         narrow = self.ahead and walk.normalize == "none"
         first = narrow or (sums is not None and sums.asked.pairs)
         scores = self._pairs(place, chunk, made, sums) if first else None
-        if scores is not None and narrow:
+        if scores is not None and narrow and not walk.decayed:
             scores = b.let("b_p", scores.to("dot"))
+        keeps = self.keeps and walk.sums is None and ("states", 0) in self.tensors.sums
+        moved = self.alone and walk.backward
+        if keeps and moved:
+            self._keep_state(place, chunk, states[0])
         b.section(f"Pairs with what lies {'after' if walk.backward else 'before'} the chunk, through the state")
+        if moved:
+            _, across = self.leaving(chunk, 0)
+            b.set(states[0].matrix, states[0].matrix * across)
         y, norm = self._through_states(chunk, states, sums)
-        if self.keeps and walk.sums is None and ("states", 0) in self.tensors.sums:
+        if keeps and not moved:
             self._keep_state(place, chunk, states[0])
         if beside is not None:
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:
             scores = self._pairs(place, chunk, made, sums)
-        b.set(y, self.plus_product(y, scores.to("dot"), chunk.x))
+        values = self.values(chunk, 0) if walk.decayed else chunk.x
+        b.set(y, self.plus_product(y, scores if walk.decayed else scores.to("dot"), values))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
         outer = [] if self.several else chunk.paths[0].rows.factors
@@ -167,9 +206,6 @@ class WalkKernel(Chunked):
         b.section("Pairs inside the chunk")
         scores = made or b.let("b_scores", dot(chunk.p, trans(chunk.s)))
         if self.walk.decayed:
-            weighted = self._with_factors(chunk, scores, [])
-            if weighted is not scores:
-                b.set(scores, weighted)
             return scores
         if self.walk.offset is not None:
             more = _product(chunk.a, chunk.b)

@@ -54,6 +54,17 @@ SCANS = {
     ("columns", "recurrent", "float32"): 2,
 }
 """The same where gates have both axes."""
+NARROW_MUTANTS = {
+    "never again": (True, r"b_reach, 0\)", "b_reach, 0) * 0"),
+    "no decay of the narrow state": (False, r"b_s = b_s \* b_across\[:, None\]", "b_s = b_s"),
+    "pairs with themselves": (
+        False,
+        r"o_c\[:, None\] > o_c\[None, :\], b_scores",
+        "o_c[:, None] >= o_c[None, :], b_scores",
+    ),
+    "no diagonal": (False, r"tl\.sum\(keep\(b_sum", "0 * tl.sum(keep(b_sum"),
+}
+"""For each whether some gates cut, a text of the file of rwkv6, and what takes its place."""
 CUT = ("mamba1", "strict_both")
 """Ops whose sequences are cut in parts."""
 ENDS = ("closed_both", "late_both")
@@ -87,7 +98,7 @@ COLUMN_MUTANTS = {
     "divisors alone": ("b_under = -b_over *", "b_under = 0.0 *"),
 }
 """The same of rwkv4."""
-OF_BF16 = r"tl\.bfloat16(?= [!=]= DOT|:\n +gla_)"
+OF_BF16 = r"tl\.bfloat16(?= [!=]= DOT|:\n +(gla|rwkv6)_)"
 """Where a file asks whether products are of bf16."""
 
 
@@ -126,9 +137,9 @@ def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Argument
     return found
 
 
-def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "") -> ModuleType:
-    """An op's file with short chunks; what matches `old` replaced by `new`."""
-    small = config.Config(chunk=8, outer=16, warps=4, stages=1)
+def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "", *, narrow: bool = False) -> ModuleType:
+    """An op's file with short chunks; what matches `old` replaced by `new`. narrow: see `changed`."""
+    small = config.Config(chunk=8, outer=16, warps=4, stages=1, scores=op.name == "gla")
     config.forward = lambda *_, **__: small  # type: ignore[assignment]
     config.backward = lambda *_, **__: small
     parts = {"chunk": 2, "programs": 64} if op.name in CUT else {"chunk": 4}
@@ -138,6 +149,7 @@ def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "") 
     config.recurrent_backward = lambda _, **__: config.Config(chunk=4, outer=4, warps=1, stages=1)
     text = op.source(plan, {}, dtype)
     assert re.search(old, text), old
+    text = re.sub(OF_BF16, "tl.float32", text) if narrow else text
     with tempfile.TemporaryDirectory() as folder:
         return load_text(re.sub(old, new, text) if old else text, Path(folder))
 
@@ -181,7 +193,10 @@ def run(op: CompiledOp, plan: str, dtype: str, group: int) -> dict[str, float]:
 
 def mutants() -> dict[str, float]:
     """The largest error that every planted mistake makes."""
-    return {name: changed(plan, re.escape(old), new) for name, (plan, old, new) in MUTANTS.items()}
+    found = {name: changed(plan, re.escape(old), new) for name, (plan, old, new) in MUTANTS.items()}
+    for name, (strong, old, new) in NARROW_MUTANTS.items():
+        found[name] = changed("chunked", old, new, strong, "rwkv6", narrow=True)
+    return found
 
 
 def scan_mutants() -> dict[str, float]:
@@ -201,16 +216,20 @@ def large() -> dict[str, float]:
     return found
 
 
-def changed(plan: str, old: str, new: str, strong: bool = True, name: str = "gla") -> float:
-    """The largest error of an op with what matches `old` changed. strong: whether some gates cut."""
+def changed(plan: str, old: str, new: str, strong: bool = True, name: str = "gla", narrow: bool = False) -> float:
+    """The largest error of an op with what matches `old` changed.
+
+    strong: whether some gates cut. narrow: whether the file takes its operands for those of bf16.
+    """
     op = compiled(name)
     given = arguments(op.ir, SIZES, "float32", 2)
+    gate = "w" if name == "rwkv6" else "g"
     if not strong:
-        given["g"] = -torch.rand(given["g"].shape)
+        given[gate] = -torch.rand(given[gate].shape)
     expected = evaluate(op.ir, given)
     dy = torch.randn(expected.shape)
     want = reference(op.ir, given, dy)
-    made = module(op, plan, "float32", old, new)
+    made = module(op, plan, "float32", old, new, narrow=narrow)
     got: dict[str, Tensor] = gradients(op.ir, made, given, dy)
     y = getattr(made, name)(**given)
     return max(error(y, expected), *(interpret_backward.error(got[x], want[x]) for x in want))
@@ -219,7 +238,9 @@ def changed(plan: str, old: str, new: str, strong: bool = True, name: str = "gla
 def main() -> None:
     """Print all errors of every run, and of the one product that bf16 operands take."""
     found = {" ".join(one): run(compiled(one[0]), one[1], one[2], heads) for one, heads in RUNS.items()}
-    found["gla from the start"] = {"all": changed("chunked", OF_BF16, "tl.float32", strong=False)}
+    for name, strong in (("gla", False), ("rwkv6", False), ("rwkv6", True)):
+        largest = changed("chunked", "", "", strong, name, narrow=True)
+        found[f"{name} {'strong ' if strong else ''}from the start"] = {"all": largest}
     print(json.dumps(found))
 
 

@@ -24,7 +24,8 @@ LONG = 131072
     [
         ("gla", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma", 256),
         ("gla", {"B": 8, "T": 4096, "H": 4, "K": 256, "V": 512}, "sm_90", "wgmma", 256),
-        ("rwkv6", {"B": 8, "T": 4096, "H": 32, "K": 64, "V": 64}, "sm_90", "wgmma", 512),
+        ("rwkv6", {"B": 8, "T": 4096, "H": 32, "K": 64, "V": 64}, "sm_90", "wgmma", 384),
+        ("rwkv6", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma", 448),
         ("gla", {"B": 8, "T": 4096, "H": 16, "K": 64, "V": 64}, "sm_80", "mma.sync", 256),
     ],
 )
@@ -33,7 +34,7 @@ def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores:
     text = op.source("chunked", shape, target=target)
     for one in compile_text(text, op.ir, named_sizes(name, shape), "bfloat16", target):
         found = resources(one)
-        assert found.tensor_cores[cores] > 0
+        assert found.tensor_cores[cores] > 0 or one.launch.kernel == "total_kernel"
         assert found.spilled < most, one.launch.kernel
         assert found.shared <= SHARED
 
