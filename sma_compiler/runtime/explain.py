@@ -10,6 +10,9 @@ import torch
 from sma_compiler.call_errors import dims_text
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.ir.nodes import Kind
+from sma_compiler.ir.show import show_expr
+from sma_compiler.kernel.derive import unplaced
+from sma_compiler.kernel.linear import is_tensor
 from sma_compiler.plan.choose import usual
 from sma_compiler.plan.cost import pick
 from sma_compiler.runtime.program import Program
@@ -71,7 +74,28 @@ class Explanation:
             lines.append(f"  triton       {', '.join(found)} in bf16, fp16 and fp32 on GPUs, {gradients}")
         else:
             lines.append(f"  triton       no kernel: {next(iter(reasons.values()))}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.fused()])
+
+    def fused(self) -> list[str]:
+        """The elementwise work that chunked and recurrent kernels do where they read and write tensors."""
+        member = self.program.kernels.member
+        if member is None:
+            return []
+        own = "diagonal" if member.stabilised else "q"
+        parts = [(own, member.q), ("k", member.k), ("v", member.v)]
+        for term in member.terms:
+            parts += [("factor", x) for x in (*term.row, *term.col)]
+            parts += [("log gate", gate.log) for gate in term.gates]
+        texts = [(what, show_expr(unplaced(self.program.plans.graph, x))) for what, x in parts if not is_tensor(x)]
+        if member.op.result is not member.attend:
+            texts.append(("result", show_expr(member.op.result).replace(show_expr(member.attend), "attend0")))
+        if not texts:
+            return ["  fused        nothing: operands, gates and the result are tensors as they are"]
+        lines = [f"    {what:<10} {text}" for what, text in dict.fromkeys(texts)]
+        return [
+            "  fused        computed inside chunked and recurrent kernels, and so are its gradients:",
+            *lines,
+        ]
 
     def state(self) -> str:
         """The layout of the state: one line a tensor."""

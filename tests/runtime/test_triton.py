@@ -49,6 +49,21 @@ def test_tensors_of_the_cpu_are_refused() -> None:
         op(**given, backend="triton")
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("hgrn2", ["k          1 - exp(g)"]),
+        ("mamba1", ["v          dt * v", "log gate   dt * a", "result     attend0 + d * v"]),
+        ("rwkv6", ["result     attend0 + sum(q * k * u, key) * v"]),
+    ],
+)
+def test_explain_says_what_is_fused(name: str, lines: list[str]) -> None:
+    text = str(sma.library(name).explain())
+    assert "computed inside chunked and recurrent kernels" in text
+    for line in lines:
+        assert f"\n    {line}\n" in text
+
+
 def test_explain_says_what_runs_an_op_and_why() -> None:
     text = str(sma.library("retention").explain({"K": 64}))
     assert (
