@@ -22,7 +22,8 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.pair_backward import pair_backward
 from sma_compiler.kernel.pair_forward import PairForward
-from sma_compiler.kernel.pair_gradients import KeyGradient, QueryGradient
+from sma_compiler.kernel.pair_gradients import QueryGradient
+from sma_compiler.kernel.pair_key_gradients import KeyGradient
 from sma_compiler.kernel.pair_lags import LagGradient
 from sma_compiler.kernel.pairs import LARGEST, Pairs, pairs
 from sma_compiler.kernel.prepare import Kernel

@@ -298,5 +298,6 @@ def pairs_backward(
         keys = replace(queries, rows=64, columns=32)
     else:
         queries = replace(forward, columns=32 if tables else 64, stages=2 if tables else 3)
-        keys = replace(queries, rows=32, columns=64 if sums and tables else 128, stages=3)
+        narrow = sums and tables
+        keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3 if narrow else 2)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

@@ -10,10 +10,14 @@ from sma_compiler.kernel.config import PairConfig
 from sma_compiler.kernel.host import SIZES, Host, Tensors, suffix
 from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
+from sma_compiler.kernel.pair_paths import chunked, end_of
 from sma_compiler.kernel.pair_places import PairNames
 from sma_compiler.kernel.pairs import Pairs
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of
 from sma_compiler.kernel.support import Run
+
+WIDTH = 32
+"""Threads of a warp."""
 
 
 def pair_names(pairs: Pairs, host: Host) -> PairNames:
@@ -22,12 +26,18 @@ def pair_names(pairs: Pairs, host: Host) -> PairNames:
     runs = {
         (turns, end): path(fresh("run_end" if end else "run_start")) for turns in pairs.turns for end in (False, True)
     }
-    before = {
-        (number, part): path(fresh(f"{part}_before{suffix(number, len(pairs.linear.terms))}"))
-        for number, part in host.gates
-        if part.endswith("all")
-    }
-    return PairNames(runs, before)
+    whole = {}
+    for number, part in host.gates:
+        if not part.endswith("all"):
+            name = f"{part}{suffix(number, len(pairs.linear.terms))}"
+            two = not (pairs.wide or part.startswith("cut"))
+            whole[number, part] = path(fresh(f"whole_{name}")), path(fresh(f"low_{name}") if two else UNUSED)
+    within = {}
+    for along in pairs.paths:
+        for late in (True, False) if chunked(pairs, along) else ():
+            name = f"{'late' if late else 'early'}{suffix(along.number, len(pairs.linear.terms))}"
+            within[along.number, late] = path(fresh(name))
+    return PairNames(runs, whole, within)
 
 
 class Ahead:
@@ -41,6 +51,7 @@ class Ahead:
         self.b = launch.b
         self.pairs = pairs
         self.names = names
+        self.columns = columns
 
     def make(self, gates: Kernel | None, constants: Mapping[str, Operand]) -> None:
         """Make what kernels read beside the parameters: where runs begin and end, and the decays of paths."""
@@ -54,8 +65,17 @@ class Ahead:
             b.assign(ends, path("runs").call(tensor, turns.resets, host.sizes["batch"], host.pack))
         if gates is not None:
             self.launch.gates(gates, {**constants, "MASKED": self.ragged(constants)})
-            for (number, part), before in self.names.before.items():
-                b.set(before, path("before").call(host.gates[number, part]))
+            b.section("The same from the first position on")
+            for (number, part), made in self.names.whole.items():
+                total = host.gates[number, "cut_all" if part.startswith("cut") else "all"]
+                b.assign(made, path("whole").call(host.gates[number, part], total, constants["C"], host.pack))
+            for along in self.pairs.paths:
+                visited = {along.early != "j"} | ({along.early != "i"} if self.columns else set())
+                for late in sorted(visited) if chunked(self.pairs, along) else ():
+                    end = end_of(self.pairs, along, late)
+                    given = host.gates[along.number, end], host.gates[along.number, f"cut_{end}"]
+                    inside = path("within").call(*given, host.slots, constants["C"], late, host.pack)
+                    b.set(self.names.within[along.number, late], inside)
             b.section("")
 
     def ragged(self, constants: Mapping[str, Operand]) -> E:
@@ -93,9 +113,11 @@ class Ahead:
         return self.b.let("tiles", choose(host.pack.missing(), path("triton.cdiv").call(time, extent), packed))
 
 
-def shape_of_tiles(config: PairConfig) -> dict[str, Operand]:
-    """What a kernel with a configuration is compiled for."""
-    return {"BM": config.rows, "BN": config.columns, "STAGES": config.stages}
+def shape_of_tiles(config: PairConfig, *, columns: bool = False) -> dict[str, Operand]:
+    """What a kernel with a configuration is compiled for. columns: whether programs own columns and go over rows."""
+    visited = config.rows if columns else config.columns
+    repeats = max(1, WIDTH * config.warps // visited)
+    return {"BM": config.rows, "BN": config.columns, "STAGES": config.stages, "REPEATS": repeats}
 
 
 class PairLauncher(Launch):

@@ -30,7 +30,9 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in (*back.sums, *back.lags)}
-    delta = lift(None) if back.delta is None else host.parameters[back.delta.name]
+    delta, logs, rest = (
+        lift(None) if x is None else host.parameters[x.name] for x in (back.delta, back.logs, back.rest)
+    )
     one = lift(1)
     walks = {
         walk.name: Tensors(one, one, {output.name: written[output.name] for output in walk.outputs})
@@ -39,7 +41,7 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     walks[SUMS] = Tensors(one, one, sums)
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
     named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
-    return PairTensors(written, sums, delta, path(fresh("groups")), path(fresh("dlse"))), named
+    return PairTensors(written, sums, delta, logs, rest, path(fresh("groups")), path(fresh("dlse"))), named
 
 
 class PairBackwardLauncher(BackwardLauncher):
@@ -142,7 +144,8 @@ class PairBackwardLauncher(BackwardLauncher):
         def launch(role: str, along: int, count: E) -> None:
             config = configs[role]
             grid = sequence([self.before.tiles(along), count, batch])
-            b.do(kernels[role].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
+            shape = shape_of_tiles(config, columns=role == "dkv")
+            b.do(kernels[role].launch(grid, {**constants, **shape}, config.warps))
 
         if made.before is not None:
             b.section("What needs the contraction itself, once more")
@@ -155,8 +158,9 @@ class PairBackwardLauncher(BackwardLauncher):
         for one in self.back.sums:
             shape = [batch, heads, time, *([] if one.table is None else [host.sizes["level"]])]
             b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, shape, summed))
-        if self.back.delta is not None:
-            b.set(self.pair_names.delta, self.empty([batch, time, heads], fp32))
+        for tensor in (self.pair_names.logs, self.pair_names.rest, self.pair_names.delta):
+            if tensor.node != lift(None).node:
+                b.set(tensor, self.empty([batch, heads, time], fp32))
         keys = (*made.dk.outputs, *made.dv.outputs)
         sums = [self.by_chain] if self.back.sums else []
         of_keys = [*self._needed(output.name for output in keys), *sums]

@@ -91,12 +91,6 @@ def over_tiles(p, mask, step, count):
 
 
 @triton.jit
-def between(p, slot, origin, mask=None):
-    """What lies between two chunks, of running totals in fp64."""
-    return (tl.load(p + slot, mask=mask) - tl.load(p + origin)).to(tl.float32)
-
-
-@triton.jit
 def oldest_slot(p, seen, SLOTS):
     """The slot of a ring that is first in time: behind the newest position. p: positions of slots, -1 in empty ones.
 
@@ -357,100 +351,6 @@ def dense(x):
 def new(wanted, shape, dtype, device):
     """A tensor to write to; None where it is not wanted."""
     return torch.empty(shape, dtype=dtype, device=device) if wanted else None
-
-
-def before(x):
-    """What comes before each entry of the last axis, summed in fp64."""
-    return x.cumsum(-1, dtype=torch.float64) - x
-
-
-def along_paths(late, early, late_closed, early_closed):
-    """What all pairs have whose path holds a position, [B, T, H], from sums over pairs at either end, [B, H, T]."""
-    over = (late.double() - early).flip(-1).cumsum(-1).flip(-1)
-    if not late_closed:
-        over -= late
-    if early_closed:
-        over += early
-    return over.float().transpose(1, 2)
-
-
-@triton.jit
-def larger(a, b):
-    """The larger one."""
-    return tl.maximum(a, b)
-
-
-@triton.jit
-def smaller(a, b):
-    """The smaller one."""
-    return tl.minimum(a, b)
-
-
-@triton.jit
-def turns(p, cu_ptr, t, T, S, stride_t, RESETS: tl.constexpr):
-    """Where a run begins: at the start of a sequence, and where there is a reset or another id than before."""
-    inside = (t > 0) & (t < T)
-    at = p + t.to(tl.int64) * stride_t
-    here = tl.load(at, mask=inside, other=0)
-    turn = here != 0
-    if not RESETS:
-        turn = here != tl.load(at - stride_t, mask=inside, other=0)
-    if cu_ptr is not None:
-        low = t * 0
-        high = low + S
-        while tl.max(high - low) > 1:
-            middle = (low + high) // 2
-            reached = tl.load(cu_ptr + middle) <= t
-            low = tl.where(reached, middle, low)
-            high = tl.where(reached, high, middle)
-        turn = turn | (tl.load(cu_ptr + low) == t)
-    return (turn & inside) | (t == 0)
-
-
-@triton.jit
-def runs_kernel(
-    told_ptr,
-    cu_ptr,
-    begin_ptr,
-    end_ptr,
-    stride_b,
-    stride_t,
-    T,
-    S,
-    RESETS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Where the run of every position begins, or where it ends: one program goes over a row of the batch."""
-    i_b = tl.program_id(1).to(tl.int64)
-    p = told_ptr + i_b * stride_b
-    o_t = tl.arange(0, BLOCK)
-    if tl.program_id(0) == 0:
-        last = 0
-        for t0 in range(0, T, BLOCK):
-            t = t0 + o_t
-            at = tl.where(turns(p, cu_ptr, t, T, S, stride_t, RESETS), t, last)
-            begin = tl.associative_scan(at, 0, larger)
-            tl.store(begin_ptr + i_b * T + t, begin, mask=t < T)
-            last = tl.max(begin)
-    else:
-        first = T
-        for i in range(tl.cdiv(T, BLOCK)):
-            t = (tl.cdiv(T, BLOCK) - 1 - i) * BLOCK + o_t
-            at = tl.where(turns(p, cu_ptr, t + 1, T, S, stride_t, RESETS), t + 1, first)
-            end = tl.associative_scan(at, 0, smaller, reverse=True)
-            tl.store(end_ptr + i_b * T + t, end, mask=t < T)
-            first = tl.min(end)
-
-
-def runs(told, resets, batch, cu_seqlens):
-    """Where the run of every position begins and where it ends, [B, T], of ids or (`resets`) of where runs begin."""
-    time = told.shape[1]
-    begin, end = torch.empty((2, batch, time), dtype=torch.int32, device=told.device)
-    stride = told.stride(0) if told.shape[0] == batch else 0
-    count = 0 if cu_seqlens is None else cu_seqlens.shape[0]
-    given = (told, cu_seqlens, begin, end, stride, told.stride(1), time, count)
-    runs_kernel[(2, batch)](*given, RESETS=resets, BLOCK=1024, num_warps=4)
-    return begin, end
 
 
 def coarsest(*tensors):

@@ -15,7 +15,8 @@ from sma_compiler.kernel.chain import is_cut
 from sma_compiler.kernel.derive import gradients, unplaced
 from sma_compiler.kernel.gates import LOWEST
 from sma_compiler.kernel.linear import varies
-from sma_compiler.kernel.pairs import Along, End, Pairs, Table
+from sma_compiler.kernel.pair_paths import chunked
+from sma_compiler.kernel.pairs import Along, End, Pairs, Table, adds
 from sma_compiler.kernel.score import LN2
 from sma_compiler.kernel.walk import Output
 from sma_compiler.source import NOWHERE
@@ -56,15 +57,20 @@ class PairBackward:
     """How the gradients of an op are computed.
 
     pairs: the op. made: the operands' walks, and `chain`, from sums to the parameters. cotangent: the leaf of pairs.
-    delta: what is added to the cotangents of weights in each row; None: nothing is. sums: what is summed over pairs.
-    lags: what is summed over pairs at the same distance, [S, H, lags]. paths: gates. ends: by the leaf that the chain
-    rule reads, the sum that it stands for.
+    delta: what is added to the cotangents of weights in each row; None: nothing is. logs: the logarithms of the sums of
+    rows in base 2, as the kernels behind that of the queries' gradients read them; None: as they were kept. Where a
+    path is a factor of all weights they hold besides what its exponents at rows lose where they are rounded.
+    rest: what such a path has inside the chunks of rows, less the logarithms; None: it is not told by chunks.
+    sums: what is summed over pairs. lags: what is summed over pairs at the same distance, [S, H, lags]. paths: gates.
+    ends: by the leaf that the chain rule reads, the sum that it stands for.
     """
 
     pairs: Pairs
     made: Backward
     cotangent: Param
     delta: Param | None
+    logs: Param | None
+    rest: Param | None
     sums: tuple[Sum, ...]
     lags: tuple[Sum, ...]
     paths: tuple[PathGradient, ...]
@@ -75,6 +81,11 @@ class PairBackward:
         return tuple(one for one in self.sums if one.end == end)
 
     @property
+    def holds_logs(self) -> Along | None:
+        """See `holds_logs`."""
+        return holds_logs(self.pairs)
+
+    @property
     def wide(self) -> tuple[str, ...]:
         """Those of them that are fp64."""
         return tuple(decl.name for decl in self.made.reads[2:]) if self.pairs.wide and self.pairs.softmax else ()
@@ -83,7 +94,7 @@ class PairBackward:
     def extra(self) -> tuple[ParamDecl, ...]:
         """The tensors that kernels of the backward pass read beside the parameters."""
         leaves = [path.leaf for path in self.paths] + [leaf for leaf, _ in self.ends]
-        leaves += [] if self.delta is None else [self.delta]
+        leaves += [leaf for leaf in (self.delta, self.logs, self.rest) if leaf is not None]
         return (*self.made.reads, *(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in leaves))
 
 
@@ -114,9 +125,12 @@ class _PairGradients(Gradients):
         made = self.made()
         offset = made.dq.offset
         delta = None if offset is None else self._leaf("delta", AT)
+        logs = self._leaf("logs", AT) if self.pairs.softmax and not self.pairs.wide else None
+        holder = holds_logs(self.pairs)
+        rest = self._leaf("rest", AT) if holder is not None and chunked(self.pairs, holder) else None
         sums, lags = tuple(self.sums), tuple(self.lags)
         gates, ends = tuple(self.gates), tuple(self.ends)
-        return PairBackward(self.pairs, made, self.cotangent, delta, sums, lags, gates, ends)
+        return PairBackward(self.pairs, made, self.cotangent, delta, logs, rest, sums, lags, gates, ends)
 
     def _chain(self) -> Chain | None:
         """The sums over pairs, and the chain rule from them to the parameters."""
@@ -208,6 +222,17 @@ class _PairGradients(Gradients):
             return leaf
         below = graph.apply("lt", log, graph.const(LOWEST * LN2))
         return graph.apply("where", below, graph.const(0.0), leaf)
+
+
+def holds_logs(pairs: Pairs) -> Along | None:
+    """The path whose exponents at rows are taken together with the logarithms of the rows' sums.
+
+    It is a factor of all weights. There is none where kernels are to round as little as fp32 can.
+    """
+    weight = pairs.weight
+    if weight is None or not pairs.softmax or pairs.wide:
+        return None
+    return next((along for along in pairs.paths if along.one_sided and adds(weight, along.leaf)), None)
 
 
 def whole_groups(made: PairBackward) -> tuple[Expr, ...]:

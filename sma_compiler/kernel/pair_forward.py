@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sma_compiler.facts.bounds import bounds
 from sma_compiler.ir.nodes import Apply, Expr, Size
 from sma_compiler.kernel.build import (
+    INFINITY,
     MINUS_INFINITY,
     E,
     call,
@@ -23,9 +26,20 @@ from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.pair_kernel import PairKernel
 from sma_compiler.kernel.pair_places import PairNames, Side, Visit
-from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.pairs import Pairs, adds
 from sma_compiler.kernel.score import LN2, PairLowering
 from sma_compiler.kernel.walk import Walk
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The exponents of rows that their pairs go without, and which rows see tiles that are live as a whole.
+
+    clear: None: all do.
+    """
+
+    exponent: E
+    clear: E | None
 
 
 class PairForward(PairKernel):
@@ -55,6 +69,7 @@ class PairForward(PairKernel):
         own = self.own_side(place, inputs, static, (linear.q, *outputs))
         q = self.operand(own, linear.q, "q", "key")
         seen = self.see(place, own)
+        left = self._leave_out(own) if pairs.softmax else None
         y = b.let("b_y", zeros("BM", "BV"))
         norm = most = None
         if linear.normalize != "none":
@@ -78,7 +93,8 @@ class PairForward(PairKernel):
             pair = self.lowering(place, own, other, static, visit, seen)
             scores = b.let("b_s", self.product(q, k))
             if most is not None and norm is not None:
-                weights = self.online(pair, scores, scale, most, norm, y)
+                clear = None if left is None or visit.masked else left.clear
+                weights = self.online(pair, scores, scale, most, norm, y, clear)
             else:
                 weights = self.weights(pair, scores, scale)
                 if norm is not None:
@@ -86,7 +102,7 @@ class PairForward(PairKernel):
             b.set(y, self.plus(y, weights.to("dot"), v))
 
         self.visits(place, body)
-        self._finish(inputs, own, y, norm, most)
+        self._finish(inputs, own, y, norm, most, None if left is None else left.exponent)
         doc = ("One program sums what the rows of one tile see, for one head.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 
@@ -95,8 +111,30 @@ class PairForward(PairKernel):
         """What logarithms of weights are kept in."""
         return "fp64" if self.pairs.wide else "fp32"
 
-    def online(self, pair: PairLowering, scores: E, scale: E | None, most: E, norm: E, y: E) -> E:
-        """Exponentials of a tile's scores against the largest so far; what was summed before is scaled down to it."""
+    def _leave_out(self, own: Side) -> LeftOut | None:
+        """Leave the rows' own exponents of a path out, which a softmax does not see, where they only add to others."""
+        b, pairs = self.b, self.pairs
+        for along in pairs.paths:
+            if pairs.wide or pairs.weight is None or not (along.one_sided and adds(pairs.weight, along.leaf)):
+                continue
+            exponent, cuts = own.paths[along.leaf]
+            assert exponent is not None
+            own.paths[along.leaf] = None, cuts
+            clear = None
+            if along.leaf in own.clear and cuts is not None:
+                _, count = own.clear[along.leaf]
+                own.clear[along.leaf] = None, count
+                clear = b.let("m_clear", cuts.eq(count))
+            return LeftOut(exponent if along.early == "j" else -exponent, clear)
+        return None
+
+    def online(
+        self, pair: PairLowering, scores: E, scale: E | None, most: E, norm: E, y: E, clear: E | None = None
+    ) -> E:
+        """Exponentials of a tile's scores against the largest so far; what was summed before is scaled down to it.
+
+        clear: which rows see the tile at all, of tiles that come before all that others see; None: every one.
+        """
         b, dtype = self.b, most.tile.dtype
         wide = dtype == "fp64"
         factor: E | None = None
@@ -107,10 +145,17 @@ class PairForward(PairKernel):
         if pair.seen is not None:
             b.set(scores, where(pair.seen, scores, MINUS_INFINITY))
         largest = call("tl.max", scores, 1, tile=Tile(dtype, ("BM",)))
-        largest = largest if factor is None else largest * factor
+        if factor is not None:
+            largest = largest * factor
+        gap, self.gap = (self.gap if self.ramp is None else self.ramp[0]), None
+        if gap is not None:
+            largest = largest + gap
+        if clear is not None:
+            largest = where(clear, largest, MINUS_INFINITY)
         new = b.let("b_new", pointwise("tl.maximum", most, largest, dtype=dtype))
-        base = b.let("b_base", where(new.eq(MINUS_INFINITY), 0.0, new))
-        exponents, shrunk = (scores if factor is None else scores * factor) - base.col, most - base
+        base = b.let("b_base", where(new.eq(MINUS_INFINITY), 0.0 if clear is None else INFINITY, new))
+        less = base if gap is None else b.let("b_less", base - gap)
+        exponents, shrunk = (scores if factor is None else scores * factor) - less.col, most - base
         weights = b.let("b_p", pair.exp2(exponents.to("fp32") if wide else exponents))
         shrink = b.let("b_shrink", exp2(shrunk.to("fp32") if wide else shrunk))
         b.set(norm, norm * shrink + reduce_sum(weights, 1))
@@ -118,15 +163,16 @@ class PairForward(PairKernel):
         b.set(most, new)
         return weights
 
-    def _finish(self, inputs: Inputs, own: Side, y: E, norm: E | None, most: E | None) -> None:
-        """Divide the rows, and write what is asked for."""
+    def _finish(self, inputs: Inputs, own: Side, y: E, norm: E | None, most: E | None, left: E | None = None) -> None:
+        """Divide the rows, and write what is asked for. left: what their exponents lack."""
         b = self.b
         b.section("Rows over the sum of their weights" if norm is not None else "Output")
         if norm is not None:
             kept = norm
             if most is not None:
                 log = pointwise("tl.log2", norm.to(self._exponents), dtype=self._exponents)
-                kept = b.let("b_lse", (most + log) * LN2)
+                exponent = most + log if left is None else most + log + left
+                kept = b.let("b_lse", exponent * LN2)
             self._keep(inputs, own, kept)
             if self.walk.normalize == "max1":
                 b.set(y, y / pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0).col)

@@ -6,6 +6,7 @@ are divided, and D that of the divisor (under a softmax -dY . y), a pair's weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -31,10 +32,11 @@ from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Name, Tile
-from sma_compiler.kernel.pair_backward import PairBackward, Sum, whole_groups
-from sma_compiler.kernel.pair_kernel import EXTENTS, PairKernel
+from sma_compiler.kernel.pair_backward import PairBackward, Sum
+from sma_compiler.kernel.pair_kernel import PairKernel
+from sma_compiler.kernel.pair_paths import EXTENTS, end_of
 from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
-from sma_compiler.kernel.pairs import Pairs, adds
+from sma_compiler.kernel.pairs import Along, Pairs
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.score import PairLowering
 from sma_compiler.kernel.support import value
@@ -44,18 +46,22 @@ from sma_compiler.kernel.support import value
 class PairTensors:
     """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped.
 
-    dlse: the cotangents of the logarithms of rows under a softmax, or None.
+    logs, rest: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows under a softmax, or None.
     """
 
     outputs: dict[str, E]
     sums: dict[str, E]
     delta: E
+    logs: E
+    rest: E
     groups: E
     dlse: E
 
 
 class PairGradient(PairKernel):
-    """What the kernels share."""
+    """What the kernels share. first: whether it hands on what the others read of rows."""
+
+    first = False
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class PairGradient(PairKernel):
         self.dn = back.made.dk.s
         self.summed = back.at(own)
         self.totals: dict[str, E] = {}
+        self.handed: dict[str, E] = {}
 
     def products(self) -> tuple[Expr, ...]:
         """The operands of matrix products."""
@@ -122,68 +129,87 @@ class PairGradient(PairKernel):
 
     def at_rows(self) -> tuple[Expr, ...]:
         """What rows of pairs have, behind the kernel of the queries' gradients."""
-        delta = () if self.back.delta is None else (self.back.delta,)
-        kept = () if self.lse is None else (self.lse,)
-        return (self.pairs.linear.q, self.dn, *delta, *kept)
+        kept = () if self.lse is None or self.back.logs is not None else (self.lse,)
+        return (self.pairs.linear.q, self.dn, *kept)
+
+    def start_rows(self, inputs: Inputs) -> None:
+        """Take the addresses of what was handed on, of one head."""
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        for name, leaf, tensor in (
+            ("delta", self.back.delta, self.tensors.delta),
+            ("logs", self.back.logs, self.tensors.logs),
+            ("rest", self.back.rest, self.tensors.rest),
+        ):
+            if leaf is not None:
+                at = self.arguments.pointer(name, tensor) + inputs.row() * length
+                self.handed[name] = self.b.let(f"p_{name}", at)
+
+    def _handed(self, name: str, side: Side) -> E:
+        """What was handed on of the rows of one end."""
+        return self.b.let(f"b_{name}", self.vector(self.handed[name], side, "fp32"))
 
     def rows_of(self, side: Side) -> tuple[E | None, E | None]:
         """The logarithms of the sums of rows and the cotangents of their divisors, laid out along a tile."""
-        lse, delta = self.folded(side, self.rows_lse(side)), self.back.delta
-        laid = None if delta is None else side.laid(side.lowering.value(delta))
-        return None if lse is None else side.laid(lse), laid
+        lse = None
+        if self.back.holds_logs is None:
+            lse = self.rows_lse(side) if self.back.logs is None else self._handed("logs", side)
+        delta = None if self.back.delta is None else self._handed("delta", side)
+        laid = [None if x is None else self.laid(side, x) for x in (lse, delta)]
+        return laid[0], laid[1]
 
-    def folded(self, rows: Side, lse: E | None) -> E | None:
-        """Take the logarithms of rows into the exponents of a path, where that is a factor of all weights.
+    def low(self, along: Along, side: Side, end: str) -> E:
+        """What exponents lose where they are rounded; of rows with the logarithms of their sums."""
+        if not self.first and side.letter == "i" and along is self.back.holds_logs and self.back.logs is not None:
+            return self._handed("logs", side)
+        return super().low(along, side, end)
 
-        Returns what pairs are still to be divided by; all, where they are to round as little as fp32 can.
-        """
-        b, weight = self.b, self.pairs.weight
-        if lse is None or weight is None or self.pairs.wide:
-            return lse
-        for along in self.pairs.paths:
-            if along.one_sided and adds(weight, along.leaf):
-                late = along.early == "j"
-                exponent, cuts = rows.paths[along.leaf]
-                rows.paths[along.leaf] = b.let("b_rest", exponent - lse if late else exponent + lse), cuts
-                if along.leaf in rows.clear:
-                    exponent, count = rows.clear[along.leaf]
-                    rows.clear[along.leaf] = b.let("b_clear", exponent - lse if late else exponent + lse), count
-                return None
-        return lse
+    def within(self, along: Along, side: Side) -> E:
+        """What a path has inside the chunk of visited ends; of rows with the logarithms of their sums."""
+        if side.letter == "i" and along is self.back.holds_logs and not self.first:
+            return self._handed("rest", side)
+        return super().within(along, side)
 
     def pair(
         self,
         pair: PairLowering,
         scores: E,
-        dweights: E,
+        dweights: Callable[[E], E],
         scale: E | None,
         rows: tuple[E | None, E | None],
         *,
         summed: bool = True,
     ) -> tuple[E, E]:
-        """The weights of a tile's pairs and the cotangents of their scores, from scores and products of cotangents.
+        """The weights of a tile's pairs and the cotangents of their scores.
 
-        rows: what rows have, laid out along the tile: the logarithm of the sum, and the cotangent of the divisor.
-        summed: whether pairs are added to the sums.
+        dweights: makes the products of cotangents, once the weights are known. rows: what rows have, laid out along the
+        tile: the logarithm of the sum, and the cotangent of the divisor. summed: whether pairs are added to the sums.
         """
         b, pairs = self.b, self.pairs
         lse, delta = rows
-        if delta is not None:
-            # in fp32 apart from the product: what Triton sees is no sum, which would begin with delta
-            added = dweights - -delta if pairs.wide else dweights + delta
-            lone = pair.seen is not None and self.constant_rows
-            b.set(dweights, where(delta < INFINITY, added, 0.0) if lone else added)
+
+        def cotangents(weights: E) -> E:
+            found = dweights(weights)
+            if delta is not None:
+                # in fp32 apart from the product: what Triton sees is no sum, which would begin with delta
+                added = found - -delta if pairs.wide else found + delta
+                lone = pair.seen is not None and self.constant_rows
+                b.set(found, where(delta < INFINITY, added, 0.0) if lone else added)
+            return found
+
         if pairs.softmax:
             scores = self.exponents(pair, scores, scale, wide=pairs.wide)
+            if self.ramp is not None:
+                scores, lse = self._ramped(scores, lse)
             if lse is not None:
                 scores = (scores - lse).to("fp32")
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
             weights = b.let("b_p", pair.exp2(scores))
-            b.set(dweights, weights * dweights)
+            ds = cotangents(weights)
+            b.set(ds, weights * ds)
             if summed:
-                self.add_sums(pair, dweights)
-            return weights, dweights
+                self.add_sums(pair, ds)
+            return weights, ds
         if scale is not None:
             b.set(scores, scores * scale)
         slope: E | None = None
@@ -196,21 +222,30 @@ class PairGradient(PairKernel):
             activated = b.named("b_f", pair.value(whole))
         weight = None if pairs.weight is None else b.let("b_w", number_of(pairs.weight, pair))
         if pair.seen is not None:
-            b.set(dweights, where(pair.seen, dweights, 0.0))
             if weight is not None:
                 b.set(weight, where(pair.seen, weight, 0.0))
             else:
                 activated = where(pair.seen, activated, 0.0)
+        weights = b.named("b_p", activated if weight is None else activated * weight)
+        ds = cotangents(weights)
+        if pair.seen is not None:
+            b.set(ds, where(pair.seen, ds, 0.0))
         if weight is not None and pairs.weight is not None:
             pair.bind(pairs.weight, weight)
             if summed:
-                self.add_sums(pair, dweights * activated)
-            activated = activated * weight
-            b.set(dweights, dweights * weight)
-        weights = b.named("b_p", activated)
+                self.add_sums(pair, ds * activated)
+            b.set(ds, ds * weight)
         if slope is not None:
-            b.set(dweights, dweights * slope)
-        return weights, dweights
+            b.set(ds, ds * slope)
+        return weights, ds
+
+    def _ramped(self, scores: E, lse: E | None) -> tuple[E, E | None]:
+        """Exponents with what own ends add to a ramp, or the logarithms of own rows less that."""
+        assert self.ramp is not None
+        mine = self.ramp[0].col
+        if lse is not None and lse.tile.shape == mine.tile.shape:
+            return scores, lse - mine
+        return scores + mine, lse
 
     def start_sums(self) -> None:
         """Sums over the other end of pairs, of 0."""
@@ -284,7 +319,9 @@ class PairGradient(PairKernel):
 
 
 class QueryGradient(PairGradient):
-    """Builds the kernel of the queries' gradients; it also keeps the cotangents of divisors, [B, T, H]."""
+    """Builds the kernel of the queries' gradients; it also keeps what the others read of rows, [B, H, T]."""
+
+    first = True
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -304,7 +341,7 @@ class QueryGradient(PairGradient):
         own = self.own_side(place, inputs, static, at_rows)
         q = self.operand(own, linear.q, "q", "key")
         dn = self.operand(own, self.dn, "dn", "value")
-        lse = self.folded(own, self.rows_lse(own))
+        lse = self._logs(inputs, own)
         seen = self.see(place, own)
         rows: tuple[E | None, E | None] = (None if lse is None else lse.col, None)
 
@@ -322,7 +359,7 @@ class QueryGradient(PairGradient):
             def weigh(visit: Visit) -> None:
                 pair, _, scores, dweights = tiles(visit)
                 given = None if self.pairs.softmax else b.let("b_given", dweights)
-                weights, ds = self.pair(pair, scores, dweights, scale, rows, summed=False)
+                weights, ds = self.pair(pair, scores, lambda _: dweights, scale, rows, summed=False)
                 b.set(total, total + reduce_sum((ds if given is None else weights * given).to("fp64"), 1))
 
             self.visits(place, weigh)
@@ -333,15 +370,14 @@ class QueryGradient(PairGradient):
                 "b_delta", b.helper("keep", own.lowering.value(offset[0]), own.valid or lift(True), lift(True))
             )
             self._finish(place, inputs, own, seen, delta)
-            base, stride = inputs.made("delta", self.arguments.pointer("delta", self.tensors.delta), None)
-            b.do(call("tl.store", base + own.positions * stride, delta, mask=own.valid, tile=Tile("ptr")))
+            self._hand_on(inputs, own, "delta", self.tensors.delta, delta)
         dq = b.let("b_dq", zeros("BM", "BK"))
         self.start_sums()
         rows = (rows[0], None if delta is None else delta.col)
 
         def body(visit: Visit) -> None:
             pair, k, scores, dweights = tiles(visit)
-            _, ds = self.pair(pair, scores, dweights, scale, rows)
+            _, ds = self.pair(pair, scores, lambda _: dweights, scale, rows)
             b.set(dq, self.plus(dq, ds.to("dot"), k))
 
         self.visits(place, body)
@@ -380,75 +416,39 @@ class QueryGradient(PairGradient):
             with rest:
                 b.set(delta, where(self._alone(place, own, seen), INFINITY, delta))
 
+    def _logs(self, inputs: Inputs, own: Side) -> E | None:
+        """Hand the logarithms of the rows' sums on, and return what the pairs here are still to be divided by."""
+        b, lse, along = self.b, self.rows_lse(own), self.back.holds_logs
+        if lse is None or self.back.logs is None:
+            return lse
+        if along is None:
+            self._hand_on(inputs, own, "logs", self.tensors.logs, lse)
+            return lse
+        late = along.early == "j"
+        low = self.low(along, own, end_of(self.pairs, along, late))
+        self._hand_on(inputs, own, "logs", self.tensors.logs, low - lse if late else low + lse)
 
-class KeyGradient(PairGradient):
-    """Builds the kernel of the gradients of keys and values: one program for all heads that share them."""
+        if self.back.rest is not None:
+            length = self.arguments.integer("T", self.host.sizes["time"])
+            made = self.arguments.pointer("inside", self.names.within[along.number, late]) + inputs.row() * length
+            self._hand_on(inputs, own, "rest", self.tensors.rest, self.vector(made, own, "fp32") - lse)
 
-    def build(self, name: str) -> Function:
-        """The kernel."""
-        b, linear, made = self.b, self.pairs.linear, self.back.made
-        place = self.place()
-        group = self.inputs(place, b.let("i_g", program(1).to("int64")), self.tensors.groups)
-        b.section("Where the rows of these heads begin")
-        shared = whole_groups(self.back)
-        of_group = group.static((*shared, self.pairs.scale))
-        b.section("The columns of this program")
-        held = self.own_side(place, group, of_group, shared, weighed=False)
-        k = self.operand(held, linear.k, "k", "key")
-        v = self.operand(held, linear.v, "v", "value")
-        seen = self.see(place, held)
-        dk, dv = b.let("b_dk", zeros("BN", "BK")), b.let("b_dv", zeros("BN", "BV"))
-        b.space()
-        heads = self.arguments.constant("HEADS", self.host.heads // self.tensors.groups)
-        with b.loop("i_r", call("range", heads, tile=Tile("int32")), Tile("int32")) as i_r:
-            b.section("One of the heads that share them")
-            head = b.let("i_h", group.head * heads + i_r)
-            self._head(place, group, head, held, seen, (k, v), (dk, dv))
-        b.section("Output")
-        held.lowering.bind(made.dk.result, scaled_by(self, dk, of_group))
-        held.lowering.bind(made.dv.result, dv)
-        for output in (*made.dk.outputs, *made.dv.outputs):
-            self.write(group, held, output, self.tensors.outputs[output.name])
-        doc = ("One program sums the gradients of one tile of keys and values over the queries that see them.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
+        def joined(exponent: E | None) -> E:
+            assert exponent is not None
+            return exponent - lse if late else exponent + lse
 
-    def _head(
-        self,
-        place: Place,
-        group: Inputs,
-        head: E,
-        held: Side,
-        seen: Seen,
-        operands: tuple[E, E],
-        totals: tuple[E, E],
-    ) -> None:
-        """Add what one head brings."""
-        b, linear = self.b, self.pairs.linear
-        (k, v), (dk, dv) = operands, totals
-        inputs = Inputs(b, self.arguments, self.host, place.span.batch, head, place.span.sequence)
-        inputs.channels = group.channels
-        at_rows = self.at_rows()
-        every = (*at_rows, *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
-        static = inputs.static((*every, *self.pair_exprs()))
-        scale = self.scale(static)
-        own = self.own_side(place, inputs, static, ())
-        own.valid = held.valid
-        self.start_sums()
+        exponent, cuts = own.paths[along.leaf]
+        own.paths[along.leaf] = b.let("b_rest", joined(exponent)), cuts
+        if along.leaf in own.clear:
+            exponent, count = own.clear[along.leaf]
+            own.clear[along.leaf] = b.let("b_clear", joined(exponent)), count
+        return None
 
-        def body(visit: Visit) -> None:
-            other = self.other_side(place, inputs, static, visit, at_rows)
-            q = self.operand(other, linear.q, "q", "key")
-            dn = self.operand(other, self.dn, "dn", "value")
-            rows = self.rows_of(other)
-            pair = self.lowering(place, own, other, static, visit, seen)
-            scores = b.let("b_s", self.product(k, q))
-            dweights = b.let("b_dp", self.product(v, dn))
-            weights, ds = self.pair(pair, scores, dweights, scale, rows)
-            b.set(dv, self.plus(dv, weights.to("dot"), dn))
-            b.set(dk, self.plus(dk, ds.to("dot"), q))
-
-        self.visits(place, body)
-        self.write_sums(inputs, own)
+    def _hand_on(self, inputs: Inputs, own: Side, name: str, tensor: E, value: E) -> None:
+        """Write what rows have, by positions, so that others load it in runs."""
+        length = self.arguments.integer("T", self.host.sizes["time"])
+        at = self.arguments.pointer(name, tensor) + inputs.row() * length + own.positions
+        self.b.do(call("tl.store", at, value, mask=own.valid, tile=Tile("ptr")))
 
 
 def scaled_by(kernel: PairKernel, total: E, static: Lowering) -> E:

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import replace
 
 from sma_compiler.ir.graph import COMPARISONS
 from sma_compiler.ir.nodes import Apply, Const, Expr, Param, children, postorder
 from sma_compiler.kernel import rows as rows_of
-from sma_compiler.kernel.ahead import Split, split
 from sma_compiler.kernel.build import (
-    INFINITY,
-    MINUS_INFINITY,
     E,
     Operand,
     arange,
@@ -30,43 +26,34 @@ from sma_compiler.kernel.build import (
     where,
 )
 from sma_compiler.kernel.gates import LOG2E
-from sma_compiler.kernel.host import SIZES, TABLES, Host, suffix
+from sma_compiler.kernel.host import SIZES, TABLES, Host
 from sma_compiler.kernel.inputs import EXTENT, Inputs, shared_nodes
 from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.lower import Lowering
-from sma_compiler.kernel.maker import Maker, program
+from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Tile
+from sma_compiler.kernel.pair_paths import EXTENTS, LETTERS, PathKernel
 from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
-from sma_compiler.kernel.pairs import Along, Pairs, Table
+from sma_compiler.kernel.pairs import Pairs, Table
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.rows import Span
-from sma_compiler.kernel.score import PairLowering, PathEnds
+from sma_compiler.kernel.score import PairLowering
 from sma_compiler.kernel.support import Bound, value
 from sma_compiler.kernel.walk import Output
 
-EXTENTS = {"i": "BM", "j": "BN"}
-"""How many positions a tile has of each end of pairs."""
-LETTERS = {"i": "m", "j": "n"}
-"""What names of each end's positions end in."""
 RELATIVE = frozenset({"sub", *COMPARISONS})
 
 
-class PairKernel(Maker):
-    """What the kernels share. own: the end that a program owns."""
+class PairKernel(PathKernel):
+    """What the kernels share."""
 
     def __init__(self, pairs: Pairs, host: Host, names: PairNames, reserved: frozenset[str], own: str) -> None:
-        super().__init__(host, reserved)
-        self.pairs = pairs
-        self.names = names
-        self.own = own
-        self.other = "j" if own == "i" else "i"
+        super().__init__(pairs, host, names, reserved, own)
         self.support = pairs.support if own == "i" else pairs.support.transposed(pairs.graph)
         self.relative = _relative(pairs)
-        self.path_rows: dict[tuple[int, str], E] = {}
         self.tables: dict[Param, tuple[E, Inputs]] = {}
         self.indices: dict[Param, E] = {}
-        self.origin = lift(0)
-        self.extent = {True: EXTENTS[self.own], False: EXTENTS[self.other]}
+        self.ramp: tuple[E, E] | None = None
 
     def place(self) -> Place:
         """Say which program this is; of tiles that see more the further they lie, the last come first."""
@@ -148,9 +135,9 @@ class PairKernel(Maker):
         positions = self.b.let(f"t_{LETTERS[letter]}", start + offsets, show=False)
         side = Side(letter, letter == self.own, start, offsets, positions, valid, dict(inputs.inside), lowering)
         for along in self.pairs.paths if weighed else ():
-            side.paths[along.leaf] = self._path_end(place, along, side, start)
+            side.paths[along.leaf] = self.path_end(along, side)
             if side.own and along.one_sided:
-                self._clear(along, side)
+                self.clear(along, side)
         return side
 
     def products(self) -> tuple[Expr, ...]:
@@ -167,91 +154,6 @@ class PairKernel(Maker):
         masked = size("MASKED") if side.valid is None else lift(True)
         kept = b.helper("keep", b.let(f"b_{name}", computed), side.inside[axis], masked)
         return b.let(f"b_{name}", b.helper("pin", kept.to("dot"), size("PINNED"), dtype="dot"))
-
-    def _path_end(self, place: Place, along: Along, side: Side, start: E) -> tuple[E, E | None]:
-        """log2 of the decay from the start of the own tile to one end of a path, and how many cuts lie between.
-
-        In fp64 the decay is that from the start of the sequence.
-        """
-        b = self.b
-        made = self._split(along)
-        end = "col" if along.early == side.letter and made.two_ended else "row"
-        tag = suffix(along.number, len(self.pairs.linear.terms))
-        first = place.span.slot + (start - place.begin) // size("C")
-        slot, mask = first, None
-        if side.own:
-            slot, mask = first + place.offsets[side.letter] // size("C"), side.valid
-        found: list[E | None] = []
-        for name, total in ((end, "all"), (f"cut_{end}", "cut_all")):
-            if name not in made.arrays:
-                found.append(None)
-                continue
-            own, totals = self.path_rows[along.number, name], self.path_rows[along.number, total]
-            whole = name.startswith("cut")
-            at = own + side.positions
-            wide = self.pairs.wide and not whole
-            tile = Tile("int32" if whole else "fp64" if wide else "fp32", at.tile.shape)
-            if side.valid is None:
-                inner = call("tl.load", at, tile=tile)
-            else:
-                inner = call("tl.load", at, mask=side.valid, other=0, tile=tile)
-            value = b.let(f"b_{name}{tag}_{LETTERS[side.letter]}", inner)
-            if wide:
-                options = {} if mask is None else {"mask": mask}
-                b.set(value, value + call("tl.load", totals + slot, tile=Tile("fp64", slot.tile.shape), **options))
-                found.append(value)
-                continue
-            b.helpers.add("between")
-            given: tuple[Operand, ...] = (totals, slot, self.origin, *(() if mask is None else (mask,)))
-            gap = call("between", *given, tile=Tile("fp32", slot.tile.shape))
-            b.set(value, value + (b.let("n_gap", gap).to("int32") if whole else gap))
-            found.append(value)
-        exponent, cuts = found
-        assert exponent is not None
-        return exponent, cuts
-
-    def _clear(self, along: Along, own: Side) -> None:
-        """Say which own ends may be paired in tiles that are live as a whole, where all late ends follow early ones.
-
-        As cuts only add up, a path that none lies on has at both ends as many as the first late or the last early end
-        of the own tile: what has another count is paired with nothing.
-        """
-        b, late = self.b, along.early != own.letter
-        exponent, cuts = own.paths[along.leaf]
-        if cuts is None or own.valid is None:
-            return
-        counted = where(own.valid, cuts, 2**31 - 1 if late else -1)
-        count = b.let("n_clear", call("tl.min" if late else "tl.max", counted, 0, tile=Tile("int32")))
-        own.clear[along.leaf] = b.let("b_clear", self._uncut(exponent, cuts, count, late)), count
-
-    def _uncut(self, exponent: E, cuts: E, count: E, late: bool) -> E:
-        """The exponents of ends with a count of cuts; those that weigh every pair 0 at the others."""
-        return where(cuts.eq(count), exponent, MINUS_INFINITY if late else INFINITY)
-
-    def _split(self, along: Along) -> Split:
-        made = split(self.pairs.linear.terms[along.number])
-        assert made is not None
-        return made
-
-    def start_paths(self, place: Place, inputs: Inputs) -> None:
-        """Take the addresses of what was made ahead of paths, of one head."""
-        b = self.b
-        if not self.pairs.paths:
-            return
-        b.section("Where its paths are summed")
-        self.origin = b.let("origin", place.span.slot + (place.start - place.begin) // size("C"))
-        length = self.arguments.integer("T", self.host.sizes["time"])
-        slots = rows_of.slots(self.arguments, self.host)
-        for along in self.pairs.paths:
-            tag = suffix(along.number, len(self.pairs.linear.terms))
-            for name in self._split(along).arrays:
-                if name.endswith("all"):
-                    total = self.names.before[along.number, name]
-                    pointer = self.arguments.pointer(f"{name}_before{tag}", total) + inputs.row() * slots
-                else:
-                    made = self.host.gates[along.number, name]
-                    pointer = self.arguments.pointer(f"{name}{tag}", made) + inputs.row() * length
-                self.path_rows[along.number, name] = b.let(f"p_{name}{tag}", pointer)
 
     def see(self, place: Place, own: Side) -> Seen:
         """What every own position sees."""
@@ -310,9 +212,11 @@ class PairKernel(Maker):
             return
         near = first
         if support.lo is not None:
-            shared = call("tl.cdiv", clipped(support.lo, place.last, begin) - begin, wide, tile=Tile("int32"))
+            shared = self.in_chunks(place, clipped(support.lo, place.last, begin), follows=True)
+            shared = call("tl.cdiv", shared - begin, wide, tile=Tile("int32"))
             near = b.let("near", pointwise("tl.minimum", shared, stop, dtype="int32"))
-        shared = b.named("shared", clipped(support.hi, place.start, place.span.end))
+        shared = self.in_chunks(place, clipped(support.hi, place.start, place.span.end), follows=False)
+        shared = b.named("shared", shared)
         far = b.let("far", (shared - begin) // wide)
         if support.lo is not None:
             b.set(far, pointwise("tl.maximum", far, near, dtype="int32"))
@@ -337,17 +241,44 @@ class PairKernel(Maker):
             for end in pairs.ends:
                 if end.end == side.letter:
                     leaves[end.leaf] = side.laid(side.lowering.value(end.x))
-        paths = {along.leaf: self._path(along, own, other, leaves, visit) for along in pairs.paths}
+        paths = {along.leaf: self.path(place, along, own, other, leaves, visit) for along in pairs.paths}
         made = PairLowering(b, leaves, paths, shared_nodes(self.pair_exprs()), live, wide=pairs.wide)
         apart = pairs.graph.apply("sub", pairs.i, pairs.j)
         if any(node is apart for node in postorder(self.pair_exprs())):
             made.bind(apart, b.let("b_apart", leaves[pairs.i] - leaves[pairs.j]))
         for table in pairs.tables:
             made.bind(table.leaf, self._look_up(table, place, own, other, made, visit))
+        self.ramp = self._ramp(made, own, other)
         if pairs.condition is not None:
             condition = made.value(pairs.condition)
             made.seen = b.let(self.live_name, condition if live is None else live & condition)
         return made
+
+    def _slope(self) -> Expr | None:
+        """The number that exponents of weights are, times the distance i - j, under a softmax; None: they are not."""
+        pairs = self.pairs
+        if not pairs.softmax or pairs.wide or not isinstance(pairs.weight, Apply) or pairs.weight.fn != "mul":
+            return None
+        apart = pairs.graph.apply("sub", pairs.i, pairs.j)
+        ends = {pairs.i, pairs.j, *(end.leaf for end in pairs.ends), *(along.leaf for along in pairs.paths)}
+        ends |= {table.leaf for table in pairs.tables}
+        for slope, distance in (pairs.weight.args, pairs.weight.args[::-1]):
+            if distance is apart and ends.isdisjoint(postorder((slope,))):
+                return slope
+        return None
+
+    def _ramp(self, pair: PairLowering, own: Side, other: Side) -> tuple[E, E] | None:
+        """Exponents that are a number times the distance of a pair, as what own and visited ends add to them."""
+        slope, b = self._slope(), self.b
+        if slope is None:
+            return None
+        rate = b.let("rate", pair.value(slope) * LOG2E)
+        mine = (own.positions - other.start).to("fp32") * rate
+        theirs = other.offsets.to("fp32") * rate
+        late = own.letter == "i"
+        names = (f"b_ramp_{LETTERS[side.letter]}" for side in (own, other))
+        own_ramp, ramp = (b.let(name, x) for name, x in zip(names, (mine, theirs), strict=True))
+        return (own_ramp, -ramp) if late else (-own_ramp, ramp)
 
     @property
     def live_name(self) -> str:
@@ -396,31 +327,6 @@ class PairKernel(Maker):
         value = call("tl.load", at, mask=inside, other=0, tile=Tile("in", at.tile.shape)).to("fp32")
         return b.let(f"b_{table.leaf.name}", value)
 
-    def _path(self, along: Along, own: Side, other: Side, leaves: dict[Expr, E], visit: Visit) -> E:
-        """log2 of the decay along a path, of every pair of a tile."""
-        if not visit.masked and along.leaf in own.clear:
-            (mine, count), (theirs, cuts) = own.clear[along.leaf], other.paths[along.leaf]
-            assert cuts is not None
-            follows = along.early != other.letter
-            theirs = self.b.let("b_uncut", self._uncut(theirs, cuts, count, follows))
-            if follows:
-                return PathEnds(other.laid(theirs), own.laid(mine)).exponent
-            return PathEnds(own.laid(mine), other.laid(theirs)).exponent
-        pairs = self.pairs
-        ends = {side.letter: side for side in (own, other)}
-        early, late = ends[along.early], ends["j" if along.early == "i" else "i"]
-        places = {"i": leaves[pairs.i], "j": leaves[pairs.j]}
-        apart = places[late.letter] - places[early.letter]
-        empty = None
-        if not along.one_sided:
-            both = along.gate.key_closed and along.gate.query_closed
-            empty = apart < (0 if both else 1)
-        (b_late, late_cuts), (b_early, early_cuts) = late.paths[along.leaf], early.paths[along.leaf]
-        found = PathEnds(late.laid(b_late), early.laid(b_early), empty=empty)
-        if late_cuts is not None and early_cuts is not None:
-            found = replace(found, late_cuts=late.laid(late_cuts), early_cuts=early.laid(early_cuts))
-        return found.exponent
-
     def product(self, own: E, other: E) -> E:
         """The scores of a tile; in fp64 sums to the last bit the same, whichever end the program owns."""
         if self.pairs.wide and self.own == "j":
@@ -436,10 +342,15 @@ class PairKernel(Maker):
         return lift(LOG2E) if one else self.b.let("scale", static.value(scale) * LOG2E)
 
     def exponents(self, pair: PairLowering, scores: E, scale: E | None, *, wide: bool) -> E:
-        """log2 of the weights that a softmax divides, of scores [own, other]. wide: in fp64, where none is rounded."""
+        """log2 of the weights that a softmax divides, of scores [own, other]; without what own ends add to a ramp.
+
+        wide: in fp64, where none is rounded.
+        """
         found = scores.to("fp64") if wide else scores
         found = found if scale is None else found * scale
-        if self.pairs.weight is not None:
+        if self.ramp is not None:
+            found = found + self.ramp[1].row
+        elif self.pairs.weight is not None:
             found = found + self.b.named("b_bias", pair.scaled(self.pairs.weight))
         if wide:
             return self.b.let("b_e", found)

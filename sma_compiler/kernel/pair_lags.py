@@ -15,7 +15,7 @@ from sma_compiler.kernel.build import E, arange, call, pointwise, reduce_sum, si
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.pair_gradients import PairGradient
-from sma_compiler.kernel.pair_kernel import EXTENTS, LETTERS
+from sma_compiler.kernel.pair_paths import EXTENTS, LETTERS
 from sma_compiler.kernel.pair_places import Place, Side, Visit
 from sma_compiler.kernel.score import PairLowering
 
@@ -38,6 +38,7 @@ class LagGradient(PairGradient):
         every = (*read["i"], *read["j"], *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
         static = inputs.static((*every, *self.pair_exprs()))
         scale = self.scale(static)
+        self.start_rows(inputs)
         self.distances = b.let("o_l", i_l * tile + arange(EXTENTS[self.own]))
         for one in self.back.lags:
             self.totals[one.tensor] = b.let(f"b_{one.tensor}", zeros(EXTENTS[self.own], dtype=self.sums_dtype))
@@ -63,7 +64,7 @@ class LagGradient(PairGradient):
                 self.places = b.let("b_at", (start - visit.start + offsets[self.own]).col - self.distances.row)
                 scores = b.let("b_s", self.product(held[0], met[0]))
                 weights = b.let("b_dp", self.product(held[1], met[1]))
-                self.pair(pair, scores, weights, scale, of_pairs)
+                self.pair(pair, scores, lambda _: weights, scale, of_pairs)
         b.section("Output")
         lags = self.arguments.integer("LAGS", self.host.sizes["lag"])
         for one in self.back.lags:

@@ -19,13 +19,15 @@ from sma_compiler.mask.algebra import constant
 class PairNames:
     """Names in a launcher of what quadratic kernels read beside an op's parameters.
 
-    runs: where the runs of equal ids begin or (True) end, [B, T]. before: by path, what the chunks before each one sum
-    to ("all"), and how many cuts they have ("cut_all"), [B, H, slots]. groups: how many heads of k and v a program of
-    their gradients tells apart.
+    runs: where the runs of equal ids begin or (True) end, [B, T]. whole: by path, the exponents of its ends and their
+    counts of cuts from the first position on, [B, H, T], and what these lose where they are rounded.
+    within: the decays between late (True) or early ends and the first or last position of their chunks, [B, H, T].
+    groups: how many heads of k and v a program of their gradients tells apart.
     """
 
     runs: dict[tuple[Turns, bool], E] = field(default_factory=dict)
-    before: dict[tuple[int, str], E] = field(default_factory=dict)
+    whole: dict[tuple[int, str], tuple[E, E]] = field(default_factory=dict)
+    within: dict[tuple[int, bool], E] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Side:
     own: whether the program owns it, so that it lies along the first axis of a tile. valid: which positions there are;
     None: all. inside: the same by axis of channels. paths: exponents and counts of cuts of each path there. clear: of
     an own end the exponents for tiles that are live as a whole, and the count that their paths have at both ends.
+    An exponent is None where it is left out.
     """
 
     letter: str
@@ -56,8 +59,8 @@ class Side:
     valid: E | None
     inside: dict[str, E]
     lowering: Lowering
-    paths: dict[Param, tuple[E, E | None]] = field(default_factory=dict)
-    clear: dict[Param, tuple[E, E]] = field(default_factory=dict)
+    paths: dict[Param, tuple[E | None, E | None]] = field(default_factory=dict)
+    clear: dict[Param, tuple[E | None, E]] = field(default_factory=dict)
 
     def laid(self, vector: E) -> E:
         """A vector over the positions as a column of own ones, or a row."""

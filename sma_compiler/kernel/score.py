@@ -1,8 +1,8 @@
 """The weight of every pair of a tile, from expressions of leaves: positions, what lies at either end, sums along paths.
 
 Exponents are powers of 2. A sum along a path is the difference of two exponents, each the sum of log gates from the
-start of the program's own tile to one end: inside a chunk as it was made ahead, between chunks from running totals in
-fp64, so that it rounds as little at the end of a long sequence as at its start.
+start of the program's own tile to one end: it is made ahead in fp64 from the start of the sequence and read as two
+numbers, so that it rounds as little at the end of a long sequence as at its start.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ LN2 = 0.6931471805599453
 class PathEnds:
     """A path's exponents at late and early ends, laid out along the axes of a tile, and how many cuts come before.
 
-    empty: where the path holds nothing, if that may be; None: nowhere.
+    One of the exponents may be left out, where that changes no weight. empty: where the path holds nothing, if that may
+    be; None: nowhere.
     """
 
-    late: E
-    early: E
+    late: E | None
+    early: E | None
     late_cuts: E | None = None
     early_cuts: E | None = None
     empty: E | None = None
@@ -35,7 +36,11 @@ class PathEnds:
     @property
     def exponent(self) -> E:
         """log2 of the decay of every pair."""
-        found = (self.late - self.early).to("fp32")
+        if self.early is None:
+            assert self.late is not None
+            found = self.late
+        else:
+            found = -self.early if self.late is None else (self.late - self.early).to("fp32")
         if self.late_cuts is not None and self.early_cuts is not None:
             found = where(self.late_cuts.eq(self.early_cuts), found, MINUS_INFINITY)
         return found if self.empty is None else where(self.empty, 0.0, found)

@@ -27,11 +27,11 @@ TABLES = {"lag": 40, "level": 6}
 """Entries that masks look up: fewer than the longest sequence needs."""
 SHAPES = {
     "odd": ("float32", {"batch": 1, "time": 75, "head": 2, "key": 20, "value": 24}, 1),
-    "even": ("float16", {"batch": 1, "time": 48, "head": 1, "key": 16, "value": 16}, 1),
+    "even": ("float16", {"batch": 1, "time": 80, "head": 1, "key": 16, "value": 16}, 1),
     "one": ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
 }
 """dtype, sizes, and how many heads q, k and v have."""
-HALF = (*LIBRARY[::2], "forgetting", "bias", "squared_relu", "relative", "strided", "both_levels")
+HALF = (*LIBRARY[::2], "alibi", "forgetting", "bias", "squared_relu", "relative", "strided", "both_levels")
 """The ops that are run in fp16 as well."""
 ONCE = ("attention", "forgetting", "squared_relu")
 """The ops that are run at a single position."""
@@ -44,7 +44,7 @@ MUTANTS = {
     "late mask": ("sliding_window", "t_n[None, :] >= lo_m[:, None]", "t_n[None, :] > lo_m[:, None]"),
     "fewer tiles": ("attention", "tl.range(far, stop,", "tl.range(far, stop - 1,"),
     "no decay": ("forgetting", "b_row_m[:, None] - b_row_n[None, :]", "b_row_n[None, :] * 0.0"),
-    "no totals": ("simple_gla", "(tl.load(p + slot, mask=mask) - tl.load(p + origin))", "tl.load(p + origin)"),
+    "no totals": ("simple_gla", "tl.sum(before, 0) + inner", "inner"),
     "no shrinking": ("attention", "b_norm * b_shrink", "b_norm"),
     "no delta": ("attention", "b_dp - -b_delta[:, None]", "b_dp"),
     "no scale": ("attention", "b_dq = b_dq * factor", "b_dq = b_dq"),
@@ -57,8 +57,14 @@ MUTANTS = {
     "fewer taps": ("relative", "range(tl.maximum(i_t - i_l - 1, 0)", "range(tl.maximum(i_t - i_l, 0)"),
     "no floor": ("strided", "q - 1, q", "q, q"),
     "no slope": ("alibi", "* b_apart", "* 0.0 * b_apart"),
+    "no rows' exponents": ("forgetting", "tl.log2(b_norm) + b_row_m", "tl.log2(b_norm)"),
+    "cut rows": ("bias", 'tl.where(m_clear, tl.max(b_s_2, 1) + gap_2, -float("inf"))', "tl.max(b_s_2, 1) + gap_2"),
+    "cuts inside": ("bias", "x = tl.where(cut == 0,", "x = tl.where(cut < 99,"),
+    "no gap": ("bias", "tl.load(p_low_col + at) - low_row_0", "row_0 - tl.load(p_col + at)"),
 }
 """For each the op, a text of its file and what takes its place."""
+NARROW = ("no rows' exponents", "cut rows", "cuts inside", "no gap")
+"""Those of fp16 files."""
 RESULT = ("batch", "time", "head", "value")
 TILE = 16
 
@@ -182,7 +188,8 @@ def main(names: list[str]) -> None:
         if name in MUTANTS:
             mutated, old, new = MUTANTS[name]
             op = compiled(mutated)
-            found[name] = run(op, module(op, "float32", old, new), *SHAPES["odd"])
+            shape = SHAPES["even" if name in NARROW else "odd"]
+            found[name] = run(op, module(op, shape[0], old, new), *shape)
             continue
         op = compiled(name)
         made = {dtype: module(op, dtype) for dtype in ("float32", "float16")[: 1 + (name in HALF)]}

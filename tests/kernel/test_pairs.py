@@ -18,7 +18,18 @@ LIMITS = {"odd": 3e-6, "even": 4e-3, "one": 1e-6, "packed": 1e-6}
 MUTANTS = (
     *("flipped mask", "late mask", "fewer tiles", "no decay", "no totals"),
     *("no shrinking", "no delta", "no scale", "open path", "one head", "no slope"),
-    *("late cuts", "own cuts", "other levels", "one level", "fewer taps", "no floor"),
+    *(
+        "no rows' exponents",
+        "cut rows",
+        "cuts inside",
+        "no gap",
+        "late cuts",
+        "own cuts",
+        "other levels",
+        "one level",
+        "fewer taps",
+        "no floor",
+    ),
 )
 
 

@@ -27,12 +27,13 @@ def test_kernels_hold_their_tiles(name: str, width: int) -> None:
     op = compiled(name)
     shape = {**SHAPE, "K": width, "V": width}
     made = compile_text(op.source("quadratic", shape), op.ir, named_sizes(op.name, shape), "bfloat16", "sm_90")
-    assert [one.launch.kernel for one in made] == [f"{name}_{role}_kernel" for role in ROLES[name]]
+    started = [one.launch.kernel for one in made if one.launch.kernel != "whole_kernel"]
+    assert started == [f"{name}_{role}_kernel" for role in ROLES[name]]
     for one in made:
         found = resources(one)
         assert found.spilled < 256, found
         assert found.shared <= 227 * 1024, found
-        if not one.launch.kernel.endswith(("gates_kernel", "chain_kernel")):
+        if not one.launch.kernel.endswith(("gates_kernel", "chain_kernel", "whole_kernel")):
             assert found.tensor_cores["wgmma"] or width > 128, found
 
 

@@ -1,0 +1,192 @@
+"""Leaf helpers of emitted quadratic files, each copied into a file that uses it."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sma_compiler.kernel.library import find_chunk
+
+
+@triton.jit
+def again(x, R: tl.constexpr):
+    """x [N] R times over, [R, N]: Triton loads fewer entries than threads in every thread by itself."""
+    return tl.broadcast_to(x[None, :], [R, x.shape[0]])
+
+
+@triton.jit
+def spread(x, M: tl.constexpr):
+    """x [R, N], R times the same row, as [M, N]."""
+    R: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    return tl.reshape(tl.broadcast_to(x[:, None, :], [R, M // R, N]), [M, N])
+
+
+@triton.jit
+def whole_kernel(
+    inner_ptr,
+    total_ptr,
+    cu_ptr,
+    high_ptr,
+    low_ptr,
+    T,
+    S,
+    SLOTS,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What the positions of a chunk sum to, from the first chunk on, and what that loses."""
+    slot = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    _, t0, end = find_chunk(cu_ptr, row, slot, T, S, C)
+    before = tl.zeros([BLOCK], dtype=tl.float64)
+    for first in range(0, slot, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        total = tl.load(total_ptr + row * SLOTS + at, mask=at < slot, other=0)
+        before += total.to(tl.float64)
+    t = t0 + tl.arange(0, C)
+    at = row * T + t
+    inner = tl.load(inner_ptr + at, mask=t < end, other=0)
+    x = tl.sum(before, 0) + inner.to(tl.float64)
+    high = x.to(high_ptr.dtype.element_ty)
+    tl.store(high_ptr + at, high, mask=t < end)
+    if low_ptr is not None:
+        tl.store(low_ptr + at, (x - high.to(tl.float64)).to(tl.float32), mask=t < end)
+
+
+def whole(inner, total, chunk, cu_seqlens):
+    """Sums up to each position, [B, H, T], of those in chunks and over whole ones; fp32 in two parts."""
+    batch, heads, time = inner.shape
+    high = torch.empty_like(inner)
+    low = torch.empty_like(inner) if inner.dtype == torch.float32 else None
+    slots = total.shape[2]
+    count = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    given = (inner, total, cu_seqlens, high, low, time, count, slots)
+    whole_kernel[(slots, batch * heads)](*given, C=chunk, BLOCK=1024, num_warps=4)
+    return high, low
+
+
+@triton.jit
+def within_kernel(
+    inner_ptr,
+    cut_ptr,
+    cu_ptr,
+    out_ptr,
+    T,
+    S,
+    LATE: tl.constexpr,
+    C: tl.constexpr,
+):
+    """The decays of a chunk from its first position to every one, or from each to the last."""
+    row = tl.program_id(1).to(tl.int64)
+    _, t0, end = find_chunk(cu_ptr, row, tl.program_id(0), T, S, C)
+    if t0 >= end:
+        return
+    other = t0 if LATE else tl.minimum(t0 + C, end) - 1
+    t = t0 + tl.arange(0, C)
+    inner = tl.load(inner_ptr + row * T + t, mask=t < end, other=0)
+    inner = inner - tl.load(inner_ptr + row * T + other)
+    cut = tl.load(cut_ptr + row * T + t, mask=t < end, other=0)
+    cut = cut - tl.load(cut_ptr + row * T + other)
+    x = tl.where(cut == 0, inner if LATE else -inner, -float("inf"))
+    tl.store(out_ptr + row * T + t, x, mask=t < end)
+
+
+def within(inner, cuts, slots, chunk, late, cu_seqlens):
+    """log2 decays between positions and an end of their chunks, [B, H, T]: -inf over a cut."""
+    batch, heads, time = inner.shape
+    out = torch.empty_like(inner)
+    count = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    given = (inner, cuts, cu_seqlens, out, time, count)
+    within_kernel[(slots, batch * heads)](*given, LATE=late, C=chunk, num_warps=2)
+    return out
+
+
+def along_paths(late, early, late_closed, early_closed):
+    """What all pairs have whose path holds a position, [B, T, H], from sums over pairs at either end, [B, H, T]."""
+    over = (late.double() - early).flip(-1).cumsum(-1).flip(-1)
+    if not late_closed:
+        over -= late
+    if early_closed:
+        over += early
+    return over.float().transpose(1, 2)
+
+
+@triton.jit
+def larger(a, b):
+    """The larger one."""
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def smaller(a, b):
+    """The smaller one."""
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def turns(p, cu_ptr, t, T, S, stride_t, RESETS: tl.constexpr):
+    """Where a run begins: at the start of a sequence, and where there is a reset or another id than before."""
+    inside = (t > 0) & (t < T)
+    at = p + t.to(tl.int64) * stride_t
+    here = tl.load(at, mask=inside, other=0)
+    turn = here != 0
+    if not RESETS:
+        turn = here != tl.load(at - stride_t, mask=inside, other=0)
+    if cu_ptr is not None:
+        low = t * 0
+        high = low + S
+        while tl.max(high - low) > 1:
+            middle = (low + high) // 2
+            reached = tl.load(cu_ptr + middle) <= t
+            low = tl.where(reached, middle, low)
+            high = tl.where(reached, high, middle)
+        turn = turn | (tl.load(cu_ptr + low) == t)
+    return (turn & inside) | (t == 0)
+
+
+@triton.jit
+def runs_kernel(
+    told_ptr,
+    cu_ptr,
+    begin_ptr,
+    end_ptr,
+    stride_b,
+    stride_t,
+    T,
+    S,
+    RESETS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Where the run of every position begins, or where it ends: one program goes over a row of the batch."""
+    i_b = tl.program_id(1).to(tl.int64)
+    p = told_ptr + i_b * stride_b
+    o_t = tl.arange(0, BLOCK)
+    if tl.program_id(0) == 0:
+        last = 0
+        for t0 in range(0, T, BLOCK):
+            t = t0 + o_t
+            at = tl.where(turns(p, cu_ptr, t, T, S, stride_t, RESETS), t, last)
+            begin = tl.associative_scan(at, 0, larger)
+            tl.store(begin_ptr + i_b * T + t, begin, mask=t < T)
+            last = tl.max(begin)
+    else:
+        first = T
+        for i in range(tl.cdiv(T, BLOCK)):
+            t = (tl.cdiv(T, BLOCK) - 1 - i) * BLOCK + o_t
+            at = tl.where(turns(p, cu_ptr, t + 1, T, S, stride_t, RESETS), t + 1, first)
+            end = tl.associative_scan(at, 0, smaller, reverse=True)
+            tl.store(end_ptr + i_b * T + t, end, mask=t < T)
+            first = tl.min(end)
+
+
+def runs(told, resets, batch, cu_seqlens):
+    """Where the run of every position begins and where it ends, [B, T], of ids or (`resets`) of where runs begin."""
+    time = told.shape[1]
+    begin, end = torch.empty((2, batch, time), dtype=torch.int32, device=told.device)
+    stride = told.stride(0) if told.shape[0] == batch else 0
+    count = 0 if cu_seqlens is None else cu_seqlens.shape[0]
+    given = (told, cu_seqlens, begin, end, stride, told.stride(1), time, count)
+    runs_kernel[(2, batch)](*given, RESETS=resets, BLOCK=1024, num_warps=4)
+    return begin, end
