@@ -185,8 +185,8 @@ def by_channel(
         return replace(common, stages=1)
     if not decayed:
         return replace(common, warps=4, stages=2) if alone else replace(common, warps=8, stages=1)
-    warps = 8 if backward and inner > 128 else 4
-    stages = 3 if 64 < inner <= 128 and not more else 2
+    warps = 8 if inner > (128 if backward else 256) else 4
+    stages = 1 if inner > 256 else 3 if 64 < inner <= 128 and not more else 2
     made = max(inner, outer) > 64
     return replace(common, outer=min(common.outer, 64), warps=warps, stages=stages, scores=made)
 
