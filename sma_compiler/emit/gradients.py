@@ -24,8 +24,7 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
-from sma_compiler.kernel.scan import LocalScan, Scan
-from sma_compiler.kernel.scan_back import Back, LocalBack
+from sma_compiler.kernel.scan_back import Again, Back, Locals
 from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.shared_walk import ChunkRows, ChunkStates, SharedHeads, may_share
@@ -37,8 +36,6 @@ from sma_compiler.plan.choose import Plans
 WALKS = ("again", "dq", "dk", "dv")
 ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "dv_narrow", "dqk", "dqk_wide", "chain")
 """What the kernels of a backward pass are for."""
-EVERY = 16
-"""Tiles of positions from one state to the next that is kept for gradients of gates of both axes."""
 
 
 @dataclass(frozen=True)
@@ -172,21 +169,26 @@ def scanned(
     assert made.leaves is not None
     op = member.op
     name, cut = f"{op.name}_backward", common.programs > 0
-    roles = {role: f"{op.name}_{role}_kernel" for role in ("again", "back", "local_again", "local_back")}
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("again", "back", "local_both")}
     held = frozenset({*reserved, *roles.values()})
     outer = host(member, held, made.reads, name=name)
     names = named_scan(made, outer, cut)
-    (again, back), every = made.walks, EVERY * common.chunk
+    again, back = made.walks
+    every = common.every * common.chunk if common.every > 1 else 0
     of_again, of_back = names.walks["again"], names.walks["back"]
     builders: dict[str, Maker] = {}
     if cut:
-        builders["local_again"] = LocalScan(again, outer, of_again, held, parts=True)
-        builders["local_back"] = LocalBack(back, outer, of_back, held, True, 0, made.leaves)
-    forward_kernel, back_kernel = (Stabilised, StabilisedBack) if member.stabilised else (Scan, Back)
-    builders["again"] = forward_kernel(again, outer, of_again, held, cut, every)
-    builders["back"] = back_kernel(back, outer, of_back, held, cut, every, made.leaves)
+        handed = {("handed", 0): of_back.local["matrix", 0]}
+        builders["local_both"] = Locals(again, outer, replace(of_again, sums=handed), held, True, 0, made.leaves)
+    if member.stabilised:
+        builders["again"] = Stabilised(again, outer, of_again, held, cut, every)
+        builders["back"] = StabilisedBack(back, outer, of_back, held, cut, every, made.leaves)
+    else:
+        builders["again"] = Again(again, outer, of_again, held, cut, every, made.leaves)
+        builders["back"] = Back(back, outer, of_back, held, cut, every, made.leaves)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    configs = {again.name: replace(forward, outer=common.outer), back.name: common}
+    keeping = replace(forward, chunk=forward.chunk if every else common.chunk)
+    configs = {again.name: keeping, back.name: common}
     built = ScanBackwardLauncher(made, outer, names, every).build(name, kernels, common, configs)
     return Gradients(tuple(builders.values()), tuple(kernels.values()), (built,), configs=configs)
 

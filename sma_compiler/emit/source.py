@@ -226,7 +226,8 @@ def _recurrent(
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
     if scans:
         common = choices.apply("backward", scan(gradients=True))
-        back = scanned(member, plans, common, scan(), reserved, _kernel)
+        again = scan() if member.stabilised else choices.apply("again", config.scan_again(common))
+        back = scanned(member, plans, common, again, reserved, _kernel)
     else:
         exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))

@@ -27,7 +27,7 @@ POWERS = {
     "elements": (32, 65536),
 }
 """Numbers that are powers of two, and between which."""
-RANGES = {"stages": (1, 8), "programs": (0, 65536), "scores": (0, 1), "registers": (0, 255)}
+RANGES = {"stages": (1, 8), "programs": (0, 65536), "scores": (0, 1), "registers": (0, 255), "every": (1, 64)}
 """The other numbers, and between which."""
 OWN = {"walk": ("warps", "stages", "rows", "columns")}
 PAIRS = ("dq", "dkv")

@@ -382,14 +382,18 @@ class Chunked(Maker):
             if ("matrix", number) in given:
                 pointer = self.arguments.pointer(f"initial{self.suffix(number)}", given["matrix", number])
                 with b.branch(pointer.given()):
-                    at, mask = place.inputs.matrix(pointer, index, walk.inner, walk.outer)
-                    b.set(state.matrix, call("tl.load", at, mask=mask, other=0.0, tile=state.matrix.tile))
+                    b.set(state.matrix, self.given_state(place, pointer, index, state.matrix))
             if state.vector is not None and ("vector", number) in given:
                 pointer = self.arguments.pointer(f"initial_keys{self.suffix(number)}", given["vector", number])
                 with b.branch(pointer.given()):
                     at, mask = place.inputs.vector(pointer, index)
                     b.set(state.vector, call("tl.load", at, mask=mask, other=0.0, tile=state.vector.tile))
         return tuple(found)
+
+    def given_state(self, place: Place, pointer: E, index: E, state: E) -> E:
+        """A matrix that the program begins with."""
+        at, mask = place.inputs.matrix(pointer, index, self.walk.inner, self.walk.outer)
+        return call("tl.load", at, mask=mask, other=0.0, tile=state.tile)
 
     def final_states(self, place: Place, states: tuple[State, ...]) -> None:
         """Write the states that the program ends with, where there is a place for them."""

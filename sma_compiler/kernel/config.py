@@ -22,6 +22,7 @@ class Config:
     scores: whether Q K^T is made ahead, where many programs would make it again. assembly: whether the target has PTX.
     registers: of a thread, at most, so that more programs are there at once; 0: as many as there are.
     share: how many programs share the heads of a group, whose gradients of q and k are made together.
+    every: chunks from one state that is kept for gradients to the next, for gates that differ by both axes.
     """
 
     chunk: int
@@ -33,6 +34,7 @@ class Config:
     assembly: bool = False
     registers: int = 0
     share: int = 1
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ SHORT = 16
 """Chunks from which on the walks that do most do: two launches more cost the host as much as they save elsewhere."""
 
 
-RESIDENT = 10
+RESIDENT = 12
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
 
 
@@ -238,28 +240,40 @@ def scan(
     """The configuration of the kernels of gates that differ by both axes; `outer` counts values.
 
     A thread carries some channels over some positions, 64 numbers of a tile, or 32 where gradients need many tiles at
-    once: so few registers that many programs wait for memory at a time. `RESIDENT` of one warp fit on a multiprocessor.
+    once: so few registers that many programs wait for memory at a time, and still so many that none are spilled, which
+    costs more than anything else. `RESIDENT` programs of one warp fit on a multiprocessor.
+
+    Where states are small, gradients have one of every tile from memory; else they make them again from each 16th.
 
     narrow: whether some tensors have one number a position, which Triton 3.6 cannot prefetch. parts: whether sequences
     are cut although there are programs enough, then in two.
     """
     keys, values = power_of_two(sizes["key"]), power_of_two(sizes["value"])
-    outer = min(32, values)
+    few = keys <= 16 and dtype != "float32"
+    outer = min(16 if few else 32, values)
     warps = min(8, max(1, keys * outer // (256 if gradients and keys > 16 else 512)))
     held = 32 if gradients else 64
     chunk = min(16, max(1, held * 32 * warps // (keys * outer)))
     found = Config(chunk=chunk, outer=outer, warps=warps, stages=1 if narrow else 3)
+    if gradients:
+        found = replace(found, every=1 if few else 16)
     if gradients and warps == 1 and dtype != "float32" and target.startswith("sm_"):
         found = replace(found, registers=65536 // (32 * RESIDENT) // 8 * 8)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["value"] // outer)
     if parts or (programs * warps < 8 * MULTIPROCESSORS and sizes["time"] >= 2048):
-        found = replace(found, programs=max(RESIDENT * MULTIPROCESSORS // warps, 2 * programs if parts else 0))
+        found = replace(found, programs=max(2 * RESIDENT * MULTIPROCESSORS // warps, 2 * programs if parts else 0))
     return found
+
+
+def scan_again(back: Config) -> Config:
+    """The configuration of the kernel that keeps states for one that makes gradients, and has half as many tiles."""
+    found = replace(back, registers=0)
+    return replace(found, chunk=2 * back.chunk) if back.every > 1 else replace(found, outer=2 * back.outer)
 
 
 def columns(scan: Config) -> Config:
     """That of sums in units of exponentials, from that of gates of both axes: a position takes many registers."""
-    return replace(scan, chunk=4, programs=0)
+    return replace(scan, chunk=4, programs=0, every=16)
 
 
 def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, short: bool) -> PairConfig:

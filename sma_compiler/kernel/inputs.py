@@ -60,6 +60,7 @@ class Inputs:
         self.inside: dict[str, E] = {}
         self.masked = size("MASKED")
         self.cubic: frozenset[Param] = frozenset()
+        self.turned = False
         """Tensors without time that are loaded as [1, BK, BV]: Triton lays out what meets them alike."""
         self._bases: dict[str, E] = {}
         self._strides: dict[str, E] = {}
@@ -242,12 +243,13 @@ class Inputs:
         address = pointer + (place if width is None else place * width)
         return self.builder.let(f"p_{name}", address), heads if width is None else heads * width
 
-    def matrix(self, pointer: E, place: E, inner: str, outer: str, *, along: str = "value") -> tuple[E, E]:
+    def matrix(self, pointer: E, place: E, inner: str, outer: str, *, along: str = "") -> tuple[E, E]:
         """The addresses of this program's part of a state, [..., K, V] and contiguous, as [inner, outer]; and a mask.
 
-        place: the index of the state. along: the axis whose channels are next to each other.
+        place: the index of the state. along: the axis whose channels are next to each other; "": as they are `turned`.
         """
         (o_i, m_i), (o_o, m_o) = self.channels[inner], self.channels[outer]
+        along = along or ("key" if self.turned else "value")
         length = size("V" if along == "value" else "K")
         rows = o_i.col if inner == along else o_i.col * length
         columns = o_o.row if outer == along else o_o.row * length

@@ -104,7 +104,7 @@ class Launcher(Launch):
     def give(self) -> None:
         """Return what was asked for."""
         y, final, norm = self.named.outputs["y"], self.final, self.norm
-        states = list(self.named.final.values())
+        states = [self.given(state) for state in self.named.final.values()]
         carried = states[0] if len(states) == 1 else sequence(states)
         if norm is None or self.named.norm is None:
             self.b.give(choose(final, sequence([y, carried]), y))
@@ -122,7 +122,7 @@ class Launcher(Launch):
         b.give(choose(more, sequence([y]) + more, y))
 
     def _states(self) -> None:
-        b, host, initial, final = self.b, self.host, self.initial, self.final
+        b, initial, final = self.b, self.initial, self.final
         given = list(self.named.initial.values())
         if len(given) == 1:
             b.set(given[0], initial)
@@ -131,13 +131,11 @@ class Launcher(Launch):
             b.assign(given, choose(initial.given(), initial, nothing))
         for state in given:
             with b.branch(state.given()):
-                b.set(state, state.attr("float").call().attr("contiguous").call())
+                b.set(state, self.taken(state))
         for (part, _), state in self.named.final.items():
-            axes = ("head", "key", "value") if part == "matrix" else ("head", "key")
             b.set(state, lift(None))
             with b.branch(final):
-                shape = [host.sequences, *(host.sizes[axis] for axis in axes)]
-                b.set(state, self.empty(shape, path("torch.float32")))
+                b.set(state, self.empty(self.shape_of_state(part), path("torch.float32")))
 
     def doc(self, how: str, more: Iterable[str]) -> list[str]:
         """The launcher's docstring; `more` are its further arguments."""

@@ -230,7 +230,7 @@ class BackwardLauncher(Launch):
         return [self.need[param] for param in params]
 
     def _given_states(self) -> None:
-        b, host, names = self.b, self.host, self.names
+        b, names = self.b, self.names
         b.section("States: what came before, its gradient, and the cotangent of what was left")
         for given, states in ((self.initial, names.initial), (self.dstate, names.after)):
             parts = list(states.values())
@@ -242,10 +242,9 @@ class BackwardLauncher(Launch):
                 b.assign(parts, given)
             for state in parts:
                 with b.branch(state.given()):
-                    b.set(state, state.attr("float").call().attr("contiguous").call())
+                    b.set(state, self.taken(state))
         for (part, _), state in names.before.items():
-            axes = ("head", "key", "value") if part == "matrix" else ("head", "key")
-            shape = [host.sequences, *(host.sizes[axis] for axis in axes)]
+            shape = self.shape_of_state(part)
             b.set(state, self._new(self._first_state.given(), shape, path("torch.float32")))
 
     @property
@@ -335,17 +334,25 @@ class BackwardLauncher(Launch):
             return
         if "tile" in piece.axes:
             walk = next(walk for walk in self.made.walks if any(output.name == tensor for output in walk.outputs))
-            sizes["tile"] = self.names.tiles[walk.outer]
+            sizes["tile"] = self._tiles_of(walk)
         param = host.parameters[piece.param]
         alone = len(self.made.pieces_of(piece.param)) == 1
         rounded = alone and {"batch", "time"} <= set(self._decl(piece).dims) and "tile" not in piece.axes
-        dtype = param.attr("dtype") if rounded else path("torch.float32")
+        dtype = param.attr("dtype") if rounded else self._wide(piece, param)
         written = self._written(tensor)
         if tensor in self.stacked:
             entry = self.statics.at(self.stacked[tensor])
             self.b.set(written, choose(self.need[piece.param], entry, lift(None)))
             return
         self.b.set(written, self._new(self.need[piece.param], [sizes[axis] for axis in piece.axes], dtype))
+
+    def _tiles_of(self, walk: Walk) -> E:
+        """How many programs share the channels that a walk writes."""
+        return self.names.tiles[walk.outer]
+
+    def _wide(self, piece: Piece, param: E) -> E:
+        """The dtype of a part of a gradient that is to be summed."""
+        return path("torch.float32")
 
     def _more_sizes(self) -> dict[str, E]:
         """The sizes of further axes of parts of gradients."""
@@ -413,7 +420,7 @@ class BackwardLauncher(Launch):
                     b.set(gradient, total.attr("to").call(dtype) if others else total)
         gradients = b.let("gradients", sequence(found))
         if self.states:
-            states = list(self.names.before.values())
+            states = [self.given(state) for state in self.names.before.values()]
             carried = states[0] if len(states) == 1 else sequence(states)
             with b.branch(self._first_state.given()):
                 b.set(gradients, gradients + sequence([carried]))

@@ -15,6 +15,11 @@ from sma_compiler.kernel.prepare import Kernel, either
 class ScanLauncher(Launcher):
     """Builds the launcher of the forward kernel."""
 
+    @property
+    def turned(self) -> bool:
+        """See `Launch`."""
+        return not self.linear.stabilised
+
     def build(self, kernels: Mapping[str, Kernel], config: Config) -> Function:
         """The launcher. kernels: `forward`, and where sequences are cut `local_states`."""
         b, host = self.b, self.host

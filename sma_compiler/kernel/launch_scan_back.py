@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sma_compiler.kernel.backward import Piece
 from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.config import Config
-from sma_compiler.kernel.host import SIZES, Host, Tensors, local_states, states_of
+from sma_compiler.kernel.host import SIZES, Host, Tensors, states_of
 from sma_compiler.kernel.launch_backward import BackwardLauncher, Named
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel, either
@@ -20,11 +21,12 @@ def named_scan(made: ScanBackward, host: Host, cut: bool) -> Named:
     forward = forward_walk(made.linear)
     initial, before, after = (states_of(forward, fresh, letter) for letter in ("s0", "ds0", "ds1"))
     states, scratch, parts, span = (path(fresh(name)) for name in ("states", "scratch", "parts", "span"))
+    decays = path(fresh("decays"))
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
 
     def tensors(walk: Walk, start: dict[tuple[str, int], E], end: dict[tuple[str, int], E], *kept: str) -> Tensors:
         outputs = {output.name: written[output.name] for output in walk.outputs}
-        local = local_states(walk, fresh, f"_{walk.name}") if cut else {}
+        local = {("matrix", 0): path(fresh(f"local_{walk.name}")), ("decay", 0): decays} if cut else {}
         sums = {(name, 0): x for name, x in (("states", states), ("scratch", scratch)) if name in kept}
         return Tensors(parts, span, outputs, start, end, local, sums)
 
@@ -38,15 +40,22 @@ def named_scan(made: ScanBackward, host: Host, cut: bool) -> Named:
 
 
 class ScanBackwardLauncher(BackwardLauncher):
-    """Builds the launcher. every: positions from one state that is kept to the next."""
+    """Builds the launcher. every: positions from one state that is kept to the next; 0: those of a tile of `back`."""
+
+    @property
+    def turned(self) -> bool:
+        """See `Launch`."""
+        return not self.linear.stabilised
 
     def __init__(self, made: ScanBackward, host: Host, names: Named, every: int) -> None:
         super().__init__(made, host, names)
         self.every = every
         self.rounds = False
+        self.tiles: dict[str, E] = {}
+        self.wide: dict[str, E] = {}
 
     def build(self, name: str, kernels: Mapping[str, Kernel], config: Config, each: Mapping[str, Config]) -> Function:
-        """The launcher. kernels: `again`, `back`, and where sequences are cut `local_again` and `local_back`."""
+        """The launcher. kernels: `again`, `back`, and where sequences are cut `local_both`."""
         b, names = self.b, self.names
         self.sizes()
         self.checks()
@@ -55,22 +64,22 @@ class ScanBackwardLauncher(BackwardLauncher):
         self._needs()
         self._given_states()
         if config.programs:
-            self.cut(names.chain, lift(self.every), names.tiles["value"], config)
+            self.cut(names.chain, lift(self.every or config.chunk), names.tiles["value"], config)
         again, back = self.made.walks
-        b.section("The states before every EVERY-th position, from the start once more")
+        b.section("From the start once more: states that are kept, and the gradients that read states")
         for output in again.outputs:
             self._output(output.name)
         batch, _, heads, key, value = (self.host.sizes[axis] for axis in SIZES)
-        fp32 = path("torch.float32")
-        b.set(names.walks["again"].sums["states", 0], self.empty([batch, heads, self.host.slots, key, value], fp32))
+        held = [batch, heads, self.host.slots, value, key]
+        b.set(names.walks["again"].sums["states", 0], self.empty(held, path("sum_dtype").call(self.first)))
         self._start(again, kernels, constants, each["again"])
-        b.section("All gradients, from the end")
+        b.section("All other gradients, from the end")
         for output in back.outputs:
             self._output(output.name)
-        programs = self._rows * heads * names.tiles["value"]
-        held = sequence([programs, self.every // config.chunk, lift(constants["BK"]), lift(constants["BV"])])
-        scratch = path("torch.empty").call(held, dtype=fp32, device=self.first.attr("device"))
-        b.set(names.walks["back"].sums["scratch", 0], scratch)
+        if self.every:
+            tile = [lift(constants["BK"]), self.wide["back"]]
+            held = [self._rows * heads * names.tiles["value"], lift(self.every // config.chunk), *tile]
+            b.set(names.walks["back"].sums["scratch", 0], self.empty(held, path("torch.float32")))
         self._start(back, kernels, constants, each["back"])
         self._give()
         return b.function(name, self._doc(), self._parameters(), jit=False)
@@ -91,25 +100,45 @@ class ScanBackwardLauncher(BackwardLauncher):
         _, time, _, key, value = (host.sizes[axis] for axis in SIZES)
         b.section("Tiles of the channels")
         self.sequences()
-        self.slots(lift(self.every))
+        self.slots(lift(self.every or config.chunk))
         wide_k = b.let("BK", path("triton.next_power_of_2").call(key))
-        wide_v = b.let("BV", path("min").call(config.outer, path("triton.next_power_of_2").call(value)))
-        b.set(self.names.tiles["value"], path("triton.cdiv").call(value, wide_v))
-        most = max(each[walk.name].chunk for walk in self.made.walks)
-        ragged = ((time % most).ne(0), key.ne(wide_k), (value % wide_v).ne(0))
+        whole, wide_v = path("triton.next_power_of_2").call(value), lift(0)
+        for walk, name in zip(self.made.walks, ("BV_again", "BV"), strict=True):
+            outer = each[walk.name].outer
+            if walk.name == "back" or outer != config.outer:
+                wide_v = b.let(name, path("min").call(outer, whole))
+                tiles = path(b.fresh("tiles_again")) if walk.name == "again" else self.names.tiles["value"]
+                b.set(tiles, path("triton.cdiv").call(value, wide_v))
+                self.tiles[walk.name], self.wide[walk.name] = tiles, wide_v
+        self.tiles.setdefault("again", self.names.tiles["value"])
+        self.wide.setdefault("again", wide_v)
+        chosen = [each[walk.name] for walk in self.made.walks]
+        most = max(config.chunk for config in chosen)
+        widest = self.wide["again" if chosen[0].outer > chosen[1].outer else "back"]
+        ragged = ((time % most).ne(0), key.ne(wide_k), (value % widest).ne(0))
         masked = b.let("masked", either(host.pack.given(), *ragged))
-        return {"BK": wide_k, "BV": wide_v, "K": key, "V": value, "MASKED": masked}
+        return {"BK": wide_k, "K": key, "V": value, "MASKED": masked}
+
+    def _tiles_of(self, walk: Walk) -> E:
+        return self.tiles[walk.name]
 
     def _start(
         self, walk: Walk, kernels: Mapping[str, Kernel], constants: Mapping[str, Operand], config: Config
     ) -> None:
         """Launch a walk."""
-        tensors, tiles, rows = self.names.walks[walk.name], self.names.tiles["value"], self.host.sequences
-        given = {**constants, "C": config.chunk, "STAGES": config.stages}
-        if self.cuts:
-            rows = self.begin(kernels[f"local_{walk.name}"], walk, tensors, given, tiles, config)
+        tensors, tiles, rows = self.names.walks[walk.name], self.tiles[walk.name], self.host.sequences
+        given = {**constants, "BV": self.wide[walk.name], "C": config.chunk, "STAGES": config.stages}
+        if self.cuts and walk.name == "again":
+            back = self.made.walks[1]
+            others = ((back, self.names.walks[back.name]),)
+            self.begin(kernels["local_both"], walk, tensors, given, tiles, config, others)
+        rows = rows * tensors.parts if self.cuts else rows
         grid = sequence([self.host.heads * tiles, rows])
         self.b.do(kernels[walk.name].launch(grid, given, config.warps, config.registers))
+
+    def _wide(self, piece: Piece, param: E) -> E:
+        """Sums over the channels of a tile are rounded as the gradient: there are so many that their errors cancel."""
+        return path("sum_dtype").call(param) if {"tile", "time"} <= set(piece.axes) else super()._wide(piece, param)
 
     def _more_sizes(self) -> dict[str, E]:
         return {"row": self._rows, "one": lift(1)}

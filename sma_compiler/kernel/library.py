@@ -348,6 +348,11 @@ def dense(x):
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def sum_dtype(x):
+    """The dtype of what is kept in as many bits as x has: bf16 for bf16, fp32 else, as fp16 may not hold it."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+
+
 def new(wanted, shape, dtype, device):
     """A tensor to write to; None where it is not wanted."""
     return torch.empty(shape, dtype=dtype, device=device) if wanted else None

@@ -227,47 +227,67 @@ def channel_product(
 
 
 @triton.jit
-def one_after_another(e, h, f, p, e2, h2, f2, p2):
-    """Positions joined: the decay over all and over all but the last, and the states after the last and before it."""
-    return e * e2, e2 * h + h2, e * f2, f2 * h + p2
-
-
-@triton.jit
 def nothing(shape: tl.constexpr):
     """-0.0, to which a sum is its other term and costs nothing; of the literal Triton makes 0.0."""
     return tl.full(shape, -2147483648, tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def carried(e, u, s):
-    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V].
+def at_position(x, c):
+    """What position c of a tile has: a thread has all positions of a channel, and its registers are renamed."""
+    o_c = tl.arange(0, x.shape[0])[:, None, None]
+    return tl.sum(tl.where(o_c == c, x, nothing(x.shape)), 0)
 
-    A thread has all positions of a channel, and what nobody reads is not computed.
-    """
-    first = tl.arange(0, e.shape[0])[:, None, None] == 0
-    u = tl.where(first, e * s[None, :, :] + u, u)
-    before = tl.where(first, s[None, :, :], nothing(e.shape))
-    steps = (e, u, tl.full(e.shape, 1.0, tl.float32), before)
-    _, after, _, before = tl.associative_scan(steps, 0, one_after_another)
+
+@triton.jit
+def carried(e, u, s):
+    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V]."""
+    o_c = tl.arange(0, e.shape[0])[:, None, None]
+    after, before = u, u
+    for c in tl.static_range(e.shape[0]):
+        before = tl.where(o_c == c, s[None, :, :], before)
+        s = at_position(e, c) * s + at_position(u, c)
+        after = tl.where(o_c == c, s[None, :, :], after)
     return after, before
 
 
 @triton.jit
 def carried_back(e, u, s):
     """The same from the end of the tile: s_t = e_t s_(t+1) + u_t."""
-    after, before = carried(tl.flip(e, 0), tl.flip(u, 0), s)
-    return tl.flip(after, 0), tl.flip(before, 0)
+    o_c = tl.arange(0, e.shape[0])[:, None, None]
+    after, before = u, u
+    for i in tl.static_range(e.shape[0]):
+        c = e.shape[0] - 1 - i
+        before = tl.where(o_c == c, s[None, :, :], before)
+        s = at_position(e, c) * s + at_position(u, c)
+        after = tl.where(o_c == c, s[None, :, :], after)
+    return after, before
 
 
 @triton.jit
-def at_end(x):
-    """What the last position of a tile has."""
-    o_c = tl.arange(0, x.shape[0])[:, None, None]
-    return tl.sum(tl.where(o_c == x.shape[0] - 1, x, nothing(x.shape)), 0)
+def given_back(e, w, s):
+    """s_(t-1) = e_t (s_t + w_t) from the end of the tile, and the sums in brackets."""
+    o_c = tl.arange(0, e.shape[0])[:, None, None]
+    out, sums = w, w
+    for i in tl.static_range(e.shape[0]):
+        c = e.shape[0] - 1 - i
+        found = s + at_position(w, c)
+        s = at_position(e, c) * found
+        sums = tl.where(o_c == c, found[None, :, :], sums)
+        out = tl.where(o_c == c, s[None, :, :], out)
+    return out, sums
 
 
 @triton.jit
-def at_start(x):
-    """What the first position of a tile has."""
-    o_c = tl.arange(0, x.shape[0])[:, None, None]
-    return tl.sum(tl.where(o_c == 0, x, nothing(x.shape)), 0)
+def handed_back(e, w, s, p, CLOSED: tl.constexpr):
+    """What the positions of a tile hand to before a part, added to s, and p, the decay since the part's start.
+
+    CLOSED: whether a position hands it over its own decay too.
+    """
+    for c in tl.static_range(e.shape[0]):
+        if not CLOSED:
+            s = s + p * at_position(w, c)
+        p = p * at_position(e, c)
+        if CLOSED:
+            s = s + p * at_position(w, c)
+    return s, p

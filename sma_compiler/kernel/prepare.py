@@ -48,6 +48,11 @@ class Launch:
         self.tensors = [decl for decl in linear.op.params if not decl.number]
 
     @property
+    def turned(self) -> bool:
+        """Whether kernels have matrices of states as [V, K]."""
+        return False
+
+    @property
     def first(self) -> E:
         """The first tensor, whose device and dtype the results have."""
         return self.host.parameters[self.tensors[0].name]
@@ -55,6 +60,20 @@ class Launch:
     def empty(self, shape: list[E], dtype: Operand) -> E:
         """A new tensor."""
         return path("torch.empty").call(sequence(shape), dtype=dtype, device=self.first.attr("device"))
+
+    def taken(self, state: E) -> E:
+        """A state that was given, as kernels read it."""
+        made = state.attr("float").call()
+        return (made.attr("transpose").call(-1, -2) if self.turned else made).attr("contiguous").call()
+
+    def given(self, state: E) -> E:
+        """A state that kernels wrote, as it is given back."""
+        return state.attr("transpose").call(-1, -2).attr("contiguous").call() if self.turned else state
+
+    def shape_of_state(self, part: str) -> list[E]:
+        """The shape of the states of all sequences."""
+        channels = ("key",) if part != "matrix" else ("value", "key") if self.turned else ("key", "value")
+        return [self.host.sequences, *(self.host.sizes[axis] for axis in ("head", *channels))]
 
     def sizes(self) -> None:
         """B, T, H, K and V, each from the first tensor that has the axis; H is the largest."""
@@ -230,33 +249,55 @@ class Launch:
             b.assign((tensors.span, tensors.parts), sequence([time, lift(1)]))
 
     def begin(
-        self, kernel: Kernel, walk: Walk, tensors: Tensors, constants: Mapping[str, Operand], tiles: E, config: Config
+        self,
+        kernel: Kernel,
+        walk: Walk,
+        tensors: Tensors,
+        constants: Mapping[str, Operand],
+        tiles: E,
+        config: Config,
+        others: Iterable[tuple[Walk, Tensors]] = (),
     ) -> E:
-        """Make the state that each part begins with; returns what `parts` does."""
+        """Make the state that each part begins with; returns what `parts` does.
+
+        others: further walks that the kernel serves, which have the same decays.
+        """
         b, host = self.b, self.host
         batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
-        for (part, number), state in tensors.local.items():
-            b.set(state, tensors.initial.get((part, number), lift(None)))
+        states = {
+            name_of(x): (part, x, n, own)
+            for own in (tensors, *(y for _, y in others))
+            for (part, n), x in own.local.items()
+        }
+        for part, state, number, own in states.values():
+            b.set(state, own.initial.get((part, number), lift(None)))
         with b.branch(tensors.parts > 1):
             apart = len(walk.terms[0].axes) > 1
             shapes = {"matrix": [heads, key, value], "vector": [heads, key]}
             shapes["decay"] = shapes["matrix"] if apart else [heads]
-            for (part, _), state in tensors.local.items():
+            for part, state, *_ in states.values():
                 b.set(state, self.empty([batch, tensors.parts, *shapes[part]], path("torch.float32")))
             grid = sequence([heads * tiles, batch * tensors.parts])
             b.do(kernel.launch(grid, constants, config.warps))
-            for (part, number), state in tensors.local.items():
-                if part == "decay":
-                    continue
-                count = key * value if part == "matrix" else key
-                decay = tensors.local.get(("decay", number), lift(None))
-                grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
-                before = tensors.initial.get((part, number), lift(None))
-                scan = path("scan_parts_kernel").at(grid)
-                kind = {"BACKWARD": walk.backward, "APART": apart}
-                options = {name: True for name, wanted in kind.items() if wanted}
-                b.do(scan.call(state, decay, before, heads, count, tensors.parts, BLOCK=1024, **options))
+            for each, own in ((walk, tensors), *others):
+                self._join(each, own, apart)
         return host.sequences * tensors.parts
+
+    def _join(self, walk: Walk, tensors: Tensors, apart: bool) -> None:
+        """From the states of parts alone, those that parts begin with."""
+        host = self.host
+        batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
+        for (part, number), state in tensors.local.items():
+            if part == "decay":
+                continue
+            count = key * value if part == "matrix" else key
+            decay = tensors.local.get(("decay", number), lift(None))
+            grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
+            before = tensors.initial.get((part, number), lift(None))
+            scan = path("scan_parts_kernel").at(grid)
+            kind = {"BACKWARD": walk.backward, "APART": apart}
+            options = {name: True for name, wanted in kind.items() if wanted}
+            self.b.do(scan.call(state, decay, before, heads, count, tensors.parts, BLOCK=1024, **options))
 
 
 def either(*conditions: E) -> E:

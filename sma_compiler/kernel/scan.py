@@ -11,7 +11,6 @@ Gates whose path holds the column (`key_closed`) decay k x as well; rows whose p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, Reduce, postorder
@@ -86,7 +85,7 @@ class Scan(WalkKernel):
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             at = self.positions(place, static, t0, (walk.p, walk.s, walk.x, *around))
             if ("states", 0) in self.tensors.sums:
-                self._keep(place, t0, state)
+                self.keep(place, t0, state)
             b.section("States at every position")
             y = self.pass_rows(place, at, state)
             b.section("Output")
@@ -111,6 +110,29 @@ class Scan(WalkKernel):
         steps = self.steps_of(place, at)
         self.leave(state, self.carried(steps, state, both=False)[0])
         return steps.decay
+
+    turned = True
+    """Whether states lie in memory as [V, K]: a thread has keys side by side."""
+
+    def place(self) -> Place:
+        """Where the program is."""
+        made = super().place()
+        made.inputs.turned = self.turned
+        return made
+
+    def given_state(self, place: Place, pointer: E, index: E, state: E) -> E:
+        """A matrix that the program begins with, loaded as [1, BK, BV], so that threads have what they have of a tile.
+
+        Of a load of [BK, BV] Triton makes another layout, and carries the state in that.
+        """
+        if not self.turned:
+            return super().given_state(place, pointer, index, state)
+        (o_k, m_k), (o_v, m_v) = (place.inputs.channels[axis] for axis in ("key", "value"))
+        begin = pointer + index * (size("K") * size("V"))
+        at = begin + (o_k.among(CUBE) + (o_v * size("K")).among(CUBE))
+        cube = Tile("fp32", ("1", "BK", "BV"))
+        found = call("tl.load", at, mask=m_k.among(CUBE) & m_v.among(CUBE), other=0.0, tile=cube)
+        return reduce_sum(found, 0)
 
     def static(self, place: Place, exprs: tuple[Expr, ...]) -> Lowering:
         """Load what does not vary in time of some expressions and of the gates."""
@@ -156,24 +178,39 @@ class Scan(WalkKernel):
 
     def carried(self, steps: Steps, state: E, *, both: bool) -> tuple[E, E]:
         """The state after every position of a tile and, where `both` are wanted, before it."""
-        return self.pair("carried", (steps.decay, steps.grown, state), ("b_after", "b_before"), both=both)
+        given, names = (steps.decay, steps.grown, state), ("b_after", "b_before")
+        if both:
+            return self.pair("carried", given, names)
+        after = self.one_of("carried", given, names, 0)
+        return after, after
 
-    def pair(self, helper: str, given: tuple[E, E, E], names: tuple[str, str], *, both: bool) -> tuple[E, E]:
-        """The two tiles that a helper gives; the first alone, for both, where no more are wanted."""
+    def before(self, steps: Steps, state: E) -> E:
+        """The state before every position of a tile."""
+        return self.one_of("carried", (steps.decay, steps.grown, state), ("b_after", "b_before"), 1)
+
+    def pair(self, helper: str, given: tuple[E, E, E], names: tuple[str, str]) -> tuple[E, E]:
+        """The two tiles that a helper gives."""
+        b, tile = self.b, given[0].tile
+        b.helpers.add(helper)
+        first, second = (E(Name(tile, b.fresh(name))) for name in names)
+        b.assign((first, second), call(helper, *given, tile=tile))
+        return first, second
+
+    def one_of(self, helper: str, given: tuple[E, E, E], names: tuple[str, str], number: int) -> E:
+        """One of them, where the other is not wanted."""
         b, tile = self.b, given[0].tile
         b.helpers.add(helper)
         made = call(helper, *given, tile=tile)
-        if not both:
-            first = b.let(names[0], E(Subscript(tile, made.node, (Literal(None, 0),))))
-            return first, first
-        first, second = (E(Name(tile, b.fresh(name))) for name in names)
-        b.assign((first, second), made)
-        return first, second
+        return b.let(names[number], E(Subscript(tile, made.node, (Literal(None, number),))))
+
+    def at(self, tile: E, position: E) -> E:
+        """What one position of a tile has."""
+        self.b.helpers.add("at_position")
+        return call("at_position", tile, position, tile=Tile(tile.tile.dtype, ("BK", "BV")))
 
     def leave(self, state: E, after: E) -> None:
         """The state behind a tile, from those after its positions."""
-        self.b.helpers.add("at_end")
-        self.b.set(state, call("at_end", after, tile=state.tile))
+        self.b.set(state, self.at(after, size("C") - 1))
 
     def decay(self, place: Place, at: Loaded) -> E:
         """The decay at every position: 1 past the end."""
@@ -198,39 +235,13 @@ class Scan(WalkKernel):
             value = value * number_of(factor, lowering)
         return value
 
-    def local(self, name: str, exprs: tuple[Expr, ...], passed: Callable[[Place, Loaded, E], E]) -> Function:
-        """The kernel of what a part alone makes of a state of zeros, and of the decay over it; see `split`.
-
-        passed: carries a state over a tile of positions, of which it has some expressions, and gives their decay.
-        """
-        b, local = self.b, self.tensors.local
-        place = self.place()
-        static = self.static(place, exprs)
-        b.section("State of this part alone, and the decay over it")
-        state = self.empty_state(0)
-        decay = b.let("b_over", zeros("BK", "BV") + 1.0)
-        b.space()
-        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
-            at = self.positions(place, static, t0, exprs)
-            running = call("tl.cumprod", passed(place, at, state.matrix), 0, tile=Tile("fp32", CUBE))
-            b.helpers.add("at_end")
-            b.set(decay, decay * call("at_end", running, tile=decay.tile))
-        b.space()
-        index = self.state_of_part(place)
-        for part, label, value in (("matrix", "local", state.matrix), ("decay", "decays", decay)):
-            address, mask = place.inputs.matrix(self.arguments.pointer(label, local[part, 0]), index, "key", "value")
-            b.do(call("tl.store", address, value, mask=mask, tile=Tile("ptr")))
-        doc = (
-            "The state that each part of a sequence would end with if it began with nothing, and the decay over it.",
-        )
-        return b.function(name, doc, self.arguments.parameters, jit=True)
-
-    def _keep(self, place: Place, t0: E, state: State) -> None:
-        """Keep the state before every EVERY-th position for the gradients."""
+    def keep(self, place: Place, t0: E, state: State) -> None:
+        """Keep the state before every tile, or before every EVERY-th position, for the gradients."""
         b = self.b
-        pointer = self.arguments.pointer("states", self.tensors.sums["states", 0])
-        starts = ((t0 - place.span.begin) % self.spacing()).eq(0)
-        with b.branch(pointer.given().both(starts)):
+        wanted = self.arguments.pointer("states", self.tensors.sums["states", 0]).given()
+        if self.every:
+            wanted = wanted.both(((t0 - place.span.begin) % self.spacing()).eq(0))
+        with b.branch(wanted):
             self.keep_of_chunk(place, t0, state)
 
 
@@ -239,4 +250,37 @@ class LocalScan(Scan):
 
     def build(self, name: str) -> Function:
         """The kernel."""
-        return self.local(name, (self.walk.s, self.walk.x), self.pass_over)
+        b, local = self.b, self.tensors.local
+        place = self.place()
+        exprs = self.read_by_parts()
+        static = self.static(place, exprs)
+        b.section("State of this part alone, and the decay over it")
+        state = self.empty_state(0).matrix
+        decay = b.let("b_over", zeros("BK", "BV") + 1.0)
+        made = {"local": (local["matrix", 0], state), "decays": (local["decay", 0], decay), **self.more_of_parts()}
+        b.space()
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            at = self.positions(place, static, t0, exprs)
+            self.decayed_by(place, at, self.pass_over(place, at, state), decay)
+        b.space()
+        index = self.state_of_part(place)
+        for label, (tensor, value) in made.items():
+            address, mask = place.inputs.matrix(self.arguments.pointer(label, tensor), index, "key", "value")
+            b.do(call("tl.store", address, value, mask=mask, tile=Tile("ptr")))
+        doc = (
+            "The state that each part of a sequence would end with if it began with nothing, and the decay over it.",
+        )
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def read_by_parts(self) -> tuple[Expr, ...]:
+        """What is read of every position."""
+        return self.walk.s, self.walk.x
+
+    def more_of_parts(self) -> dict[str, tuple[E, E]]:
+        """By pointer, further tensors that are written for every part, and what is written."""
+        return {}
+
+    def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
+        """Take the decay from the start of the part over a tile of positions."""
+        running = call("tl.cumprod", decays, 0, tile=Tile("fp32", CUBE))
+        self.b.set(decay, decay * self.at(running, size("C") - 1))

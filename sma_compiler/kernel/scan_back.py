@@ -1,14 +1,15 @@
-"""The kernel of `scan_gradients`: from the end, the states of some positions at a time made again."""
+"""The kernels of `scan_gradients`: `Again` goes from the start and keeps states, `Back` from the end."""
 
 from __future__ import annotations
 
+from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.build import E, call, lift, pointwise, reduce_sum, size, zeros
 from sma_compiler.kernel.chunk import Loaded, Place, State
 from sma_compiler.kernel.host import Host, Tensors
-from sma_compiler.kernel.lower import CHANNELS, wide_operand
+from sma_compiler.kernel.lower import CHANNELS, Lowering, wide_operand
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
-from sma_compiler.kernel.scan import CUBE, Scan, Steps
+from sma_compiler.kernel.scan import CUBE, LocalScan, Scan, Steps
 from sma_compiler.kernel.scan_gradients import Leaves
 from sma_compiler.kernel.walk import Output, Walk
 
@@ -36,8 +37,31 @@ class Back(Scan):
         exprs = (walk.p, walk.s, walk.x, leaves.given, *(output.expr for output in walk.outputs))
         static = self.static(place, exprs)
         (state,) = self.initial_states(place)
-        b.section("What is summed over all positions")
-        totals = {output.name: self._total(output) for output in walk.outputs if output.axes[0] == "row"}
+        totals = self._totals()
+        (self._remade if self.every else self._straight)(place, static, exprs, state, totals)
+        self._write_totals(place, totals)
+        self.final_states(place, (state,))
+        doc = ("One program makes the gradients of one head and BV value channels, from the end of a sequence.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _straight(
+        self, place: Place, static: Lowering, exprs: tuple[Expr, ...], state: State, totals: dict[str, E]
+    ) -> None:
+        """From the end, tile by tile, from the states that were kept before every tile."""
+        b, first = self.b, place.first
+        count = b.let("tiles", self._count(place.end - first, size("C")))
+        tiles = call("tl.range", count, tile=Tile("int32"), num_stages=size("STAGES"))
+        b.space()
+        with b.loop("n", tiles, Tile("int32")) as n:
+            t0 = b.let("t0", first + (count - 1 - n) * size("C"))
+            at = self.positions(place, static, t0, exprs)
+            self._pass(place, at, state, b.let("b_s_0", self.state_of_chunk(place, t0).to("fp32")), totals)
+
+    def _remade(
+        self, place: Place, static: Lowering, exprs: tuple[Expr, ...], state: State, totals: dict[str, E]
+    ) -> None:
+        """The same where states are kept more seldom: those between are made again, and left in memory meanwhile."""
+        b = self.b
         every, first, end = self.spacing(), place.first, place.end
         scratch = self._scratch()
         b.space()
@@ -50,7 +74,7 @@ class Back(Scan):
             earlier = call("tl.range", start, stop, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
             with b.scope(), b.loop("t0", earlier, Tile("int32")) as t0:
                 self._leave_there(place, scratch, t0 - start, known)
-                at = self.positions(place, static, t0, (walk.s, walk.x))
+                at = self.positions(place, static, t0, (self.walk.s, self.walk.x))
                 self.pass_over(place, at, known)
             self.enter(state, known)
             b.comment("Threads read what others have written")
@@ -63,13 +87,6 @@ class Back(Scan):
             self.exit(state, kept)
             b.comment("No thread may still have to read what is written next")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
-        b.space()
-        for output in walk.outputs:
-            if output.name in totals:
-                self._write_total(place, output, totals[output.name])
-        self.final_states(place, (state,))
-        doc = ("One program makes the gradients of one head and BV value channels, from the end of a sequence.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
 
     def enter(self, state: State, known: E) -> None:
         """Have the cotangent of the state behind some positions, `known`, as it is carried over them."""
@@ -80,14 +97,7 @@ class Back(Scan):
     def _pass(self, place: Place, at: Loaded, state: State, known: E, totals: dict[str, E]) -> None:
         """Carry the cotangent of the state over a tile of positions, and write what it makes."""
         self.pass_back(place, at, state, known)
-        self.b.section("Gradients")
-        for output in self.walk.outputs:
-            if output.name in totals:
-                value = reduce_sum(at.lowering.value(output.expr), 0)
-                with self.b.branch(self._pointer(output).given()):
-                    self.b.set(totals[output.name], totals[output.name] + value)
-            else:
-                self._write_rows(place, at, output)
+        self._write_all(place, at, totals)
 
     def pass_back(self, place: Place, at: Loaded, state: State, known: E) -> None:
         """Carry the cotangent of the state over a tile of positions, and bind what stands for cotangents.
@@ -97,14 +107,11 @@ class Back(Scan):
         b, leaves, lowering, inside = self.b, self.leaves, at.lowering, place.inputs.inside
         b.section("States at every position, and the cotangents of what they are read for and of what comes behind")
         steps = self.steps_of(place, at)
-        after, before = self.carried(steps, known, both=True)
-        given, weights = self.weights_of(place, at)
+        before = self.before(steps, known)
+        weights = self.weights_of(place, at)
         out, later = self.carried_back(steps.decay, weights, state.matrix)
-        b.helpers.add("at_start")
-        b.set(state.matrix, call("at_start", out, tile=state.matrix.tile))
-        b.section("Cotangents of queries, keys, values and log gates")
-        read = self.read(steps, after, before)
-        lowering.bind(leaves.q, b.let("b_dq", self.numbered(reduce_sum(read * given.among(CUBE), 2), lowering)))
+        b.set(state.matrix, self.at(out, lift(0)))
+        b.section("Cotangents of keys, values and log gates")
         grown = self._grown(steps, weights, out, later)
         for leaf, label, other, axis, kept in (
             (leaves.k, "b_dk", steps.x, 2, "key"),
@@ -115,23 +122,36 @@ class Back(Scan):
         gate = self._gate(steps, before, out, later)
         lowering.bind(leaves.gate, b.let("b_dgate", b.helper("keep", gate, inside["all"], size("MASKED"))))
 
-    def weights_of(self, place: Place, at: Loaded) -> tuple[E, E]:
-        """The cotangent of rows, [C, BV], and with the numbers of all weights that of what they read, [C, BK, BV]."""
-        b, lowering = self.b, at.lowering
-        given = wide_operand(b, self.leaves.given, "dn", lowering, place.inputs.inside["value"])
-        scaled = b.named("b_dn", self.numbered(given, lowering))
-        return given, b.let("b_w", self.side(place, at, 0).among(CUBE) * scaled.among(CUBE))
+    def given(self, place: Place, at: Loaded) -> E:
+        """The cotangent of rows, [C, BV]."""
+        return wide_operand(self.b, self.leaves.given, "dn", at.lowering, place.inputs.inside["value"])
 
-    def carried_back(self, decay: E, weights: E, state: E, *, both: bool = True) -> tuple[E, E]:
-        """The cotangents of the states before every position and, where `both` are wanted, after it."""
+    def weights_of(self, place: Place, at: Loaded) -> E:
+        """The cotangent of what rows read, with the numbers of all weights, [C, BK, BV]."""
+        b = self.b
+        scaled = b.named("b_dn", self.numbered(self.given(place, at), at.lowering))
+        return b.let("b_w", self.side(place, at, 0).among(CUBE) * scaled.among(CUBE))
+
+    def carried_back(self, decay: E, weights: E, state: E) -> tuple[E, E]:
+        """The cotangents of the states before every position and after it.
+
+        The second are with the weights where rows read the state after their position.
+        """
+        if self._reads_after:
+            return self.pair("given_back", (decay, weights, state), ("b_out", "b_grown"))
         grown = decay * weights if self.reads_decayed else weights
-        return self.pair("carried_back", (decay, grown, state), ("b_out", "b_later"), both=both)
+        return self.pair("carried_back", (decay, grown, state), ("b_out", "b_later"))
+
+    @property
+    def _reads_after(self) -> bool:
+        """Whether rows read the state that their own column is part of, all of it decayed as the column of the next."""
+        return self.reads_decayed and not self.term.strict
 
     def _grown(self, steps: Steps, weights: E, out: E, later: E) -> E:
         """The cotangent of k x."""
         if self.term.strict:
             return steps.decay * later if self.adds_decayed else later
-        return out if self.adds_decayed else later + weights
+        return out if self.adds_decayed else later if self._reads_after else later + weights
 
     def _gate(self, steps: Steps, before: E, out: E, later: E) -> E:
         """The cotangent of the sum of the log gates: what they decay times what is made of it."""
@@ -166,6 +186,18 @@ class Back(Scan):
     def _found_there(self, place: Place, scratch: E, offset: E) -> E:
         return self.b.let("b_s_0", call("tl.load", self._address(scratch, offset), tile=Tile("fp32", ("BK", "BV"))))
 
+    def _write_all(self, place: Place, at: Loaded, totals: dict[str, E]) -> None:
+        """Write, or add to their sums, the gradients that a tile of positions has."""
+        b = self.b
+        b.section("Gradients")
+        for output in self.walk.outputs:
+            if output.name in totals:
+                value = reduce_sum(at.lowering.value(output.expr), 0)
+                with b.branch(self._pointer(output).given()):
+                    b.set(totals[output.name], totals[output.name] + value)
+            else:
+                self._write_rows(place, at, output)
+
     def _write_rows(self, place: Place, at: Loaded, output: Output) -> None:
         """Write what a tile of positions has: rows of this head, or this tile's part of them."""
         b, inputs, axes, pointer = self.b, place.inputs, output.axes, self._pointer(output)
@@ -199,6 +231,17 @@ class Back(Scan):
             return o_k.col * size("V") + o_v.row
         return o_k if channels == ["key"] else o_v if channels else lift(0)
 
+    def _totals(self) -> dict[str, E]:
+        """Zeros for what is summed over all positions."""
+        self.b.section("What is summed over all positions")
+        return {output.name: self._total(output) for output in self.walk.outputs if output.axes[0] == "row"}
+
+    def _write_totals(self, place: Place, totals: dict[str, E]) -> None:
+        self.b.space()
+        for output in self.walk.outputs:
+            if output.name in totals:
+                self._write_total(place, output, totals[output.name])
+
     def _total(self, output: Output) -> E:
         """Zeros for a sum over all positions."""
         shape = tuple(CHANNELS[axis] for axis in output.axes if axis in CHANNELS)
@@ -225,18 +268,55 @@ class Back(Scan):
             b.do(call("tl.store", at, value, mask=mask, tile=Tile("ptr")))
 
 
-class LocalBack(Back):
-    """Builds the kernel of the cotangents that parts alone hand to the positions before them; see `split`."""
+class Again(Back):
+    """Builds the kernel that goes from the start, keeps states, and makes the gradients that read them: of queries."""
 
     def build(self, name: str) -> Function:
         """The kernel."""
-        walk = self.walk
+        b, walk, leaves = self.b, self.walk, self.leaves
+        place = self.place()
+        exprs = (walk.p, walk.s, walk.x, leaves.given, *(output.expr for output in walk.outputs))
+        static = self.static(place, exprs)
+        (state,) = self.initial_states(place)
+        totals = self._totals()
+        b.space()
+        with b.loop("t0", self.steps(place), Tile("int32")) as t0:
+            at = self.positions(place, static, t0, exprs)
+            self.keep(place, t0, state)
+            b.section("States at every position, and cotangents of queries")
+            steps = self.steps_of(place, at)
+            after, before = self.carried(steps, state.matrix, both=self.term.strict or not self.reads_decayed)
+            read = self.read(steps, after, before)
+            found = reduce_sum(read * self.given(place, at).among(CUBE), 2)
+            at.lowering.bind(leaves.q, b.let("b_dq", self.numbered(found, at.lowering)))
+            y = reduce_sum(read * self.side(place, at, 0).among(CUBE), 1)
+            at.lowering.bind(walk.result, b.let("b_y", self.numbered(y, at.lowering)))
+            self.leave(state.matrix, after)
+            self._write_all(place, at, totals)
+        self._write_totals(place, totals)
+        doc = ("One program keeps the states of one head and BV value channels, and makes gradients that read them.",)
+        return b.function(name, doc, self.arguments.parameters, jit=True)
 
-        def passed(place: Place, at: Loaded, state: E) -> E:
-            decay = self.decay(place, at)
-            out, _ = self.carried_back(decay, self.weights_of(place, at)[1], state, both=False)
-            self.b.helpers.add("at_start")
-            self.b.set(state, call("at_start", out, tile=state.tile))
-            return decay
 
-        return self.local(name, (walk.p, self.leaves.given), passed)
+class Locals(LocalScan, Back):
+    """The same, and with the cotangents that parts alone hand to the positions before them.
+
+    These need no second walk: what a position hands back is decayed over all from the start of its part.
+    """
+
+    def read_by_parts(self) -> tuple[Expr, ...]:
+        """What is read of every position."""
+        return *super().read_by_parts(), self.walk.p, self.leaves.given
+
+    def more_of_parts(self) -> dict[str, tuple[E, E]]:
+        """The cotangents."""
+        self.handed = self.b.let("b_handed", zeros("BK", "BV"))
+        return {"handed": (self.tensors.sums["handed", 0], self.handed)}
+
+    def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
+        """Add what the positions of a tile hand back."""
+        b = self.b
+        b.helpers.add("handed_back")
+        weights = self.weights_of(place, at)
+        made = call("handed_back", decays, weights, self.handed, decay, self.reads_decayed, tile=decay.tile)
+        b.assign((self.handed, decay), made)

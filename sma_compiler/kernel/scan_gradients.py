@@ -1,8 +1,9 @@
-"""The gradients of gates that differ by both axes of channels: one kernel makes them all, position by position.
+"""The gradients of gates that differ by both axes of channels: two kernels make them, position by position.
 
-It goes from the end and carries D, the cotangent of the state. It makes the states of a tile of positions again, from
-those that a forward pass has kept, and so has for every position the state before it and the cotangent behind it: their
-product is the gradient of the gate, and nothing is summed over pairs.
+One goes from the start, makes what reads states, and keeps some of them. The other goes from the end and carries D, the
+cotangent of the state. It makes the states of a tile of positions again, from those that were kept, and so has for
+every position the state before it and the cotangent behind it: their product is the gradient of the gate, and nothing
+is summed over pairs.
 
     D_(t-1) = e_t (D_t + w_t)        w_t = q_t dy_t, of rows that read the state after their position
     dlog e_t = s_(t-1) D_(t-1)       d(k_t x_t) = D_t + w_t
@@ -35,7 +36,7 @@ class Leaves:
 
 @dataclass(frozen=True)
 class ScanBackward(Backward):
-    """`before` is the walk that keeps the states; dq, dk and dv are one and the same."""
+    """`before` is the walk that keeps the states and makes dq; dk and dv are one and the same."""
 
     leaves: Leaves | None = None
 
@@ -50,14 +51,15 @@ class ScanGradients(Gradients):
     """Builds a `ScanBackward`."""
 
     def _part(self, walk: str, outer: str, param: Param, expr: Expr) -> None:
-        if walk == "before":
+        if walk == "before" and self.linear.stabilised:
             super()._part(walk, outer, param, expr)
             return
         if "batch" in param.axes and not varies(param):
             raise self._refused(f"`{param.name}` has a batch axis and no time axis")
         if any(isinstance(x, Reduce) and x.axis == "value" and not self._is_linear(x) for x in postorder((expr,))):
             raise self._refused("a sum over value channels is no part of a tile of them")
-        self.parts.setdefault(("back", param.name), []).append((param, expr))
+        kernel = "again" if walk in ("before", "dq") and not self.linear.stabilised else "back"
+        self.parts.setdefault((kernel, param.name), []).append((param, expr))
 
     def _channel_gate(self) -> Expr:
         term = self.linear.terms[0]
@@ -74,12 +76,12 @@ class ScanGradients(Gradients):
             return super()._outputs(walk, outer)
         found: list[Output] = []
         for (name, _), parts in self.parts.items():
-            if name == "back":
+            if name == walk:
                 param, expr = parts[0]
                 for _, more in parts[1:]:
                     expr = self.graph.apply("add", expr, more)
                 axes = self._axes(param)
-                found.append(Output(self._piece(param, "back", axes), expr, axes))
+                found.append(Output(self._piece(param, walk, axes), expr, axes))
         return tuple(found)
 
     def _axes(self, param: Param) -> tuple[str, ...]:
@@ -96,7 +98,11 @@ class ScanGradients(Gradients):
         linear = self.linear
         assert gate is not None
         leaves = Leaves(cotangent, walks["dq"].result, walks["dk"].result, walks["dv"].result, gate)
-        before = replace(forward_walk(linear), name="again", outputs=self._outputs("before", "value"))
+        before = replace(
+            forward_walk(linear),
+            name="again",
+            outputs=self._outputs("before" if linear.stabilised else "again", "value"),
+        )
         outputs = self._outputs("back", "value")
         walk = replace(forward_walk(linear), name="back", backward=True, outputs=outputs)
         return ScanBackward(linear, declared(reads), before, walk, walk, walk, None, self._in_order(), leaves=leaves)

@@ -30,6 +30,8 @@ _TILE = Tile("fp32", ("C", "BV"))
 class Columns(Scan):
     """What both kernels have: the columns of a tile of positions, and how they add up."""
 
+    turned = False
+
     def columns(self, place: Place, at: Loaded) -> tuple[E, E, E, E]:
         """Log gates, what columns add to sums, and logarithms of their weights; nothing happens past the end."""
         b, inside = self.b, place.inputs.inside["value"]

@@ -25,7 +25,6 @@ from kernel.interpret_recurrent import steps
 from torch import Tensor
 from triton.runtime import interpreter
 
-from sma_compiler.emit import gradients as emitted
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.reference import evaluate
@@ -67,6 +66,8 @@ NARROW_MUTANTS = {
 """For each whether some gates cut, a text of the file of rwkv6, and what takes its place."""
 CUT = ("mamba1", "strict_both")
 """Ops whose sequences are cut in parts."""
+SELDOM = ("mamba1", "closed_both")
+"""Ops of whose states one is kept for every second tile."""
 ENDS = ("closed_both", "late_both")
 """Ops that are there for the ends of their paths."""
 MUTANTS = {
@@ -81,9 +82,9 @@ MUTANTS = {
 }
 """For each the plan, a text of the file of gla and what takes its place."""
 SCAN_MUTANTS = {
-    "no state before the tile": ("u = tl.where(first, e * s[None, :, :] + u, u)", "u = u"),
-    "decays of one position": ("e2 * h + h2", "e2 * h2 + h2"),
-    "not from the end": ("carried(tl.flip(e, 0), tl.flip(u, 0), s)", "carried(e, tl.flip(u, 0), s)"),
+    "no state before the position": ("s = at_position(e, c) * s + at_position(u, c)", "s = at_position(u, c)"),
+    "no decay from behind": ("s = at_position(e, c) * found", "s = found"),
+    "not from the end": ("c = e.shape[0] - 1 - i", "c = i"),
     "states before": ("b_before * b_out", "b_after * b_out"),
     "a tile too late": ("(tiles - 1 - m) * C", "(tiles - 1 - m) * C + 1"),
     "another kept state": ("(start - begin) // EVERY", "(start - begin) // (2 * EVERY)"),
@@ -143,9 +144,9 @@ def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "", 
     config.forward = lambda *_, **__: small  # type: ignore[assignment]
     config.backward = lambda *_, **__: small
     parts = {"chunk": 2, "programs": 64} if op.name in CUT else {"chunk": 4}
+    parts |= {"every": 2} if op.name in SELDOM else {}
     scan = config.Config(**{**vars(small), "outer": 4, **parts})
     config.scan = lambda *_, **__: scan
-    emitted.EVERY = 2
     config.recurrent_backward = lambda _, **__: config.Config(chunk=4, outer=4, warps=1, stages=1)
     text = op.source(plan, {}, dtype)
     assert re.search(old, text), old
