@@ -70,8 +70,9 @@ class ScanBackwardLauncher(BackwardLauncher):
         for output in again.outputs:
             self._output(output.name)
         batch, _, heads, key, value = (self.host.sizes[axis] for axis in SIZES)
-        held = [batch, heads, self.host.slots, value, key]
-        b.set(names.walks["again"].sums["states", 0], self.empty(held, path("sum_dtype").call(self.first)))
+        held = [batch, heads, self.host.slots, *((value, key) if self.turned else (key, value))]
+        dtype = path("sum_dtype").call(self.first) if self.turned else path("torch.float32")
+        b.set(names.walks["again"].sums["states", 0], self.empty(held, dtype))
         self._start(again, kernels, constants, each["again"])
         b.section("All other gradients, from the end")
         for output in back.outputs:
