@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from itertools import product, zip_longest
 from typing import Any
 
@@ -73,7 +73,8 @@ def signatures(at: Situation, one: Candidate) -> tuple[str, str]:
     configs = at.program.kernels.emitted(one.pick, at.sizes, at.dtype, at.target).configs
     parts: tuple[list[str], list[str]] = ([], [])
     for role, config in configs.items():
-        numbers = [f"{name}={int(n)}" for name, n in asdict(config).items() if n and name not in FIXED]
+        usual = {field.name: field.default for field in fields(config)}
+        numbers = [f"{name}={int(n)}" for name, n in asdict(config).items() if n != usual[name] and name not in FIXED]
         parts[role not in FORWARD].append(f"{role}({' '.join(numbers)})")
     ahead, behind = (" ".join([one.plan, *own]) for own in parts)
     return ahead, behind
