@@ -35,9 +35,10 @@ def total_kernel(x_ptr, y_ptr, N, M, BN: tl.constexpr, BM: tl.constexpr):
 def total(x, axis, dtype):
     """x without one axis, which is summed in fp32."""
     before, count, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    if count > 4096:
-        return x.sum(axis, dtype=torch.float32).to(dtype)
     rows, width = before.numel(), after.numel()
+    # Offsets in a row have 32 bits; an empty sum launches nothing
+    if count > 4096 or width > 65536 or x.numel() == 0:
+        return x.sum(axis, dtype=torch.float32).to(dtype)
     y = torch.empty((*before, *after), dtype=dtype, device=x.device)
     tall = min(64, triton.next_power_of_2(count))
     wide = min(max(16, 1024 // tall), triton.next_power_of_2(width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_plans.stream_cases import Case, cut, expanded, frame_of, meaning, random_case, run, same
@@ -44,6 +44,7 @@ def solved(
 
 
 @given(seed=st.integers(0, 10**6))
+@example(4382)
 @settings(max_examples=60)
 def test_the_equation_holds(seed: int) -> None:
     case = strict_case(seed)
@@ -53,7 +54,9 @@ def test_the_equation_holds(seed: int) -> None:
     seen = meaning(case)
     axes = order((*seen.axes, *x.axes, *case.data["u"].axes))
     left = Named(x.view(axes) + seen.view(axes), axes)
-    same(left, Named(case.data["u"].view(axes), axes), 1e-9)
+    # Terms that cancel are rounded by their own size
+    growth = max(1.0, float(x.data.abs().amax() / case.data["u"].data.abs().amax()))
+    same(left, Named(case.data["u"].view(axes), axes), 1e-9 * growth)
     for name, after in run(case, "advance")[1].items():
         torch.testing.assert_close(state[name], after, rtol=1e-9, atol=1e-9)
 
