@@ -76,6 +76,11 @@ class ChannelPath:
         """What no sum of log2 gates from the first row on is larger than, by channel, [N]."""
         return reduce_sum(pointwise("tl.abs", self.steps), 0)
 
+    def farthest(self, sums: E) -> E:
+        """What no sum of log2 gates from the first row on is larger than."""
+        self.builder.helpers.add("farthest")
+        return call("farthest", sums, tile=Tile("fp32"))
+
     def scores(self, late: E, early: E) -> E:
         """Weighted scores of the chunk's pairs, [C, C], rows late, without those of positions with themselves."""
         self.builder.helpers.add("scores_by_halves")

@@ -67,7 +67,7 @@ def sums_after(
 
 
 @triton.jit
-def width(sums):
+def farthest(sums):
     """What no sum of rows from the first on is larger than; below 64, powers of 2 stay far inside of bf16's range."""
     return tl.max(tl.abs(sums))
 
@@ -198,7 +198,7 @@ def channel_product(
     One product in bf16, where no power leaves its range.
     """
     passed = sums_before(g, o_c, True, DOT, PRECISION)
-    if tl.bfloat16 == DOT and width(passed) < 64.0:
+    if tl.bfloat16 == DOT and farthest(passed) < 64.0:
         late, early = from_start(g, o_c, QUERY, KEY, DOT, PRECISION)
         if BACKWARD:
             weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)

@@ -15,6 +15,7 @@ from sma_compiler.kernel.build import (
     call,
     cumsum,
     dot,
+    lift,
     path,
     pointwise,
     reduce_sum,
@@ -140,7 +141,7 @@ class ChannelScores(Maker):
                 inputs.use_channels(other, held, b.let(f"m_{other[0]}", held < size(SIZES[other]), show=False))
         scores = b.let("b_scores", zeros("C", "C"))
         own = None if self.term.strict or self.narrow else b.let("b_own", zeros("C"))
-        widest = b.let("b_reach", zeros(EXTENT[axis])) if self.narrow else None
+        widest = b.let("widest", lift(0.0)) if self.narrow else None
         b.space()
         steps = call("tl.range", 0, size(SIZES[axis]), size(EXTENT[axis]), tile=Tile("int32"), num_stages=1)
         with b.loop("n0", steps, Tile("int32")) as n0:
@@ -161,7 +162,7 @@ class ChannelScores(Maker):
             else:
                 b.section("What the state is read with and grows by, from powers counted from the chunk's start")
                 sums = b.let("b_sums", cumsum(path.steps))
-                b.set(widest, pointwise("tl.maximum", widest, path.reach()))
+                b.set(widest, pointwise("tl.maximum", widest, path.farthest(sums)))
                 later, sooner = path.powers(sums)
                 later, sooner = b.let("b_late", late * later), b.let("b_early", early * sooner)
                 decayed = later, sooner * across.row
@@ -177,7 +178,7 @@ class ChannelScores(Maker):
         b.space()
         o_c = rows.offsets
         if widest is not None:
-            b.do(call("tl.store", at, call("tl.max", widest, 0, tile=Tile("fp32")), tile=Tile("ptr")))
+            b.do(call("tl.store", at, widest, tile=Tile("ptr")))
             seen = o_c.col > o_c.row if self.term.strict else o_c.col >= o_c.row
             b.set(scores, where(seen, scores, 0.0))
         if own is not None:
