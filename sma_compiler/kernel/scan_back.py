@@ -32,17 +32,21 @@ class Back(Scan):
 
     def build(self, name: str) -> Function:
         """The kernel."""
-        b, walk, leaves = self.b, self.walk, self.leaves
-        place = self.place()
-        exprs = (walk.p, walk.s, walk.x, leaves.given, *(output.expr for output in walk.outputs))
-        static = self.static(place, exprs)
-        (state,) = self.initial_states(place)
-        totals = self._totals()
+        place, exprs, static, state, totals = self._begun()
         (self._remade if self.every else self._straight)(place, static, exprs, state, totals)
         self._write_totals(place, totals)
         self.final_states(place, (state,))
         doc = ("One program makes the gradients of one head and BV value channels, from the end of a sequence.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
+        return self.b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def _begun(self) -> tuple[Place, tuple[Expr, ...], Lowering, State, dict[str, E]]:
+        """Where a program is, what it reads, what does not vary in time, its state, and what it sums up."""
+        walk = self.walk
+        place = self.place()
+        exprs = (walk.p, walk.s, walk.x, self.leaves.given, *(output.expr for output in walk.outputs))
+        static = self.static(place, exprs)
+        (state,) = self.initial_states(place)
+        return place, exprs, static, state, self._totals()
 
     def _straight(
         self, place: Place, static: Lowering, exprs: tuple[Expr, ...], state: State, totals: dict[str, E]
@@ -274,11 +278,7 @@ class Again(Back):
     def build(self, name: str) -> Function:
         """The kernel."""
         b, walk, leaves = self.b, self.walk, self.leaves
-        place = self.place()
-        exprs = (walk.p, walk.s, walk.x, leaves.given, *(output.expr for output in walk.outputs))
-        static = self.static(place, exprs)
-        (state,) = self.initial_states(place)
-        totals = self._totals()
+        place, exprs, static, state, totals = self._begun()
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             at = self.positions(place, static, t0, exprs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -102,6 +102,63 @@ class CompiledOp:
         params = ", ".join(decl.name for decl in self.params)
         return f"<sma op {self.name}({params}), plans {', '.join(plan.name for plan in self.plans)}>"
 
+    @overload
+    def __call__(
+        self,
+        *tensors: Argument,
+        initial_state: State | None = None,
+        return_state: Literal[False] = False,
+        return_lse: Literal[False] = False,
+        cu_seqlens: Tensor | None = None,
+        plan: str = "auto",
+        backend: str = "auto",
+        precision: str = "ieee",
+        **named: Argument,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        *tensors: Argument,
+        initial_state: State | None = None,
+        return_state: Literal[True],
+        return_lse: Literal[False] = False,
+        cu_seqlens: Tensor | None = None,
+        plan: str = "auto",
+        backend: str = "auto",
+        precision: str = "ieee",
+        **named: Argument,
+    ) -> tuple[Tensor, State]: ...
+
+    @overload
+    def __call__(
+        self,
+        *tensors: Argument,
+        initial_state: State | None = None,
+        return_state: Literal[False] = False,
+        return_lse: Literal[True],
+        cu_seqlens: Tensor | None = None,
+        plan: str = "auto",
+        backend: str = "auto",
+        precision: str = "ieee",
+        **named: Argument,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        *tensors: Argument,
+        initial_state: State | None = None,
+        return_state: Literal[True],
+        return_lse: Literal[True],
+        cu_seqlens: Tensor | None = None,
+        plan: str = "auto",
+        backend: str = "auto",
+        precision: str = "ieee",
+        **named: Argument,
+    ) -> tuple[Tensor, State, Tensor]: ...
+
+    @overload
     def __call__(
         self,
         *tensors: Argument,
@@ -113,7 +170,20 @@ class CompiledOp:
         backend: str = "auto",
         precision: str = "ieee",
         **named: Argument,
-    ) -> Any:  # noqa: ANN401 - a union would have to be narrowed at every call
+    ) -> Tensor | tuple[Tensor | State, ...]: ...
+
+    def __call__(
+        self,
+        *tensors: Argument,
+        initial_state: State | None = None,
+        return_state: bool = False,
+        return_lse: bool = False,
+        cu_seqlens: Tensor | None = None,
+        plan: str = "auto",
+        backend: str = "auto",
+        precision: str = "ieee",
+        **named: Argument,
+    ) -> Tensor | tuple[Tensor | State, ...]:
         """Evaluate the op.
 
         Args:
@@ -143,7 +213,9 @@ class CompiledOp:
         packs = () if cu_seqlens is None else (cu_seqlens,)
         call = Call(plan, backend, precision, want_state=return_state, want_lse=return_lse)
         found = in_graph(self.program, call, tensors, named, states, packs)
-        return found if len(found) > 1 else found[0]
+        result, *beside = found
+        assert isinstance(result, Tensor)
+        return found if beside else result
 
     def step(
         self,
@@ -227,13 +299,40 @@ class CompiledOp:
         tensors = empty_state(self.program, known, given, batch, compute, torch.device(device), capacity)
         return State(self.spec_hash, tensors)
 
+    @overload
+    def reference(
+        self,
+        *tensors: Argument,
+        cu_seqlens: Tensor | None = None,
+        return_lse: Literal[False] = False,
+        **named: Argument,
+    ) -> Tensor: ...
+
+    @overload
+    def reference(
+        self,
+        *tensors: Argument,
+        cu_seqlens: Tensor | None = None,
+        return_lse: Literal[True],
+        **named: Argument,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def reference(
+        self,
+        *tensors: Argument,
+        cu_seqlens: Tensor | None = None,
+        return_lse: bool,
+        **named: Argument,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
     def reference(
         self,
         *tensors: Argument,
         cu_seqlens: Tensor | None = None,
         return_lse: bool = False,
         **named: Argument,
-    ) -> Any:  # noqa: ANN401 - a union would have to be narrowed at every call
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The dense evaluation in fp64 that every plan is judged by: same arguments, slow, exact, differentiable.
 
         Args:

@@ -8,7 +8,7 @@ plain tensors does what they do without passing through them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,8 +22,31 @@ from sma_compiler.runtime.job import Given, Job, Number
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.replay import plain
 
-Dims = Any
+Dims: TypeAlias = "int | Sequence[Dims] | None"
 """Where a mapped tensor has its mapped dimension, None where it has none; lists of these for lists of tensors."""
+
+
+class Context(Protocol):
+    """What autograd hands to the functions here, with the job that is kept there."""
+
+    job: Job
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep tensors for the gradients."""
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """Say which results have no gradients."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether cotangents that nobody gave are zeros, and not None."""
+
+
+class Mapped(Protocol):
+    """What `vmap` says of itself. batch_size: of the mapped dimension."""
+
+    batch_size: int
 
 
 class Forward(Function):
@@ -36,7 +59,7 @@ class Forward(Function):
         return run_forward(job, tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         job, *tensors = inputs
         saved: list[Tensor] = []
         if job.want_norm:
@@ -48,8 +71,8 @@ class Forward(Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        job: Job = ctx.job
+    def backward(ctx: Context, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        job = ctx.job
         needs = tuple(ctx.needs_input_grad[1:])
         count = len(needs)
         held = ctx.saved_tensors  # once: checkpoints give them once
@@ -70,7 +93,7 @@ class Forward(Function):
         return (None, *(next(grads) if need else None for need in needs))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> None:  # noqa: ANN401
+    def jvp(ctx: Context, *tangents: Tensor | None) -> None:
         raise NoForwardMode(ctx.job.program.op.label)
 
 
@@ -84,15 +107,15 @@ class Backward(Function):
         return run_backward(job, needs, dy, tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.job = inputs[0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:  # noqa: ANN401
+    def backward(ctx: Context, *grads: Tensor | None) -> None:
         raise NoDoubleBackward(ctx.job.program.op.label)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> None:  # noqa: ANN401
+    def jvp(ctx: Context, *tangents: Tensor | None) -> None:
         raise NoForwardMode(ctx.job.program.op.label)
 
 
@@ -138,12 +161,12 @@ def _names(job: Job) -> tuple[str, str]:
     return job.program.handle, " ".join([job.plan, job.precision, *wanted])
 
 
-def _tensors(job: Job, given: Given) -> tuple[list[Tensor], list[int], list[float], list[Tensor], list[Tensor]]:
+def _tensors(job: Job, given: Given) -> tuple[list[Tensor], list[Number], list[Number], list[Tensor], list[Tensor]]:
     decls = [decl for decl in job.program.op.params if decl.number]
-    integers: list[int] = []
-    reals: list[float] = []
+    integers: list[Number] = []
+    reals: list[Number] = []
     for decl, number in zip(decls, job.numbers, strict=True):
-        (integers if decl.kind is Kind.INT else reals).append(number)  # type: ignore[arg-type]
+        (integers if decl.kind is Kind.INT else reals).append(number)
     return list(given.params), integers, reals, list(given.states), list(given.packs)
 
 
@@ -279,29 +302,29 @@ def differentiate_forward(
     return _below(torch.ops.sma.forward.default, keys, op, how, params, integers, reals, states, packs)
 
 
-def differentiate_backward(keys: torch._C.DispatchKeySet, *args: Any) -> list[Tensor]:  # noqa: ANN401
+def differentiate_backward(keys: torch._C.DispatchKeySet, *args: object) -> list[Tensor]:
     """The operator without derivatives: `Backward` is around it."""
     return _below(torch.ops.sma.backward.default, keys, *args)
 
 
-def _below(operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *args: Any) -> list[Tensor]:  # noqa: ANN401
+def _below(operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *args: object) -> list[Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
         found: list[Tensor] = operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
         return found
 
 
-def map_forward(info: Any, in_dims: Dims, *args: Any) -> tuple[list[Tensor], list[int]]:  # noqa: ANN401
+def map_forward(info: Mapped, in_dims: Sequence[Dims], *args: object) -> tuple[list[Tensor], list[int]]:
     """The rule of `vmap` for `sma::forward`."""
     return _each(torch.ops.sma.forward, info.batch_size, in_dims, args)
 
 
-def map_backward(info: Any, in_dims: Dims, *args: Any) -> tuple[list[Tensor], list[int]]:  # noqa: ANN401
+def map_backward(info: Mapped, in_dims: Sequence[Dims], *args: object) -> tuple[list[Tensor], list[int]]:
     """The rule of `vmap` for `sma::backward`."""
     return _each(torch.ops.sma.backward, info.batch_size, in_dims, args)
 
 
 def _each(
-    operator: Callable[..., list[Tensor]], count: int, in_dims: Dims, args: Sequence[Any]
+    operator: Callable[..., list[Tensor]], count: int, in_dims: Sequence[Dims], args: Sequence[object]
 ) -> tuple[list[Tensor], list[int]]:
     """One call for each entry of the mapped dimension."""
     calls = [
@@ -311,7 +334,8 @@ def _each(
     return found, [0] * len(found)
 
 
-def _entry(arg: Any, dim: Dims, index: int) -> Any:  # noqa: ANN401
-    if isinstance(dim, list | tuple):
+def _entry(arg: object, dim: Dims, index: int) -> object:
+    """An argument's part in one call; what has no mapped dimension takes part in all."""
+    if isinstance(arg, list | tuple) and isinstance(dim, list | tuple):
         return [_entry(x, own, index) for x, own in zip(arg, dim, strict=True)]
-    return arg if dim is None else arg.select(dim, index)
+    return arg.select(dim, index) if isinstance(arg, Tensor) and isinstance(dim, int) else arg
