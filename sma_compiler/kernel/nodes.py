@@ -192,15 +192,6 @@ class Function:
     jit: bool
 
 
-@dataclass(frozen=True)
-class Module:
-    """An emitted file: its docstring, the leaf helpers it copies, its functions in order."""
-
-    doc: tuple[str, ...]
-    helpers: tuple[str, ...]
-    functions: tuple[Function, ...]
-
-
 def operands(expr: Expr) -> tuple[Expr, ...]:
     """The direct operands of an expression."""
     match expr:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from typing_extensions import Unpack
 
 from sma_compiler.backend_errors import NoDoubleBackward, NoForwardMode
 from sma_compiler.ir.nodes import Kind
@@ -24,6 +25,10 @@ from sma_compiler.runtime.replay import plain
 
 Dims: TypeAlias = "int | Sequence[Dims] | None"
 """Where a mapped tensor has its mapped dimension, None where it has none; lists of these for lists of tensors."""
+Call: TypeAlias = tuple[str, str, list[Tensor], list[int], list[float], list[Tensor], list[Tensor]]
+"""What `sma::forward` takes: the op's handle, how it runs (`_names`), tensors, integers, reals, states, packs."""
+Gradient: TypeAlias = tuple[Tensor, list[Tensor], list[Tensor], list[bool]]
+"""What `sma::backward` takes after these: the cotangent, what was saved, cotangents of states, which are needed."""
 
 
 class Context(Protocol):
@@ -170,20 +175,15 @@ def _tensors(job: Job, given: Given) -> tuple[list[Tensor], list[Number], list[N
     return list(given.params), integers, reals, list(given.states), list(given.packs)
 
 
-def _job(
-    op: str,
-    how: str,
-    integers: Sequence[int],
-    reals: Sequence[float],
-    states: Sequence[Tensor],
-    packs: Sequence[Tensor],
-) -> Job:
+def _called(call: Call) -> tuple[Job, Given]:
+    op, how, params, integers, reals, states, packs = call
     program = program_of(op)
     plan, precision, *wanted = how.split()
     left: dict[Kind, Iterator[Number]] = {Kind.INT: iter(integers), Kind.REAL: iter(reals)}
     numbers = tuple(next(left[decl.kind]) for decl in program.op.params if decl.number)
     asked = "state" in wanted, "norm" in wanted
-    return Job(program, plan, precision, numbers, *asked, len(states), bool(packs), want_lse="lse" in wanted)
+    job = Job(program, plan, precision, numbers, *asked, len(states), bool(packs), want_lse="lse" in wanted)
+    return job, Given(tuple(params), tuple(states), tuple(packs))
 
 
 def zero_result(job: Job, given: Given) -> Tensor:
@@ -210,96 +210,50 @@ def zero_states(job: Job, given: Given) -> list[Tensor]:
     return [given.params[0].new_zeros(shape, dtype=torch.float32) for shape in shapes]
 
 
-def launch_forward(
-    op: str,
-    how: str,
-    params: list[Tensor],
-    integers: list[int],
-    reals: list[float],
-    states: list[Tensor],
-    packs: list[Tensor],
-) -> list[Tensor]:
+def launch_forward(*call: Unpack[Call]) -> list[Tensor]:
     """What `sma::forward` gives: the result, then the state and the divisors where they are wanted."""
-    job = _job(op, how, integers, reals, states, packs)
-    return list(launches.forward(job, job.kernel_for(params), (*params, *states, *packs)))
+    job, given = _called(call)
+    return list(launches.forward(job, job.kernel_for(given.params), (*given.params, *given.states, *given.packs)))
 
 
-def fake_forward(
-    op: str,
-    how: str,
-    params: list[Tensor],
-    integers: list[int],
-    reals: list[float],
-    states: list[Tensor],
-    packs: list[Tensor],
-) -> list[Tensor]:
+def fake_forward(*call: Unpack[Call]) -> list[Tensor]:
     """The forms of what `sma::forward` gives."""
-    job = _job(op, how, integers, reals, states, packs)
-    given = Given(tuple(params), tuple(states), tuple(packs))
+    job, given = _called(call)
     found = [zero_result(job, given)]
     if job.want_state:
         found += zero_states(job, given)
     if job.want_norm:
-        sizes = job.sizes(params)
+        sizes = job.sizes(given.params)
         shape = [sizes[axis] for axis in ("batch", "time", "head")]
-        found.append(params[0].new_zeros(shape, dtype=launches.divisors_dtype(job.program, params)))
+        dtype = launches.divisors_dtype(job.program, given.params)
+        found.append(given.params[0].new_zeros(shape, dtype=dtype))
     return found
 
 
-def launch_backward(
-    op: str,
-    how: str,
-    params: list[Tensor],
-    integers: list[int],
-    reals: list[float],
-    states: list[Tensor],
-    packs: list[Tensor],
-    dy: Tensor,
-    saved: list[Tensor],
-    dstates: list[Tensor],
-    needs: list[bool],
-) -> list[Tensor]:
+def launch_backward(*call: Unpack[tuple[Unpack[Call], Unpack[Gradient]]]) -> list[Tensor]:
     """What `sma::backward` gives: the gradients that are needed, of parameters, then of the initial state."""
-    job = _job(op, how, integers, reals, states, packs)
-    own = (*params, *states, *packs)
-    found = launches.backward(job, job.kernel_for(params), own, dy, saved, dstates, needs)
+    job, given = _called(call[:7])
+    dy, saved, dstates, needs = call[7:]
+    own = (*given.params, *given.states, *given.packs)
+    found = launches.backward(job, job.kernel_for(given.params), own, dy, saved, dstates, needs)
     wanted = [x for x, need in zip(own, needs, strict=True) if need]
     return [grad.to(x.dtype).contiguous() for grad, x in zip(found, wanted, strict=True)]
 
 
-def fake_backward(
-    op: str,
-    how: str,
-    params: list[Tensor],
-    integers: list[int],
-    reals: list[float],
-    states: list[Tensor],
-    packs: list[Tensor],
-    dy: Tensor,
-    saved: list[Tensor],
-    dstates: list[Tensor],
-    needs: list[bool],
-) -> list[Tensor]:
+def fake_backward(*call: Unpack[tuple[Unpack[Call], Unpack[Gradient]]]) -> list[Tensor]:
     """The forms of what `sma::backward` gives."""
-    own = (*params, *states, *packs)
+    _, given = _called(call[:7])
+    own = (*given.params, *given.states, *given.packs)
+    needs = call[10]
     return [x.new_empty(x.shape) for x, need in zip(own, needs, strict=True) if need]
 
 
-def differentiate_forward(
-    keys: torch._C.DispatchKeySet,
-    op: str,
-    how: str,
-    params: list[Tensor],
-    integers: list[int],
-    reals: list[float],
-    states: list[Tensor],
-    packs: list[Tensor],
-) -> list[Tensor]:
+def differentiate_forward(keys: torch._C.DispatchKeySet, *call: Unpack[Call]) -> list[Tensor]:
     """The operator as it stands in a program that was exported, where no autograd function is around it."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*params, *states)):
-        job = _job(op, how, integers, reals, states, packs)
-        return list(Forward.apply(job, *params, *states, *packs))
-    return _below(torch.ops.sma.forward.default, keys, op, how, params, integers, reals, states, packs)
+    job, given = _called(call)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*given.params, *given.states)):
+        return list(Forward.apply(job, *given.params, *given.states, *given.packs))
+    return _below(torch.ops.sma.forward.default, keys, *call)
 
 
 def differentiate_backward(keys: torch._C.DispatchKeySet, *args: object) -> list[Tensor]:
