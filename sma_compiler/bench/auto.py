@@ -20,16 +20,15 @@ from typing import Any
 
 import torch
 
-from sma_compiler.bench.auto_plan import CHECKED
 from sma_compiler.bench.auto_rows import AutoRow
 from sma_compiler.errors import SmaError
 from sma_compiler.interface import library
 from sma_compiler.kernel.choices import read_plan
 from sma_compiler.runtime.tuned import device_name
-from sma_compiler.runtime.versions import generator, triton_version
+from sma_compiler.runtime.versions import triton_version
 from sma_compiler.tune.compile import Work, compile_work, read_work
 from sma_compiler.tune.report import Candidate, Row
-from sma_compiler.tune.search import check, time_rows
+from sma_compiler.tune.search import time_rows
 from sma_compiler.tune.setting import Setting, from_shape
 from sma_compiler.tune.timers import by_events, timer_of
 from sma_compiler.tune.usage import by_role, known
@@ -37,7 +36,7 @@ from sma_compiler.tune.workers import do_jobs
 
 LIMIT = 6
 """Candidates of a shape."""
-WARMUP, REPEAT = 5, 20
+WARMUP, REPEAT = 6, 24
 """Milliseconds that a timing on a GPU warms up and lasts."""
 COMPILING = 0.4
 """The part of the time that compiling may take."""
@@ -52,35 +51,34 @@ class ForeignMeasurements(SmaError):
 
 @dataclass(frozen=True)
 class Timed:
-    """One candidate: its times in seconds, the error of its check over the bound, and why it has none.
+    """One candidate: its times in seconds, and why it has none.
 
-    ahead, behind: the configurations of its forward and its backward kernels, by which other picks that have the same
-    are known. recorded: the forward pass that gradients follow. needs: warps, registers, bytes spilled and bytes of
-    shared memory of its kernels, by role.
+    file: a hash of its kernels. ahead, behind: the configurations of its forward and its backward kernels, by which
+    other picks that have the same are known. recorded: the forward pass that gradients follow. needs: warps, registers,
+    bytes spilled and bytes of shared memory of its kernels, by role.
     """
 
     backend: str
     pick: str
     ahead: str = ""
     behind: str = ""
+    file: str = ""
     forward: float | None = None
     recorded: float | None = None
     backward: float | None = None
-    error: float | None = None
     refused: str = ""
     needs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Found:
-    """One shape. generator, torch, triton: the versions. date: UTC. seconds: that it took.
+    """One shape. torch, triton: the versions. date: UTC, of what was measured last. seconds: that it took.
 
     error: why there is nothing.
     """
 
     name: str
     device: str
-    generator: str
     torch: str
     triton: str
     date: str
@@ -121,70 +119,81 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
 def run_rows(
     rows: Sequence[AutoRow], path: Path, device: str, seconds: float | None, tick: Callable[[str], None]
 ) -> dict[str, Found]:
-    """Measure the rows that the file lacks for this device and version, until the time is up.
+    """Measure the candidates that the file lacks for this device and these versions, until the time is up.
 
     seconds: for all; None: as long as it takes. tick: called with the name of each row.
     """
     begun = time.monotonic()
     found = read(path)
     place = torch.device(device)
-    here = device_name(place), generator()
-    left = []
+    planned = plan_rows(rows, place, found, None if seconds is None else COMPILING * seconds)
     for row in rows:
-        before = found.get(row.name)
-        if before is not None and (before.device, before.generator) == here and not before.error:
-            tick(row.name)
-        else:
-            left.append(row)
-    planned = _planned(left, place, None if seconds is None else COMPILING * seconds)
-    for row in left:
         tick(row.name)
         if seconds is not None and time.monotonic() - begun > seconds:
             break
-        found[row.name] = measure_row(row, place, planned[row.name])
-        write(path, found)
+        kept, own = planned[row.name]
+        if own:
+            new = measure_row(row, place, own)
+            found[row.name] = replace(new, candidates=(*kept, *new.candidates))
+            write(path, found)
     return found
 
 
-def _planned(rows: Sequence[AutoRow], place: torch.device, seconds: float | None) -> dict[str, list[Timed] | str]:
-    """The candidates of rows, compiled, the likeliest of every row first; a string says why a row has none.
+def plan_rows(
+    rows: Sequence[AutoRow], place: torch.device, found: Mapping[str, Found], seconds: float | None, workers: int = 0
+) -> dict[str, tuple[list[Timed], list[Timed] | str]]:
+    """Of each row what was measured before and still holds, and the other candidates, compiled, the likeliest first.
 
-    seconds: beyond which nothing more is compiled.
+    A string says why a row has none. seconds: beyond which nothing more is compiled. workers: see `compile_work`.
     """
-    jobs = [{"row": asdict(row), "device": device_name(place), "limit": LIMIT} for row in rows]
-    planned: dict[str, list[Timed] | str] = {}
+    old = {row.name: _measured(found.get(row.name), place) for row in rows}
+    picks = {name: [(one.backend, one.pick) for one in own] for name, own in old.items()}
+    jobs = [
+        {"row": asdict(row), "device": device_name(place), "limit": LIMIT, "picks": picks[row.name]} for row in rows
+    ]
+    planned: dict[str, tuple[list[Timed], list[Timed] | str]] = {}
     works: dict[tuple[int, str], list[Work]] = {}
     for row, answer in zip(rows, do_jobs("sma_compiler.bench.auto_plan", jobs), strict=True):
         if isinstance(answer, str):
-            planned[row.name] = answer
+            planned[row.name] = [], answer
             continue
-        for number, one in enumerate(answer):
-            if made := one.pop("works"):
-                works[number, row.name] = [read_work(work) for work in made]
-        planned[row.name] = [Timed(**one) for one in answer]
+        files = {(one["backend"], one["pick"]): one["file"] for one in answer}
+        kept = [one for one in old[row.name] if files.get((one.backend, one.pick)) == one.file]
+        known = {(one.backend, one.pick) for one in kept}
+        new = []
+        for one in answer:
+            made = [read_work(work) for work in one.pop("works")]
+            if one.pop("wanted") and (one["backend"], one["pick"]) not in known:
+                works[len(new), row.name] = made
+                new.append(Timed(**one))
+        planned[row.name] = kept, new
     limit = math.inf if seconds is None else seconds
-    for (number, name), why in compile_work({key: works[key] for key in sorted(works)}, limit).items():
-        own = planned[name]
+    for (number, name), why in compile_work({key: works[key] for key in sorted(works)}, limit, workers).items():
+        own = planned[name][1]
         assert not isinstance(own, str)
         own[number] = replace(own[number], refused=why)
     return planned
 
 
+def _measured(found: Found | None, place: torch.device) -> list[Timed]:
+    """The times that were measured on such a device with these versions."""
+    here = device_name(place), torch.__version__, triton_version()
+    if found is None or (found.device, found.torch, found.triton) != here:
+        return []
+    return [one for one in found.candidates if not one.refused]
+
+
 def measure_row(row: AutoRow, device: torch.device, planned: list[Timed] | str) -> Found:
-    """Every candidate at one shape; plans of torch, by which kernels are checked, are not checked themselves."""
+    """Candidates at one shape. They are not checked here, as those of `op.tune` are: what is best may be too good."""
     begun = time.monotonic()
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    blank = Found(row.name, device_name(device), generator(), torch.__version__, triton_version(), date)
+    blank = Found(row.name, device_name(device), torch.__version__, triton_version(), date)
     if isinstance(planned, str):
         return replace(blank, error=planned)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         setting = from_shape(library(row.op).program, row.shape(device.type), dtype, device, training=True, seed=0)
-        rows = []
-        for one in planned:
-            candidate = Candidate(one.backend, *read_plan(one.pick))
-            unchecked = one.refused or one.backend == "torch"
-            rows.append(Row(candidate, refused=one.refused) if unchecked else check(setting, candidate, 0, CHECKED))
+        rows = [Row(Candidate(one.backend, *read_plan(one.pick)), refused=one.refused) for one in planned]
         timer = timer_of(device) if device.type == "cpu" else partial(by_events, warmup=WARMUP, repeat=REPEAT)
         timed = tuple(map(partial(_timed, setting), planned, time_rows(setting, rows, timer)))
     except (SmaError, RuntimeError) as error:
@@ -208,7 +217,6 @@ def _timed(setting: Setting, one: Timed, row: Row) -> Timed:
         forward=_short(row.forward),
         recorded=_short(row.recorded),
         backward=_short(row.backward),
-        error=_short(row.error),
         refused=row.refused,
         needs=needs,
     )

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any
 
 import torch
 
 from sma_compiler.bench.auto_rows import AutoRow
 from sma_compiler.interface import library
+from sma_compiler.kernel.choices import read_plan
+from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.plan.devices import CPU, DEVICES, GPU
 from sma_compiler.tune.compile import Work, work_of
+from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Situation, situation
 from sma_compiler.tune.space import candidates, signatures
 from sma_compiler.tune.workers import serve
-
-CHECKED = (256,)
-"""Positions at which each candidate is checked before it is timed: whole chunks, as the shapes have."""
-
 
 def situation_at(row: AutoRow, device: str) -> Situation:
     """A row on the device of this name, which need not be here."""
@@ -29,18 +29,26 @@ def situation_at(row: AutoRow, device: str) -> Situation:
 
 
 def plan_row(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The candidates of a row: what each is, the configurations of its kernels, and what to compile for it.
+    """The candidates of a row: what each is, its kernels, their configurations, and what to compile for it.
 
-    given: `row`, the fields of one; `device`, its name; `limit`, of candidates.
+    given: `row`, the fields of one; `device`, its name; `limit`, of candidates; `picks`, others that are asked about,
+    by backend.
     """
     row = AutoRow(**given["row"])
     at = situation_at(row, given["device"])
+    wanted = candidates(at, given["limit"])
+    others = [Candidate(backend, *read_plan(pick)) for backend, pick in given["picks"]]
+    names = {(one.backend, one.pick) for one in wanted}
     found = []
-    for one in candidates(at, given["limit"]):
-        ahead, behind = signatures(at, one)
-        works: list[Work] = work_of(at, one, CHECKED) if one.backend == "triton" else []
-        made = {"backend": one.backend, "pick": one.pick, "ahead": ahead, "behind": behind}
-        found.append(made | {"works": [asdict(work) for work in works]})
+    for one in [*wanted, *(other for other in others if (other.backend, other.pick) not in names)]:
+        try:
+            ahead, behind = signatures(at, one)
+        except NoTritonKernel:
+            continue
+        works: list[Work] = work_of(at, one, ()) if one.backend == "triton" else []
+        file = sha256("".join(work.text for work in works).encode()).hexdigest()[:16] if works else ""
+        made = {"backend": one.backend, "pick": one.pick, "ahead": ahead, "behind": behind, "file": file}
+        found.append(made | {"works": [asdict(work) for work in works], "wanted": one in wanted})
     return found
 
 

@@ -28,6 +28,8 @@ SCAN_TILES = {
 """Positions, values, warps, stages and registers that scans are tried with."""
 HOPELESS = 8.0
 """Times the best prediction: plans beyond it are not measured."""
+DOUBT = 0.02
+"""Of each number that differs from the defaults."""
 PROGRAMS = (0, 264, 528)
 """How many programs a long sequence is cut for; 0: it is not."""
 LONG = 64
@@ -41,7 +43,7 @@ def candidates(at: Situation, limit: int) -> list[Candidate]:
     best = min((_total(one, at.training) for one in every), default=0.0)
     near = [one for one in every if _total(one, at.training) <= HOPELESS * best]
     first = [one for one in near if not one.choices]
-    rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, at.training))
+    rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, at.training) * _doubt(one.choices))
     first.sort(key=lambda one: _total(one, at.training))
     own = auto_candidate(at)
     usual = [one for one in every if (one.backend, one.pick) == (own.backend, own.pick)]
@@ -114,15 +116,27 @@ def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
     for choices in variations(usual.configs, sizes, at.dtype, at.target, channels=shape.channels):
         others = varied(usual.configs, choices)
         if others != usual.configs:
-            times[choices] = configured(plan, shape, others, at.row)
+            times[_changed(usual.configs, choices)] = configured(plan, shape, others, at.row)
     ranked: list[list[Choices]] = []
     for backward in (False, True):
         own = [choices for choices in times if choices and bool(choices.only(backward=True)) == backward]
-        own.sort(key=lambda choices: _of(times[choices], backward))
+        own.sort(key=lambda choices: _of(times[choices], backward) * _doubt(choices))
         ranked.append(own[:limit])
     for one, other in zip_longest(*ranked, fillvalue=Choices()):
         both = one | other
         yield _candidate("triton", plan, both, configured(plan, shape, varied(usual.configs, both), at.row))
+
+
+def _changed(configs: Mapping[str, AnyConfig], choices: Choices) -> Choices:
+    """Those numbers that are others than the defaults."""
+    usual = {(role, field): int(n) for role, config in configs.items() for field, n in asdict(config).items()}
+    return Choices(tuple(number for number in choices.numbers if usual.get(number[:2]) != number[2]))
+
+
+def _doubt(choices: Choices) -> float:
+    """What a prediction is multiplied by before it is compared: the defaults are the best that was measured somewhere,
+    and nearly all that the model cannot tell apart is slower."""
+    return 1.0 + DOUBT * len(choices.numbers)
 
 
 def _of(found: Forecast, backward: bool) -> float:
