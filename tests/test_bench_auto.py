@@ -56,9 +56,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Measurements that take no time; the names of the rows that were measured."""
     measured: list[str] = []
 
-    def measure(row: AutoRow, device: torch.device, _: object) -> Found:
+    def measure(row: AutoRow, device: torch.device, planned: list[Timed] | str) -> Found:
         measured.append(row.name)
-        return Found(row.name, auto.device_name(device), auto.generator(), "", "", "")
+        return Found(
+            row.name,
+            auto.device_name(device),
+            torch.__version__,
+            auto.triton_version(),
+            "",
+            () if isinstance(planned, str) else tuple(planned),
+        )
 
     monkeypatch.setattr(auto, "measure_row", measure)
     return measured
@@ -73,7 +80,7 @@ def test_a_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert measured == [SMALL.name, OTHER.name]
     assert told == [SMALL.name, SMALL.name, OTHER.name]
     assert set(read(path)) == {SMALL.name, OTHER.name}
-    monkeypatch.setattr(auto, "generator", lambda: "of tomorrow")
+    monkeypatch.setattr(auto, "triton_version", lambda: "of tomorrow")
     run_rows([SMALL, OTHER], path, "cpu", 0.0, tick)
     assert len(measured) == 2
     run_rows([SMALL, OTHER], path, "cpu", None, tick)
@@ -110,16 +117,16 @@ def test_a_verdict_knows_picks_by_their_configurations() -> None:
     assert signatures(at, usual) == signatures(at, Candidate("triton", "chunked", same))
     assert not set(signatures(at, usual)) & set(signatures(at, more))
     slow, fast = (
-        Timed("triton", one.pick, *signatures(at, one), *times)
+        Timed("triton", one.pick, *signatures(at, one), "", *times)
         for one, *times in ((Candidate("triton", "chunked", same), 1.5, 1.6, 3.0), (more, 1.0, 1.0, 4.0))
     )
-    wrong = Timed("triton", "quadratic", "a", "b", 0.1, 0.1, 0.1, refused="wrong")
-    found = Found(row.name, H100.name, "", "", "", "", (slow, fast, wrong))
+    wrong = Timed("triton", "quadratic", "a", "b", "", 0.1, 0.1, 0.1, refused="wrong")
+    found = Found(row.name, H100.name, "", "", "", (slow, fast, wrong))
     verdict = judge(row, found)
     assert (verdict.auto, verdict.forward, verdict.best_forward) == ("triton chunked", 1.5, 1.0)
     assert (verdict.training, verdict.best_training) == (4.6, 4.0)  # the forward of one, the gradients of the other
     assert "with the gradients of" in verdict.best_for_training
-    assert "was not measured" in judge(row, Found(row.name, H100.name, "", "", "", "", (fast,))).error
+    assert "was not measured" in judge(row, Found(row.name, H100.name, "", "", "", (fast,))).error
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ APART = [("oracle", "torch_plans"), ("reference", "torch_plans"), ("oracle", "ma
 
 HEAVY = {"torch._dynamo", "sympy", "lark", "matplotlib", "rich", "typer", "hypothesis", "triton"}
 """Slow to import or optional: loaded where they are used, inside functions, outside the folders below."""
-HEAVY_PARTS = {"sma_compiler.emit", "sma_compiler.tune"}
+HEAVY_PARTS = {"sma_compiler.emit", "sma_compiler.tune", "sma_compiler.runtime.forecast"}
 """Parts of this package that are loaded likewise: calls on a CPU need none of them."""
 LIBRARIES = ("library", "library_channels", "library_stabilised", "library_host", "library_pairs")
 MAY_LOAD_HEAVY = ("cli", "bench", "draw", "verify", *(f"kernel.{name}" for name in LIBRARIES))

@@ -25,13 +25,13 @@ from sma_compiler.errors import SmaError
 from sma_compiler.interface import library
 from sma_compiler.kernel.choices import read_plan
 from sma_compiler.runtime.tuned import device_name
+from sma_compiler.runtime.usage import by_role, known
 from sma_compiler.runtime.versions import triton_version
 from sma_compiler.tune.compile import Work, compile_work, read_work
 from sma_compiler.tune.report import Candidate, Row
 from sma_compiler.tune.search import time_rows
 from sma_compiler.tune.setting import Setting, from_shape
 from sma_compiler.tune.timers import by_events, timer_of
-from sma_compiler.tune.usage import by_role, known
 from sma_compiler.tune.workers import do_jobs
 
 LIMIT = 6
@@ -160,7 +160,7 @@ def plan_rows(
         files = {(one["backend"], one["pick"]): one["file"] for one in answer}
         kept = [one for one in old[row.name] if files.get((one.backend, one.pick)) == one.file]
         known = {(one.backend, one.pick) for one in kept}
-        new = []
+        new: list[Timed] = []
         for one in answer:
             made = [read_work(work) for work in one.pop("works")]
             if one.pop("wanted") and (one["backend"], one["pick"]) not in known:

@@ -20,6 +20,7 @@ from sma_compiler.tune.setting import Situation, situation
 from sma_compiler.tune.space import candidates, signatures
 from sma_compiler.tune.workers import serve
 
+
 def situation_at(row: AutoRow, device: str) -> Situation:
     """A row on the device of this name, which need not be here."""
     gpu = None if device.endswith("threads") else DEVICES.get(device, GPU)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sma_compiler.bench.auto import Found, Timed
 from sma_compiler.bench.auto_plan import situation_at
 from sma_compiler.bench.auto_rows import AutoRow
+from sma_compiler.tune.report import Candidate
+from sma_compiler.tune.setting import Situation
 from sma_compiler.tune.space import auto_candidate, signatures
 
 WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
@@ -16,7 +18,7 @@ WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
 
 @dataclass(frozen=True)
 class Verdict:
-    """One shape. auto, best: what is taken and what is best, then their seconds; of the forward pass and of training.
+    """One shape. auto: what is taken, without and with gradients. best: what is best; then their seconds.
 
     error: why there is nothing.
     """
@@ -58,26 +60,26 @@ def judge(row: AutoRow, found: Found) -> Verdict:
     if found.error:
         return Verdict(row.name, error=found.error)
     at = situation_at(row, found.device)
-    own = auto_candidate(at)
-    ahead, behind = signatures(at, own)
-    same = [one for one in found.candidates if one.backend == own.backend and not one.refused]
-    forward = _of(same, own.pick, "ahead", ahead, "forward")
+    picks = {training: auto_candidate(at, training=training) for training in (False, True)}
+    forward = _of(found, at, picks[False], "ahead", "forward")
     recorded, backward = (
-        _of(same, own.pick, "ahead", ahead, "recorded"),
-        _of(same, own.pick, "behind", behind, "backward"),
+        _of(found, at, picks[True], side, what) for side, what in (("ahead", "recorded"), ("behind", "backward"))
     )
+    auto = " / ".join(dict.fromkeys(map(str, picks.values())))
     if forward is None:
-        return Verdict(row.name, str(own), error=f"auto takes {own}, which was not measured")
+        return Verdict(row.name, auto, error=f"auto takes {picks[False]}, which was not measured")
     best = min(_forwards(found), key=lambda item: item[1])
     trained = min(_trainings(found), key=lambda item: item[1], default=("", None))
     training = None if recorded is None or backward is None else recorded + backward
-    return Verdict(row.name, str(own), forward, *best, training, *trained)
+    return Verdict(row.name, auto, forward, *best, training, *trained)
 
 
-def _of(rows: Iterable[Timed], pick: str, side: str, signature: str, what: str) -> float | None:
-    """The least time of what has a signature: of torch's plans, which have none, of a name."""
-    own = [one for one in rows if (getattr(one, side) == signature if signature else one.pick == pick)]
-    return min((x for one in own if (x := getattr(one, what)) is not None), default=None)
+def _of(found: Found, at: Situation, own: Candidate, side: str, what: str) -> float | None:
+    """The least time of what is the same kernels as a candidate: of plans of torch, of its name."""
+    signature = signatures(at, own)[side == "behind"]
+    same = [one for one in found.candidates if one.backend == own.backend and not one.refused]
+    same = [one for one in same if (getattr(one, side) == signature if signature else one.pick == own.pick)]
+    return min((x for one in same if (x := getattr(one, what)) is not None), default=None)
 
 
 def _forwards(found: Found) -> Iterator[tuple[str, float]]:

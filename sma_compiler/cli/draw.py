@@ -26,8 +26,8 @@ from sma_compiler.draw.crossover import Curves, save_curves
 from sma_compiler.draw.gather import LENGTH, gather
 from sma_compiler.draw.render import check_target, save
 from sma_compiler.plan import devices
+from sma_compiler.runtime.forecast import SHORTEST, at_length, forecast, outlook
 from sma_compiler.runtime.op import CompiledOp
-from sma_compiler.tune.forecast import SHORTEST, at_length, forecast, outlook
 
 app = typer.Typer()
 

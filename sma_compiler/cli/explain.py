@@ -27,10 +27,10 @@ from sma_compiler.cli.common import (
 from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.errors import SmaError
+from sma_compiler.runtime.forecast import outlook
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.sizes import named_sizes
 from sma_compiler.target.stages import kernel_stage
-from sma_compiler.tune.forecast import outlook
 from sma_compiler.tune.roofline import needs
 
 app = typer.Typer()

@@ -18,7 +18,8 @@ class Device:
     registers. exps: exponentials. bandwidth: bytes of memory, read and written. call: one operation of torch that does
     next to nothing. step: one position of a recurrence written in torch, without its arithmetic. launch: one kernel.
     processors: multiprocessors (cores). shared: bytes of shared memory of each. registers: of each, 32-bit.
-    latency: of one turn of a kernel's loop, whatever is in it. measured: when, or where the numbers are from.
+    latency: of one turn of a kernel's loop, whatever is in it. host, host_backward: a call of kernels, and its gradients,
+    takes the host so long at least. measured: when, or where the numbers are from.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Device:
     shared: int
     registers: int
     latency: float
+    host: float
+    host_backward: float
     measured: str
 
 
@@ -51,6 +54,8 @@ H100 = Device(
     shared=232448,
     registers=65536,
     latency=1.1e-6,
+    host=5e-5,
+    host_backward=2.5e-4,
     measured="2026-11-21: copies and matrix products; 2026-11-22: fitted to the emitted kernels",
 )
 
@@ -68,6 +73,8 @@ GPU = Device(
     shared=166912,
     registers=65536,
     latency=1.5e-6,
+    host=6e-5,
+    host_backward=3e-4,
     measured="never: four fifths of the data sheet of an A100, the middle of the GPUs that Triton runs on",
 )
 
@@ -85,6 +92,8 @@ CPU = Device(
     shared=0,
     registers=0,
     latency=0.0,
+    host=0.0,
+    host_backward=0.0,
     measured="2026-11-22: one core of an AMD EPYC server, torch 2.13",
 )
 

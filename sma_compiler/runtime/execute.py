@@ -36,7 +36,7 @@ from sma_compiler.runtime.state_layout import (
     own_memory,
 )
 from sma_compiler.runtime.triton import Wanted, kernel_for, run_kernel, run_step
-from sma_compiler.runtime.tuned import tuned
+from sma_compiler.runtime.tuned import foreseen, tuned
 from sma_compiler.torch_plans.run import Result, run_op
 
 BACKENDS = ("torch", "triton")
@@ -145,15 +145,18 @@ def autocast(program: Program, arguments: Arguments) -> Arguments:
 def wanted_kernel(
     program: Program, call: Call, arguments: Arguments, states: Sequence[State], *, sequences: int | None
 ) -> Wanted:
-    """The kernel that a call would like: what was tuned, where there is a record.
+    """The kernel that a call would like: what was tuned, where there is a record, else what the cost model says.
 
-    sequences: of a pack; None: it is none. A step without gradients is one launch of the recurrent plan.
+    sequences: of a pack; None: it is none. Packs and calls with states are for the usual kernels, which take them all.
+    A step without gradients is one launch of the recurrent plan.
     """
     leaves = [*arguments.tensors.values(), *(x for state in states if isinstance(state, State) for x in state.values())]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
     carries = bool(states) or call.want_state
     if call.plan == "auto" and not call.step and arguments.sizes["time"] and arguments.sizes["batch"]:
         pick = tuned(program, arguments, training)
+        if pick is None and arguments.device.type == "cuda" and not (carries or call.want_lse or sequences is not None):
+            pick = foreseen(program, arguments, training)
         if pick is not None and call.backend in ("auto", pick.backend):
             backend = "torch" if pick.backend == "torch" else call.backend
             return Wanted(pick.plan, backend, training, sequences, call.want_lse, tuned=True, states=carries)

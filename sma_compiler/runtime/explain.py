@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from sma_compiler.call_errors import dims_text
+from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.ir.nodes import Kind
 from sma_compiler.ir.show import show_expr
 from sma_compiler.kernel.derive import unplaced
 from sma_compiler.kernel.linear import is_tensor
-from sma_compiler.plan.choose import usual
 from sma_compiler.plan.cost import pick
+from sma_compiler.plan.devices import H100
+from sma_compiler.runtime.forecast import auto_pick
+from sma_compiler.runtime.kernels import class_sizes
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state_layout import in_cache, layout
 
@@ -115,10 +118,15 @@ class Explanation:
         sizes = {"batch": 1, "time": 1, "head": 1, "key": 1, "value": 1, **self.sizes}
         asked = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
         choices = self.program.plans.choices
+        at = class_sizes({**DEFAULTS, **self.sizes})
         reason = self.program.kernels.refusal("auto", self.sizes)
-        plan = usual(self.program.plans)
-        on_gpus = f"torch: {reason}" if reason else f"triton, {plan}"
+        picks = (
+            auto_pick(self.program, at, {}, "bfloat16", H100, "sm_90", training=training) for training in (False, True)
+        )
+        on_gpus = (
+            f"torch: {reason}" if reason else ", with gradients ".join(dict.fromkeys(" ".join(one) for one in picks))
+        )
         lines = [f"At {asked}", *(f"  {each.site.name:<12} {pick(each, sizes)}" for each in choices)]
         tiles = tile_counts(self.program.op, self.program.plans, sizes, "bfloat16", "sm_90")
         lines += [] if tiles is None else [f"  {tiles}"]
-        return "\n".join([*lines, f"  {'on GPUs':<12} {on_gpus}"])
+        return "\n".join([*lines, f"  {'on an H100':<12} {on_gpus}"])

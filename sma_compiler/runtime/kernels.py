@@ -230,6 +230,11 @@ def _class(sizes: Mapping[str, int]) -> Shape:
     return tuple((axis, n.bit_length() if axis == "time" else n) for axis, n in sorted(sizes.items()))
 
 
+def class_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The least sizes of the same class."""
+    return {axis: 1 << max(n.bit_length() - 1, 0) if axis == "time" else n for axis, n in sizes.items()}
+
+
 @cache
 def _loaded(name: str, text: str) -> Kernel:
     quicken()

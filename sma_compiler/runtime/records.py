@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sma_compiler.backend_errors import RecordsUnusable
 from sma_compiler.kernel.choices import BadChoice, Choices, plan_text
@@ -54,6 +54,13 @@ class DamagedRecords(UserWarning):
 
 class BadRecord(ValueError):
     """A record that does not say what records say."""
+
+
+class Pick(NamedTuple):
+    """What a record or the cost model says. plan: with its choices, see `kernel.choices`."""
+
+    backend: str
+    plan: str
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ GRID = 65535
 class Wanted(NamedTuple):
     """What a call needs of a kernel. training: gradients; lse: the log-sum-exp of its rows.
 
-    sequences: how many a pack has; None: it is none. tuned: whether plan and backend are those of a record. states:
-    whether one comes in or goes out.
+    sequences: how many a pack has; None: it is none. tuned: whether plan and backend are those of a record, or
+    of the cost model. states: whether one comes in or goes out.
     """
 
     plan: str

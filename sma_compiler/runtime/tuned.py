@@ -1,5 +1,6 @@
-"""The record that a call goes by under plan="auto": looked up once for a form of call, never measured.
+"""What a call goes by under plan="auto", never measured: its record, or else the cost model.
 
+Both are asked once for a form of call; what the cost model says is kept for other processes, beside the kernels.
 A record that came from another machine is checked on this one before it is used, by `self_check`.
 """
 
@@ -8,10 +9,9 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -20,20 +20,15 @@ from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.runtime import records
 from sma_compiler.runtime.args import Arguments, readable
 from sma_compiler.runtime.job import all_sizes, operand_name
-from sma_compiler.runtime.program import Program, concrete
-from sma_compiler.runtime.records import DamagedRecords, Key, Record, confirm
+from sma_compiler.runtime.kernels import class_sizes, has_triton, target_of
+from sma_compiler.runtime.load import remember, remembered
+from sma_compiler.runtime.program import Program, concrete, row_of
+from sma_compiler.runtime.records import DamagedRecords, Key, Pick, Record, confirm
 from sma_compiler.runtime.self_check import SLACK, check_pick
 from sma_compiler.runtime.versions import generator, triton_version
 
 REMEMBERED = 4096
 """Forms of calls; beyond them all are forgotten."""
-
-
-class Pick(NamedTuple):
-    """What a record says. plan: with its choices, see `kernel.choices`."""
-
-    backend: str
-    plan: str
 
 
 _picks: dict[tuple[object, ...], Pick | None] = {}
@@ -46,14 +41,44 @@ def forget() -> None:
 
 def tuned(program: Program, arguments: Arguments, training: bool) -> Pick | None:
     """What the record of a call says; None where there is none that can be used."""
+    return _remembered(_look_up, program, arguments, training)
+
+
+def foreseen(program: Program, arguments: Arguments, training: bool) -> Pick | None:
+    """What the cost model says of a call on a GPU; None where no kernel takes its tensors."""
+    return _remembered(_foresee, program, arguments, training)
+
+
+def _remembered(
+    ask: Callable[[Program, Arguments, bool], Pick | None], program: Program, arguments: Arguments, training: bool
+) -> Pick | None:
     numbers = tuple([concrete(n) for n in arguments.numbers.values() if isinstance(n, int | torch.SymInt)])
     tensors = tuple([(x.dtype, x.device, *map(concrete, x.shape)) for x in arguments.tensors.values()])
-    known = program.spec_hash, numbers, tensors, training
+    known = ask, program.spec_hash, numbers, tensors, training
     if known not in _picks:
         if len(_picks) >= REMEMBERED:
             _picks.clear()
-        _picks[known] = _look_up(program, arguments, training)
+        _picks[known] = ask(program, arguments, training)
     return _picks[known]
+
+
+def _foresee(program: Program, arguments: Arguments, training: bool) -> Pick | None:
+    tensors = list(arguments.tensors.values())
+    if not has_triton() or any(x.dtype == torch.float64 for x in tensors):
+        return None
+    given = operand_name(program, tensors), row_of(arguments.device), target_of(arguments.device)
+    sizes = class_sizes(measured_sizes(program, arguments))
+    parts = generator(), program.spec_hash, program.op.name, shape_class(sizes, arguments.numbers), *given, training
+    key = "\n".join(map(str, ("auto", *parts)))
+    text = remembered(key)
+    if text is not None:
+        return Pick(*text.split())
+    from sma_compiler.runtime.forecast import auto_pick  # loads what emits kernels
+
+    pick = auto_pick(program, sizes, arguments.numbers, *given, training=training)
+    if pick != Pick("torch", "auto"):
+        remember(key, f"{pick.backend} {pick.plan}\n")
+    return pick
 
 
 def _look_up(program: Program, arguments: Arguments, training: bool) -> Pick | None:

@@ -18,11 +18,11 @@ from sma_compiler.runtime.drawn import heads_at
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.self_check import TIMES, small_sizes
 from sma_compiler.runtime.triton_key import quicken
+from sma_compiler.runtime.usage import keep
 from sma_compiler.target.compile import compile_text
 from sma_compiler.target.resources import resources
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Setting, Situation
-from sma_compiler.tune.usage import keep
 from sma_compiler.tune.workers import do_jobs, serve
 
 SECONDS = 35.0

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from sma_compiler.emit.source import DEFAULTS, Emitted
 from sma_compiler.plan.devices import GPU, H100, Device
 from sma_compiler.runtime import records
+from sma_compiler.runtime.forecast import configured, shape_of
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.tuned import shape_class
+from sma_compiler.runtime.usage import by_role, keep
 from sma_compiler.runtime.versions import generator
 from sma_compiler.target.compile import compile_text
 from sma_compiler.target.model import Part, roof
 from sma_compiler.target.resources import Resources, resources
-from sma_compiler.tune.forecast import configured, shape_of
-from sma_compiler.tune.usage import by_role, keep
 
 ROWS = {"sm_90": H100, "sm_80": GPU}
 """Whose constants stand for a target."""

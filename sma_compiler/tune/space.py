@@ -11,7 +11,9 @@ from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.kernel.choices import FIXED, FORWARD, PAIRS, WALKS, Choices
 from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.tune.forecast import Forecast, configured, kernel_forecast, shape_of, torch_forecast
+from sma_compiler.runtime.forecast import Forecast, auto_pick, configured, kernel_forecast, shape_of, torch_forecast
+from sma_compiler.runtime.kernels import class_sizes
+from sma_compiler.runtime.records import Pick
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Situation
 
@@ -45,17 +47,17 @@ def candidates(at: Situation, limit: int) -> list[Candidate]:
     first = [one for one in near if not one.choices]
     rest = sorted((one for one in near if one.choices), key=lambda one: _total(one, at.training) * _doubt(one.choices))
     first.sort(key=lambda one: _total(one, at.training))
-    own = auto_candidate(at)
-    usual = [one for one in every if (one.backend, one.pick) == (own.backend, own.pick)]
+    picked = {(one.backend, one.pick) for one in (auto_candidate(at, training=own) for own in (False, at.training))}
+    usual = [one for one in every if (one.backend, one.pick) in picked]
     return list(dict.fromkeys([*usual, *first, *rest]))[:limit]
 
 
-def auto_candidate(at: Situation) -> Candidate:
-    """What plan="auto" takes where there is no record: kernels where there are any, else plans of torch."""
+def auto_candidate(at: Situation, *, training: bool) -> Candidate:
+    """What plan="auto" takes where there is no record: without gradients, or with them."""
     program = at.program
-    plan = program.kernels.auto(at.sizes, at.dtype, at.target) if at.target else None
-    if plan is not None:
-        return Candidate("triton", plan)
+    found = auto_pick(program, class_sizes(at.sizes), at.numbers, at.dtype, at.row, at.target, training=training)
+    if found != Pick("torch", "auto"):
+        return Candidate(*found)
     chosen = program.choose("auto", at.sizes, at.numbers, at.row)
     for name in (*(plan.name for plan in program.plans.legal), "auto"):
         if program.choose(name, at.sizes, at.numbers, at.row) == chosen:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sma_compiler.driver import compile_source
 from sma_compiler.emit.source import Emitted
+from sma_compiler.kernel.config import RECURRENT
 from sma_compiler.runtime import kernels, triton
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.source import Source
@@ -27,7 +28,7 @@ def use(patch: pytest.MonkeyPatch, module: ModuleType | None = None) -> Compiled
     """The op, run by the functions below (or another module's) wherever a kernel is asked for or found."""
     op = compile_source(Source(SPEC, "gated.sma"))
     kernel = kernels.Kernel("gated", module or _module())
-    patch.setattr(kernels.Kernels, "emitted", lambda *_: Emitted((), (), ()))
+    patch.setattr(kernels.Kernels, "emitted", lambda *_: Emitted((), (), (), {"recurrent": RECURRENT}))
     patch.setattr(kernels, "_loaded", lambda *_: kernel)
     patch.setattr(kernels.Kernels, "text", lambda *_: "")
     patch.setattr(triton, "_unfit", lambda *_: None)

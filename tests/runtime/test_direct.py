@@ -127,7 +127,7 @@ def test_a_kernel_too_large_for_the_gpu_gives_way_to_torch(monkeypatch: pytest.M
         with pytest.raises(KernelTooLarge, match=r"does not fit on this GPU: out of resource: shared memory"):
             op(*given, SCALE, **options)
     shape = {"B": 2, "T": 7, "H": 2, "K": 4, "V": 3}
-    assert "on GPUs      triton, chunked" in str(op.explain(shape))
+    assert "on an H100   triton chunked" in str(op.explain(shape))
     assert torch.equal(op(*given, SCALE), op(*given, SCALE, backend="torch"))
-    assert "on GPUs      torch: it does not fit on this GPU: out of resource" in str(op.explain(shape))
-    assert "on GPUs      triton, chunked" in str(op.explain({**shape, "V": 64}))
+    assert "on an H100   torch: it does not fit on this GPU: out of resource" in str(op.explain(shape))
+    assert "on an H100   triton chunked" in str(op.explain({**shape, "V": 64}))

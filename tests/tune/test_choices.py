@@ -17,11 +17,11 @@ from sma_compiler.kernel.choices import Choices
 from sma_compiler.plan.devices import H100
 from sma_compiler.runtime.drawn import draw
 from sma_compiler.runtime.self_check import SLACK, TIMES, small_sizes
+from sma_compiler.runtime.usage import known
 from sma_compiler.target.arguments import example
 from sma_compiler.tune.compile import Work, compile_work, work_of
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import from_shape, situation
-from sma_compiler.tune.usage import known
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"batch": 1, "time": 128, "head": 2, "key": 16, "value": 16, "group": 2}

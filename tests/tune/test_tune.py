@@ -177,7 +177,7 @@ def test_configurations_of_kernels_are_tried_and_later_calls_run_the_best(
     op, called = stand_ins(monkeypatch)
     monkeypatch.setenv("SMA_CACHE_DIR", str(tmp_path / "cache"))
     compiled: list[Candidate] = []
-    best = "forward.scores=0"
+    best = "forward.scores=1"
 
     def compiler(_: Setting, wanted: Sequence[Candidate]) -> dict[Candidate, str]:
         compiled.extend(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,15 +16,19 @@ from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.pairs import pairs
 from sma_compiler.plan.cost import BACKWARD, seconds
 from sma_compiler.plan.devices import Device
+from sma_compiler.runtime.kernels import class_sizes
 from sma_compiler.runtime.program import Program, concrete
+from sma_compiler.runtime.records import Pick
+from sma_compiler.runtime.usage import by_role, known
 from sma_compiler.target.model import Predicted, Shape, chunked, recurrent
 from sma_compiler.target.model_channels import channelled, scanned
 from sma_compiler.target.model_pairs import quadratic
 from sma_compiler.target.resources import Resources
-from sma_compiler.tune.usage import by_role, known
 
 SIDES = (64, 128)
 """Of tiles that are counted."""
+GAIN = 1.2
+"""How much faster than the usual kernels another plan is predicted to be, before it is taken for them."""
 RUNS = 8
 """Of equal ids that a sequence is taken to have, where masks end at them."""
 SHORTEST, LONGEST = 16, 2**18
@@ -81,8 +86,7 @@ def kernel_forecast(
     choices: Choices = DEFAULT,
 ) -> Forecast:
     """A plan's Triton kernels. Raises NoTritonKernel."""
-    at = tuple(sorted({**DEFAULTS, **sizes}.items()))
-    size_class = tuple((axis, 1 << n.bit_length() if axis == "time" else n) for axis, n in at)
+    size_class = tuple(sorted(class_sizes({**DEFAULTS, **sizes}).items()))
     configs, used = _file(program, plan_text(plan, choices), size_class, dtype, target)
     return configured(plan, shape_of(program, sizes, dtype), configs, device, used)
 
@@ -112,9 +116,7 @@ def configured(
     tiles = {role: config for role, config in configs.items() if isinstance(config, PairConfig)}
     if "forward" in tiles:
         found = quadratic(shape, tiles, device, used)
-        backward = found.seconds(backward=True) if found.backward else None
-        return Forecast("triton", plan, found.seconds(backward=False), backward, found)
-    if isinstance(base, Config):
+    elif isinstance(base, Config):
         found = scanned(shape, own, device)
     elif isinstance(base, Recurrence):
         found = recurrent(shape, base, device)
@@ -122,8 +124,10 @@ def configured(
         found = channelled(shape, own, device)
     else:
         found = chunked(shape, own, device, used)
-    backward = found.seconds(backward=True) if "backward" in configs else None
-    return Forecast("triton", plan, found.seconds(backward=False), backward, found)
+    forward = max(found.seconds(backward=False), device.host)
+    trained = "backward" in configs or "dq" in tiles
+    backward = max(found.seconds(backward=True), device.host_backward) if trained else None
+    return Forecast("triton", plan, forward, backward, found)
 
 
 def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
@@ -186,6 +190,35 @@ def forecast(
         except NoTritonKernel:
             continue
     return sorted(found, key=lambda one: one.forward)
+
+
+def auto_pick(
+    program: Program,
+    sizes: Mapping[str, int],
+    numbers: Mapping[str, int | float],
+    dtype: str,
+    device: Device,
+    target: str,
+    *,
+    training: bool,
+) -> Pick:
+    """What plan="auto" takes where there is no record: the usual kernels, or what is predicted to be much faster.
+
+    training: whether gradients are wanted, too.
+    """
+
+    def seconds_of(one: Forecast) -> float:
+        found = one.training if training else one.forward
+        return math.inf if found is None else found
+
+    known = {**sizes, **{name: concrete(n) for name, n in numbers.items() if isinstance(n, int)}}
+    every = forecast(program, known, numbers, dtype, device, target)
+    found = {Pick(one.backend, one.plan): seconds_of(one) for one in every}
+    usual = Pick("triton", (program.kernels.auto(sizes, dtype, target) if target else None) or "")
+    best = min(found, key=lambda pick: found[pick])
+    if found.get(usual, math.inf) < GAIN * found[best]:
+        return usual
+    return best if best.backend == "triton" or usual in found else Pick("torch", "auto")
 
 
 def crossovers(

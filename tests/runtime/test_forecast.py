@@ -14,16 +14,16 @@ import sma_compiler as sma
 from sma_compiler.cli.main import app
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.plan.devices import CPU, GPU, H100, device_row
+from sma_compiler.runtime import forecast as module
 from sma_compiler.runtime import records
+from sma_compiler.runtime.forecast import at_length, crossovers, forecast, kernel_forecast, outlook
+from sma_compiler.runtime.usage import keep, known
 from sma_compiler.target.model import Shape, chunked, occupancy, roof
 from sma_compiler.target.resources import Resources
-from sma_compiler.tune import forecast as module
-from sma_compiler.tune.forecast import at_length, crossovers, forecast, kernel_forecast, outlook
 from sma_compiler.tune.roofline import needs
 from sma_compiler.tune.search import tune
 from sma_compiler.tune.setting import from_shape
 from sma_compiler.tune.space import candidates, variations, varied
-from sma_compiler.tune.usage import keep, known
 
 WIDE = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
 PAIRS = {"batch": 4, "time": 8192, "head": 16, "key": 128, "value": 128}
@@ -98,7 +98,9 @@ def test_quadratic_configurations_are_told_apart() -> None:
 
     def of(sizes: dict[str, int], name: str = "attention", **forward: int) -> float:
         shape = module.shape_of(sma.library(name).program, sizes, "bfloat16")
-        return module.configured("quadratic", shape, varied(configs, Choices.of({"forward": forward})), H100).forward
+        parts = module.configured("quadratic", shape, varied(configs, Choices.of({"forward": forward})), H100).parts
+        assert parts is not None
+        return parts.seconds(backward=False)
 
     usual = of(PAIRS)
     assert of(PAIRS, rows=32, columns=32, warps=4, stages=1) > 1.5 * usual  # small tiles wait more than they multiply
