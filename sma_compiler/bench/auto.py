@@ -74,7 +74,7 @@ class Timed:
 class Found:
     """One shape. torch, triton: the versions. date: UTC, of what was measured last. seconds: that it took.
 
-    error: why there is nothing.
+    peers: seconds of other implementations, forward and with gradients. error: why there is nothing.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Found:
     candidates: tuple[Timed, ...] = ()
     seconds: float = 0.0
     error: str = ""
+    peers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def read(path: Path) -> dict[str, Found]:
@@ -134,7 +135,8 @@ def run_rows(
         kept, own = planned[row.name]
         if own:
             new = measure_row(row, place, own)
-            found[row.name] = replace(new, candidates=(*kept, *new.candidates))
+            peers = found[row.name].peers if row.name in found else {}
+            found[row.name] = replace(new, candidates=(*kept, *new.candidates), peers=peers)
             write(path, found)
     return found
 

@@ -20,7 +20,7 @@ WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
 class Verdict:
     """One shape. auto: what is taken, without and with gradients. best: what is best; then their seconds.
 
-    error: why there is nothing.
+    peer: the fastest other implementation, and its seconds. error: why there is nothing.
     """
 
     name: str
@@ -32,6 +32,9 @@ class Verdict:
     best_for_training: str = ""
     best_training: float | None = None
     error: str = ""
+    peer: str = ""
+    peer_forward: float | None = None
+    peer_training: float | None = None
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -39,15 +42,25 @@ class Verdict:
         pairs = ((self.forward, self.best_forward), (self.training, self.best_training))
         return tuple(own / best for own, best in pairs if own is not None and best)
 
+    @property
+    def beside(self) -> tuple[float, ...]:
+        """Seconds of the peer over those of the best: forward, and training."""
+        pairs = ((self.peer_forward, self.best_forward), (self.peer_training, self.best_training))
+        return tuple(peer / best for peer, best in pairs if peer is not None and best)
+
 
 @dataclass(frozen=True)
 class Summary:
-    """share: of the ratios within `WITHIN`. worst: the largest. shapes: measured; missing: not yet, or in vain."""
+    """share: of the ratios within `WITHIN`. worst: the largest. shapes: measured; missing: not yet, or in vain.
+
+    least: the smallest ratio of a peer's time to the best; None: there is none.
+    """
 
     share: float
     worst: float
     shapes: int
     missing: int
+    least: float | None = None
 
     @property
     def kept(self) -> bool:
@@ -71,7 +84,18 @@ def judge(row: AutoRow, found: Found) -> Verdict:
     best = min(_forwards(found), key=lambda item: item[1])
     trained = min(_trainings(found), key=lambda item: item[1], default=("", None))
     training = None if recorded is None or backward is None else recorded + backward
-    return Verdict(row.name, auto, forward, *best, training, *trained)
+    forwards, trainings = zip(*found.peers.values(), strict=True) if found.peers else ((), ())
+    return Verdict(
+        row.name,
+        auto,
+        forward,
+        *best,
+        training,
+        *trained,
+        peer=", ".join(found.peers),
+        peer_forward=min(forwards, default=None),
+        peer_training=min(trainings, default=None),
+    )
 
 
 def _of(found: Found, at: Situation, own: Candidate, side: str, what: str) -> float | None:
@@ -112,4 +136,5 @@ def summary(rows: Sequence[AutoRow], judged: Sequence[Verdict]) -> Summary:
     own = [one for one in judged if one.ratios]
     ratios = [ratio for one in own for ratio in one.ratios]
     near = sum(ratio <= WITHIN for ratio in ratios)
-    return Summary(near / max(len(ratios), 1), max(ratios, default=1.0), len(own), len(rows) - len(own))
+    least = min((ratio for one in own for ratio in one.beside), default=None)
+    return Summary(near / max(len(ratios), 1), max(ratios, default=1.0), len(own), len(rows) - len(own), least)

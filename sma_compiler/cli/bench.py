@@ -69,7 +69,12 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that the medians are taken of.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads torch may use; as many as it likes.")] = None,
     suite: Annotated[str | None, typer.Option(help="`cpu`: speed, memory, import. `auto`: auto beside tuning.")] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="On a GPU, beside mamba_ssm and fla where installed.")] = False,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="On a GPU, beside mamba_ssm and fla where installed; with --suite auto at its shapes."
+        ),
+    ] = False,
     rows: Annotated[
         list[str] | None, typer.Option(help="Of --peers and --suite auto: a row; may be repeated. All.")
     ] = None,
@@ -85,11 +90,11 @@ def bench(
     """Time a spec's plans side by side, or run the standing measurements."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if peers:
+    if peers and suite is None:
         run_peers(rows, out, as_json)
         return
     if suite == "auto":
-        if not run_auto(rows, out, seconds, as_json, report=report):
+        if not run_auto(rows, out, seconds, as_json, report=report, peers=peers):
             raise typer.Exit(1)
         return
     if suite is not None:

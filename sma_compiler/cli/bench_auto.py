@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from sma_compiler.bench.auto import read, run_rows
+from sma_compiler.bench.auto_peers import run_peers
 from sma_compiler.bench.auto_rows import AUTO_ROWS
 from sma_compiler.bench.verdict import SHARE, WITHIN, WORST, Summary, Verdict, summary, verdicts
 from sma_compiler.cli.common import console, print_json, progress
@@ -24,10 +25,12 @@ class UnknownAutoRow(SmaError):
         super().__init__(f"--rows {name}: there are {', '.join(row.name for row in AUTO_ROWS)}")
 
 
-def run_auto(names: list[str] | None, out: Path | None, seconds: float | None, as_json: bool, *, report: bool) -> bool:
+def run_auto(
+    names: list[str] | None, out: Path | None, seconds: float | None, as_json: bool, *, report: bool, peers: bool
+) -> bool:
     """Measure rows (all, or those whose names begin so), print the table; whether what is promised holds.
 
-    report: nothing is measured; the table is of what the file holds.
+    report: nothing is measured; the table is of what the file holds. peers: other implementations are measured, too.
     """
     rows = [row for row in AUTO_ROWS if not names or any(row.name.startswith(name) for name in names)]
     for name in names or ():
@@ -40,6 +43,10 @@ def run_auto(names: list[str] | None, out: Path | None, seconds: float | None, a
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with progress("measuring", len(rows)) as (bar, task):
             found = run_rows(rows, file, device, seconds, lambda what: bar.update(task, advance=1, description=what))
+        if peers and device == "cuda":
+            with progress("measuring peers", len(rows)) as (bar, task):
+                run_peers(rows, file, device, lambda what: bar.update(task, advance=1, description=what))
+            found = read(file)
     judged = verdicts(rows, found)
     seen = summary(rows, judged)
     if as_json:
@@ -51,31 +58,28 @@ def run_auto(names: list[str] | None, out: Path | None, seconds: float | None, a
 
 
 def _table(found: list[Verdict]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("shape", "auto", "forward", "best", "ratio", "with gradients", "best", "ratio", ""):
-        table.add_column(name, no_wrap=True)
+    table = Table(
+        title="Milliseconds without and with gradients; ratios: auto over the best, the peer over the best",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
+    for name in ("shape", "auto", "forward", "best", "ratio", "training", "best", "ratio", "peer", "", "", ""):
+        table.add_column(name, no_wrap=name in ("shape", "auto"))
     for one in found:
-        ratios = [f"{own / best:.2f}" if own and best else "-" for own, best in _pairs(one)]
-        table.add_row(
-            one.name,
-            one.auto,
-            _milliseconds(one.forward),
-            one.best,
-            ratios[0],
-            _milliseconds(one.training),
-            one.best_for_training,
-            ratios[1],
-            one.error,
-        )
+        ratios, beside = ([f"{x:.2f}" for x in own] + ["-", "-"] for own in (one.ratios, one.beside))
+        forwards = _milliseconds(one.forward), _milliseconds(one.best_forward), ratios[0]
+        trainings = _milliseconds(one.training), _milliseconds(one.best_training), ratios[1]
+        peers = " / ".join((_milliseconds(one.peer_forward), _milliseconds(one.peer_training)))
+        others = (one.peer, peers, " / ".join(beside[:2])) if one.peer else ("", "", "")
+        table.add_row(one.name, one.auto, *forwards, *trainings, *others, one.error)
     return table
 
 
-def _pairs(one: Verdict) -> tuple[tuple[float | None, float | None], ...]:
-    return (one.forward, one.best_forward), (one.training, one.best_training)
-
-
 def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.4g} ms"
+    return "-" if seconds is None else f"{1e3 * seconds:.3f}"
 
 
 def _words(seen: Summary) -> str:
@@ -84,4 +88,5 @@ def _words(seen: Summary) -> str:
     )
     worst = f"at worst {seen.worst:.2f} times it (promised: {WORST})"
     missing = f", {seen.missing} not measured" if seen.missing else ""
-    return f"{near}, {worst}; {seen.shapes} shapes{missing}"
+    beside = "" if seen.least is None else f"; peers take at least {seen.least:.2f} times as long as the best"
+    return f"{near}, {worst}; {seen.shapes} shapes{missing}{beside}"

@@ -18,8 +18,8 @@ class Device:
     registers. exps: exponentials. bandwidth: bytes of memory, read and written. call: one operation of torch that does
     next to nothing. step: one position of a recurrence written in torch, without its arithmetic. launch: one kernel.
     processors: multiprocessors (cores). shared: bytes of shared memory of each. registers: of each, 32-bit.
-    latency: of one turn of a kernel's loop, whatever is in it. host, host_backward: a call of kernels, and its gradients,
-    takes the host so long at least. measured: when, or where the numbers are from.
+    latency: of one turn of a kernel's loop, whatever is in it. host, host_backward: what a call of kernels and its
+    gradients take the host at least. measured: when, or where the numbers are from.
     """
 
     name: str

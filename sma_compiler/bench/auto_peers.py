@@ -1,0 +1,55 @@
+"""The times of other implementations at the shapes of `sma bench --suite auto`, wherever one supports the shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sma_compiler.bench.auto import read, write
+from sma_compiler.bench.auto_rows import AutoRow
+from sma_compiler.bench.peer_rows import ROWS, Goal, Row
+from sma_compiler.bench.peer_run import both, forward
+from sma_compiler.bench.peers import PEERS, PeerMissing
+from sma_compiler.tune.timers import Timer, by_events
+
+FASTER = Goal(1.0, 1.0)
+
+
+def peer_row(row: AutoRow) -> Row | None:
+    """A shape as the speed tables have theirs, with the peers that the op has there; None: it has none.
+
+    Their queries and keys may be shared among heads, as those of state-space models are, or not at all.
+    """
+    known = {one.spec: one for one in reversed(ROWS)}
+    sizes = {**row.sizes, "group": row.sizes.get("group", row.sizes["head"])}
+    if row.op not in known or (sizes["group"] != sizes["head"] and row.op != "mamba2"):
+        return None
+    return replace(known[row.op], name=row.name, sizes=sizes, forward=FASTER, both=FASTER, beside=())
+
+
+def peer_times(row: Row, device: str, timer: Timer = by_events) -> dict[str, tuple[float, float]]:
+    """Seconds of each peer, forward and with gradients; without those that fail."""
+    found = {}
+    arguments = row.inputs(row.sizes, device)
+    for name in row.peers:
+        try:
+            peer = PEERS[name]()
+            times = timer({"forward": forward(row, peer, arguments), "both": both(row, peer, arguments)})
+        except (PeerMissing, RuntimeError):
+            continue
+        one, other = times["forward"], times["both"]
+        if isinstance(one, float) and isinstance(other, float):
+            found[name] = one, other
+    return found
+
+
+def run_peers(rows: Sequence[AutoRow], path: Path, device: str, tick: Callable[[str], None]) -> None:
+    """Add to a file's measurements those of the peers, where it has none yet."""
+    for row in rows:
+        tick(row.name)
+        found = read(path)
+        before, own = found.get(row.name), peer_row(row)
+        if before is not None and own is not None and not before.peers:
+            found[row.name] = replace(before, peers=peer_times(own, device))
+            write(path, found)
