@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from typer.testing import CliRunner
 import sma_compiler as sma
 from sma_compiler.bench import auto
 from sma_compiler.bench.auto import ForeignMeasurements, Found, Timed, read, run_rows, write
+from sma_compiler.bench.auto_peers import peer_row, peer_times
 from sma_compiler.bench.auto_plan import situation_at
 from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
+from sma_compiler.bench.peers import PEERS, Peer
 from sma_compiler.bench.verdict import Summary, Verdict, judge, summary
 from sma_compiler.cli.main import app
 from sma_compiler.kernel.choices import Choices
@@ -104,6 +107,8 @@ def test_the_summary_counts_every_measurement() -> None:
     assert summary(rows, [one, other]) == Summary(2 / 3, 1.6, 2, 1)
     assert not summary(rows, [one, other]).kept
     assert summary(rows, [other]).kept
+    beside = replace(other, peer="p", peer_forward=3.0)
+    assert summary(rows, [one, beside]).least == 3.0
 
 
 def test_a_verdict_knows_picks_by_their_configurations() -> None:
@@ -127,6 +132,42 @@ def test_a_verdict_knows_picks_by_their_configurations() -> None:
     assert (verdict.training, verdict.best_training) == (4.6, 4.0)  # the forward of one, the gradients of the other
     assert "with the gradients of" in verdict.best_for_training
     assert "was not measured" in judge(row, Found(row.name, H100.name, "", "", "", (fast,))).error
+
+
+def test_candidates_are_measured_again_where_their_kernels_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "auto.json"
+    measured = fake(monkeypatch)
+    run_rows([SMALL], path, "cpu", None, lambda _: None)
+    (found,) = read(path).values()
+    changed = replace(found, candidates=(replace(found.candidates[0], file="other"), *found.candidates[1:]))
+    write(path, {SMALL.name: replace(changed, peers={"one": (1.0, 2.0)})})
+    again = run_rows([SMALL], path, "cpu", None, lambda _: None)[SMALL.name]
+    assert measured == 2 * [SMALL.name]
+    assert sorted(map(str, again.candidates)) == sorted(map(str, found.candidates))
+    assert again.peers == {"one": [1.0, 2.0]}
+
+
+def test_peers_are_measured_where_they_have_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row.name: peer_row(row) for row in AUTO_ROWS}
+    own = rows["mamba2-B8-T4096-H80-K128-V64-G1"]
+    assert own is not None
+    assert (own.peers, own.sizes["group"]) == (("mamba_ssm",), 1)
+    assert rows["attention-B2-T4096-H32-K128-V128-G8"] is None
+    assert rows["rwkv4-B8-T2048-H2048"] is None
+    assert sum(row is not None for row in rows.values()) >= 20
+    row = peer_row(AutoRow("retention", {"batch": 1, "time": 8, "head": 2, "key": 4, "value": 4}))
+    assert row is not None
+    call, given = row.op, row.inputs(row.sizes, "cpu")
+
+    def times(runs: Mapping[str, Callable[[], object]]) -> dict[str, float | Exception]:
+        return {name: float(run() is None) for name, run in runs.items()}
+
+    monkeypatch.setitem(PEERS, row.peers[0], lambda: Peer(lambda x: call(**x)))
+    assert peer_times(row, given, times) == {row.peers[0]: (1.0, 1.0)}
+    monkeypatch.setitem(PEERS, row.peers[0], lambda: Peer(lambda x: call(x["q"])))
+    assert peer_times(row, given, times) == {}
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

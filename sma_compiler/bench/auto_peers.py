@@ -1,4 +1,4 @@
-"""The times of other implementations at the shapes of `sma bench --suite auto`, wherever one supports the shape."""
+"""The times of other implementations at the shapes of `sma bench --suite auto`, of the same arguments."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from sma_compiler.bench.auto import read, write
 from sma_compiler.bench.auto_rows import AutoRow
 from sma_compiler.bench.peer_rows import ROWS, Goal, Row
 from sma_compiler.bench.peer_run import both, forward
-from sma_compiler.bench.peers import PEERS, PeerMissing
+from sma_compiler.bench.peers import PEERS, Arguments
+from sma_compiler.interface import library
+from sma_compiler.tune.setting import from_shape
 from sma_compiler.tune.timers import Timer, by_events
 
 FASTER = Goal(1.0, 1.0)
@@ -28,15 +32,14 @@ def peer_row(row: AutoRow) -> Row | None:
     return replace(known[row.op], name=row.name, sizes=sizes, forward=FASTER, both=FASTER, beside=())
 
 
-def peer_times(row: Row, device: str, timer: Timer = by_events) -> dict[str, tuple[float, float]]:
+def peer_times(row: Row, arguments: Arguments, timer: Timer = by_events) -> dict[str, tuple[float, float]]:
     """Seconds of each peer, forward and with gradients; without those that fail."""
     found = {}
-    arguments = row.inputs(row.sizes, device)
     for name in row.peers:
         try:
             peer = PEERS[name]()
             times = timer({"forward": forward(row, peer, arguments), "both": both(row, peer, arguments)})
-        except (PeerMissing, RuntimeError):
+        except Exception:  # a peer may fail in any way
             continue
         one, other = times["forward"], times["both"]
         if isinstance(one, float) and isinstance(other, float):
@@ -51,5 +54,7 @@ def run_peers(rows: Sequence[AutoRow], path: Path, device: str, tick: Callable[[
         found = read(path)
         before, own = found.get(row.name), peer_row(row)
         if before is not None and own is not None and not before.peers:
-            found[row.name] = replace(before, peers=peer_times(own, device))
+            given = library(row.op).program, row.shape(device), torch.bfloat16, torch.device(device)
+            arguments = from_shape(*given, training=False, seed=0).arguments.values
+            found[row.name] = replace(before, peers=peer_times(own, arguments))
             write(path, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sma_compiler.bench.auto import Found, Timed
 from sma_compiler.bench.auto_plan import situation_at
@@ -85,13 +85,8 @@ def judge(row: AutoRow, found: Found) -> Verdict:
     trained = min(_trainings(found), key=lambda item: item[1], default=("", None))
     training = None if recorded is None or backward is None else recorded + backward
     forwards, trainings = zip(*found.peers.values(), strict=True) if found.peers else ((), ())
-    return Verdict(
-        row.name,
-        auto,
-        forward,
-        *best,
-        training,
-        *trained,
+    return replace(
+        Verdict(row.name, auto, forward, *best, training, *trained),
         peer=", ".join(found.peers),
         peer_forward=min(forwards, default=None),
         peer_training=min(trainings, default=None),

@@ -15,8 +15,10 @@ from sma_compiler.cli.main import app
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.plan.devices import CPU, GPU, H100, device_row
 from sma_compiler.runtime import forecast as module
-from sma_compiler.runtime import records
-from sma_compiler.runtime.forecast import at_length, crossovers, forecast, kernel_forecast, outlook
+from sma_compiler.runtime import records, tuned
+from sma_compiler.runtime.args import bind
+from sma_compiler.runtime.forecast import Forecast, at_length, auto_pick, crossovers, forecast, kernel_forecast, outlook
+from sma_compiler.runtime.records import Pick
 from sma_compiler.runtime.usage import keep, known
 from sma_compiler.target.model import Shape, chunked, occupancy, roof
 from sma_compiler.target.resources import Resources
@@ -117,6 +119,47 @@ def test_devices_have_rows_and_unknown_ones_a_default() -> None:
     assert device_row("cuda", "a GPU of tomorrow") is GPU
     assert device_row("cpu") is CPU
     assert all("20" in row.measured or row.measured.startswith("never") for row in (CPU, GPU, H100))
+
+
+def picked(monkeypatch: pytest.MonkeyPatch, *, training: bool = False, **forward: float) -> str:
+    """What auto takes of linear_attention where its plans are predicted to take so long, twice that with gradients."""
+    found = [
+        Forecast("torch" if plan == "globally" else "triton", plan, seconds, None if plan == "recurrent" else seconds)
+        for plan, seconds in forward.items()
+    ]
+    monkeypatch.setattr(module, "forecast", lambda *_: found)
+    program = sma.library("linear_attention").program
+    return " ".join(auto_pick(program, WIDE, {}, "bfloat16", H100, "sm_90", training=training))
+
+
+def test_auto_takes_the_usual_kernels_unless_others_are_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert picked(monkeypatch, chunked=1.1, quadratic=1.0, recurrent=1.0) == "triton chunked"
+    assert picked(monkeypatch, chunked=1.3, quadratic=1.0, recurrent=2.0) == "triton quadratic"
+    assert picked(monkeypatch, chunked=1.3, recurrent=1.0) == "triton recurrent"
+    assert picked(monkeypatch, chunked=1.3, recurrent=1.0, training=True) == "triton chunked"
+    assert picked(monkeypatch, chunked=1.3, globally=1.0) == "torch globally"
+    assert picked(monkeypatch, quadratic=1.3, globally=1.0) == "torch auto"
+    assert picked(monkeypatch, quadratic=1.0, globally=1.3) == "triton quadratic"
+
+
+def test_what_auto_takes_is_asked_once_and_kept_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(*_: object, training: bool) -> Pick:
+        asked.append(training)
+        return Pick("triton", "quadratic") if training else Pick("torch", "auto")
+
+    monkeypatch.setattr(module, "auto_pick", answer)
+    op = sma.library("linear_attention")
+    x = [torch.zeros(1, 200, 2, 16, dtype=torch.bfloat16) for _ in range(3)]
+    for time in (200, 255, 200):
+        tuned.forget()
+        given = bind(op.ir, [one[:, :1].expand(1, time, 2, 16) for one in x], {})
+        assert tuned.foreseen(op.program, given, True) == Pick("triton", "quadratic")
+    assert asked == [True]
+    assert tuned.foreseen(op.program, given, False) == Pick("torch", "auto")
+    wide = bind(op.ir, [one.double() for one in x], {})
+    assert tuned.foreseen(op.program, wide, True) is None
 
 
 @pytest.mark.parametrize("name", ["simple_gla", "s4d", "linear_attention_full"])
