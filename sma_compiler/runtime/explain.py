@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from sma_compiler.call_errors import dims_text
-from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.ir.nodes import Kind
 from sma_compiler.ir.show import show_expr
@@ -16,7 +15,6 @@ from sma_compiler.kernel.derive import unplaced
 from sma_compiler.kernel.linear import is_tensor
 from sma_compiler.plan.cost import pick
 from sma_compiler.plan.devices import H100
-from sma_compiler.runtime.forecast import auto_pick
 from sma_compiler.runtime.kernels import class_sizes
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.state_layout import in_cache, layout
@@ -115,6 +113,9 @@ class Explanation:
 
     def choice(self) -> str:
         """The plan that "auto" takes for every contraction at the sizes asked about."""
+        from sma_compiler.emit.source import DEFAULTS  # loads what emits kernels
+        from sma_compiler.runtime.forecast import auto_pick
+
         sizes = {"batch": 1, "time": 1, "head": 1, "key": 1, "value": 1, **self.sizes}
         asked = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
         choices = self.program.plans.choices
