@@ -12,7 +12,7 @@ from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.pair_paths import chunked, end_of
 from sma_compiler.kernel.pair_places import PairNames
-from sma_compiler.kernel.pairs import Pairs
+from sma_compiler.kernel.pairs import Along, Pairs
 from sma_compiler.kernel.prepare import Kernel, Launch, either, name_of, shape_of
 from sma_compiler.kernel.support import Run
 
@@ -66,17 +66,23 @@ class Ahead:
         if gates is not None:
             self.launch.gates(gates, {**constants, "MASKED": self.ragged(constants)})
             b.section("The same from the first position on")
-            for (number, part), made in self.names.whole.items():
-                total = host.gates[number, "cut_all" if part.startswith("cut") else "all"]
-                b.assign(made, path("whole").call(host.gates[number, part], total, constants["C"], host.pack))
             for along in self.pairs.paths:
-                visited = {along.early != "j"} | ({along.early != "i"} if self.columns else set())
-                for late in sorted(visited) if chunked(self.pairs, along) else ():
-                    end = end_of(self.pairs, along, late)
-                    given = host.gates[along.number, end], host.gates[along.number, f"cut_{end}"]
-                    inside = path("within").call(*given, host.slots, constants["C"], late, host.pack)
-                    b.set(self.names.within[along.number, late], inside)
+                for end in ("row", "col"):
+                    if (along.number, end) in self.names.whole:
+                        self._whole(along, end, constants)
             b.section("")
+
+    def _whole(self, along: Along, end: str, constants: Mapping[str, Operand]) -> None:
+        """Make what kernels read of one end of a path."""
+        gates, names, cut, unused = self.host.gates, self.names, f"cut_{end}", path(UNUSED)
+        given = [gates.get((along.number, part), lift(None)) for part in (end, "all", cut, "cut_all")]
+        made = [*names.whole[along.number, end], names.whole.get((along.number, cut), (unused,))[0]]
+        wanted = []
+        for late in (True, False):
+            visited = self.columns or late == (along.early != "j")
+            wanted.append(visited and chunked(self.pairs, along) and end_of(self.pairs, along, late) == end)
+            made.append(names.within[along.number, late] if wanted[-1] else unused)
+        self.b.assign(made, path("whole").call(*given, constants["C"], *wanted, self.host.pack))
 
     def ragged(self, constants: Mapping[str, Operand]) -> E:
         """Whether some chunk may be short."""

@@ -27,24 +27,33 @@ def spread(x, M: tl.constexpr):
 def whole_kernel(
     inner_ptr,
     total_ptr,
+    cut_ptr,
+    cuts_ptr,
     cu_ptr,
     high_ptr,
     low_ptr,
+    count_ptr,
+    late_ptr,
+    early_ptr,
     T,
     S,
     SLOTS,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What the positions of a chunk sum to, from the first chunk on, and what that loses."""
+    """What the positions of a chunk sum to, from the first chunk on, and what lies between them and its ends."""
     slot = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     _, t0, end = find_chunk(cu_ptr, row, slot, T, S, C)
+    if t0 >= end:
+        return
     before = tl.zeros([BLOCK], dtype=tl.float64)
+    counted = tl.zeros([BLOCK], dtype=tl.int32)
     for first in range(0, slot, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        total = tl.load(total_ptr + row * SLOTS + at, mask=at < slot, other=0)
-        before += total.to(tl.float64)
+        before += tl.load(total_ptr + row * SLOTS + at, mask=at < slot, other=0).to(tl.float64)
+        if cuts_ptr is not None:
+            counted += tl.load(cuts_ptr + row * SLOTS + at, mask=at < slot, other=0)
     t = t0 + tl.arange(0, C)
     at = row * T + t
     inner = tl.load(inner_ptr + at, mask=t < end, other=0)
@@ -53,54 +62,37 @@ def whole_kernel(
     tl.store(high_ptr + at, high, mask=t < end)
     if low_ptr is not None:
         tl.store(low_ptr + at, (x - high.to(tl.float64)).to(tl.float32), mask=t < end)
+    if cut_ptr is not None:
+        cut = tl.load(cut_ptr + at, mask=t < end, other=0)
+        tl.store(count_ptr + at, tl.sum(counted, 0) + cut, mask=t < end)
+        if late_ptr is not None:
+            begun = row * T + t0
+            clear = cut == tl.load(cut_ptr + begun)
+            late = tl.where(clear, inner - tl.load(inner_ptr + begun), -float("inf"))
+            tl.store(late_ptr + at, late, mask=t < end)
+        if early_ptr is not None:
+            ended = row * T + tl.minimum(t0 + C, end) - 1
+            clear = cut == tl.load(cut_ptr + ended)
+            early = tl.where(clear, tl.load(inner_ptr + ended) - inner, -float("inf"))
+            tl.store(early_ptr + at, early, mask=t < end)
 
 
-def whole(inner, total, chunk, cu_seqlens):
-    """Sums up to each position, [B, H, T], of those in chunks and over whole ones; fp32 in two parts."""
+def whole(inner, total, cut, cuts, chunk, late, early, cu_seqlens):
+    """Sums up to each position, [B, H, T], from those in chunks and of whole ones; fp32 in two parts, and of cuts.
+
+    late, early: whether to give what lies between a position and the first or the last one of its chunk, too: -inf
+    over a cut.
+    """
     batch, heads, time = inner.shape
     high = torch.empty_like(inner)
     low = torch.empty_like(inner) if inner.dtype == torch.float32 else None
+    count = None if cut is None else torch.empty_like(cut)
+    ends = [torch.empty_like(inner) if wanted else None for wanted in (late, early)]
     slots = total.shape[2]
-    count = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    given = (inner, total, cu_seqlens, high, low, time, count, slots)
-    whole_kernel[(slots, batch * heads)](*given, C=chunk, BLOCK=1024, num_warps=4)
-    return high, low
-
-
-@triton.jit
-def within_kernel(
-    inner_ptr,
-    cut_ptr,
-    cu_ptr,
-    out_ptr,
-    T,
-    S,
-    LATE: tl.constexpr,
-    C: tl.constexpr,
-):
-    """The decays of a chunk from its first position to every one, or from each to the last."""
-    row = tl.program_id(1).to(tl.int64)
-    _, t0, end = find_chunk(cu_ptr, row, tl.program_id(0), T, S, C)
-    if t0 >= end:
-        return
-    other = t0 if LATE else tl.minimum(t0 + C, end) - 1
-    t = t0 + tl.arange(0, C)
-    inner = tl.load(inner_ptr + row * T + t, mask=t < end, other=0)
-    inner = inner - tl.load(inner_ptr + row * T + other)
-    cut = tl.load(cut_ptr + row * T + t, mask=t < end, other=0)
-    cut = cut - tl.load(cut_ptr + row * T + other)
-    x = tl.where(cut == 0, inner if LATE else -inner, -float("inf"))
-    tl.store(out_ptr + row * T + t, x, mask=t < end)
-
-
-def within(inner, cuts, slots, chunk, late, cu_seqlens):
-    """log2 decays between positions and an end of their chunks, [B, H, T]: -inf over a cut."""
-    batch, heads, time = inner.shape
-    out = torch.empty_like(inner)
-    count = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    given = (inner, cuts, cu_seqlens, out, time, count)
-    within_kernel[(slots, batch * heads)](*given, LATE=late, C=chunk, num_warps=2)
-    return out
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    given = (inner, total, cut, cuts, cu_seqlens, high, low, count, *ends, time, sequences, slots)
+    whole_kernel[(slots, batch * heads)](*given, C=chunk, BLOCK=256, num_warps=1)
+    return high, low, count, *ends
 
 
 def along_paths(late, early, late_closed, early_closed):

@@ -59,7 +59,7 @@ MUTANTS = {
     "no slope": ("alibi", "* b_apart", "* 0.0 * b_apart"),
     "no rows' exponents": ("forgetting", "tl.log2(b_norm) + b_row_m", "tl.log2(b_norm)"),
     "cut rows": ("bias", 'tl.where(m_clear, tl.max(b_s_2, 1) + gap_2, -float("inf"))', "tl.max(b_s_2, 1) + gap_2"),
-    "cuts inside": ("bias", "x = tl.where(cut == 0,", "x = tl.where(cut < 99,"),
+    "cuts inside": ("bias", "clear = cut == tl.load(", "clear = cut < 99 + tl.load("),
     "no gap": ("bias", "tl.load(p_low_col + at) - low_row_0", "row_0 - tl.load(p_col + at)"),
 }
 """For each the op, a text of its file and what takes its place."""
