@@ -75,12 +75,11 @@ def quadratic(
     builders["forward"] = PairForward(member, walk, names, read, named, held)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     weighed, tables = member.weight is not None, bool(member.tables)
-    short = member.support.lo is not None
-    configs = {"forward": choices.apply("forward", config.pairs(sizes, dtype, target, weighed=weighed, short=short))}
+    configs = {"forward": choices.apply("forward", config.pairs(sizes, dtype, target, weighed=weighed))}
     launcher = PairLauncher(member, names, read, named).build(kernels, _in_chunks(configs)["forward"])
 
     def configured(sums: bool) -> Mapping[str, PairConfig]:
-        usual = config.pairs_backward(sizes, dtype, target, weighed=weighed, short=short, sums=sums, tables=tables)
+        usual = config.pairs_backward(sizes, dtype, target, weighed=weighed, sums=sums, tables=tables)
         configs.update({role: choices.apply(role, usual[role]) for role in PAIRS})
         return _in_chunks({**usual, **{role: configs[role] for role in PAIRS}})
 

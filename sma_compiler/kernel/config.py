@@ -276,10 +276,12 @@ def columns(scan: Config) -> Config:
     return replace(scan, chunk=4, programs=0, every=16)
 
 
-def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, short: bool) -> PairConfig:
+def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool) -> PairConfig:
     """The configuration of the quadratic forward kernel.
 
-    weighed: whether masks give live pairs weights. short: whether rows do not see all that lies before them.
+    On an H100 two programs of four warps share a multiprocessor: one weighs pairs while the other multiplies.
+
+    weighed: whether masks give live pairs weights.
     """
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     if dtype == "float32":
@@ -289,18 +291,18 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, s
     elif wide > 128:
         found = PairConfig(rows=128, columns=32 if weighed else 64, warps=8, stages=2, chunk=64, least=64)
     else:
-        found = PairConfig(rows=128, columns=64 if weighed or short else 128, warps=8, stages=3, chunk=64, least=64)
+        found = PairConfig(rows=64, columns=64, warps=4, stages=3, chunk=64, least=64)
     return replace(found, assembly=target.startswith("sm_"))
 
 
 def pairs_backward(
-    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, short: bool, sums: bool, tables: bool
+    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, sums: bool, tables: bool
 ) -> Mapping[str, PairConfig]:
     """The configurations of the quadratic gradients, by kernel.
 
-    weighed, short: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
+    weighed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
     """
-    forward = pairs(sizes, dtype, target, weighed=weighed, short=short)
+    forward = pairs(sizes, dtype, target, weighed=weighed)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
@@ -311,7 +313,7 @@ def pairs_backward(
         queries = replace(forward, rows=32 if weighed else 64, columns=64, stages=1 if weighed else 2)
         keys = replace(queries, rows=64, columns=32)
     else:
-        queries = replace(forward, columns=32 if tables else 64, stages=2 if tables else 3)
+        queries = replace(forward, rows=128, columns=32 if tables else 64, warps=8, stages=2 if tables else 3)
         narrow = sums and tables
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3 if narrow else 2)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}
