@@ -276,12 +276,13 @@ def columns(scan: Config) -> Config:
     return replace(scan, chunk=4, programs=0, every=16)
 
 
-def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool) -> PairConfig:
+def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool) -> PairConfig:
     """The configuration of the quadratic forward kernel.
 
-    On an H100 two programs of four warps share a multiprocessor: one weighs pairs while the other multiplies.
+    On an H100 two programs of four warps share a multiprocessor: one weighs pairs while the other multiplies. With
+    paths beside them their tiles do not fit twice.
 
-    weighed: whether masks give live pairs weights.
+    weighed: whether masks give live pairs weights. paths: whether some are made ahead.
     """
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     if dtype == "float32":
@@ -290,19 +291,21 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool) -
         found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
     elif wide > 128:
         found = PairConfig(rows=128, columns=32 if weighed else 64, warps=8, stages=2, chunk=64, least=64)
+    elif paths:
+        found = PairConfig(rows=128, columns=64, warps=8, stages=3, chunk=64, least=64)
     else:
         found = PairConfig(rows=64, columns=64, warps=4, stages=3, chunk=64, least=64)
     return replace(found, assembly=target.startswith("sm_"))
 
 
 def pairs_backward(
-    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, sums: bool, tables: bool
+    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool, sums: bool, tables: bool
 ) -> Mapping[str, PairConfig]:
     """The configurations of the quadratic gradients, by kernel.
 
-    weighed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
+    weighed, paths: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
     """
-    forward = pairs(sizes, dtype, target, weighed=weighed)
+    forward = pairs(sizes, dtype, target, weighed=weighed, paths=paths)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
