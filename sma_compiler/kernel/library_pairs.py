@@ -50,10 +50,12 @@ def whole_kernel(
     before = tl.zeros([BLOCK], dtype=tl.float64)
     counted = tl.zeros([BLOCK], dtype=tl.int32)
     for first in range(0, slot, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        before += tl.load(total_ptr + row * SLOTS + at, mask=at < slot, other=0).to(tl.float64)
+        o_s = first + tl.arange(0, BLOCK)
+        at = row * SLOTS + o_s
+        total = tl.load(total_ptr + at, mask=o_s < slot, other=0)
+        before += total.to(tl.float64)
         if cuts_ptr is not None:
-            counted += tl.load(cuts_ptr + row * SLOTS + at, mask=at < slot, other=0)
+            counted += tl.load(cuts_ptr + at, mask=o_s < slot, other=0)
     t = t0 + tl.arange(0, C)
     at = row * T + t
     inner = tl.load(inner_ptr + at, mask=t < end, other=0)
@@ -90,8 +92,10 @@ def whole(inner, total, cut, cuts, chunk, late, early, cu_seqlens):
     ends = [torch.empty_like(inner) if wanted else None for wanted in (late, early)]
     slots = total.shape[2]
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    given = (inner, total, cut, cuts, cu_seqlens, high, low, count, *ends, time, sequences, slots)
-    whole_kernel[(slots, batch * heads)](*given, C=chunk, BLOCK=256, num_warps=1)
+    given = (inner, total, cut, cuts, cu_seqlens)
+    made, sizes = (high, low, count, *ends), (time, sequences, slots)
+    grid = (slots, batch * heads)
+    whole_kernel[grid](*given, *made, *sizes, C=chunk, BLOCK=256, num_warps=1)
     return high, low, count, *ends
 
 

@@ -19,7 +19,7 @@ ROLES = {
     "relative": ["gates", "forward", "gates", "dq", "dkv", "lags", "chain"],
 }
 
-HELPERS = ("whole_kernel", "within_kernel", "total_kernel")
+HELPERS = ("whole_kernel", "total_kernel")
 """Kernels of helpers: what paths sum to, from what their chunks do, and gradients that positions share."""
 
 
