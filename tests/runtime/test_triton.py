@@ -74,7 +74,7 @@ def test_explain_says_what_runs_an_op_and_why() -> None:
     assert "\n  on an H100   torch: key = 2048: a state of 256 channels fits on chip" in text
     text = str(sma.library("attention").explain({"K": 64, "T": 4096}))
     assert "\n  triton       quadratic in bf16, fp16 and fp32 on GPUs, with gradients quadratic" in text
-    assert "\n  quadratic tiles of 128 x 128 a head: 496 full, 32 partial, 496 skipped; " in text
+    assert "\n  quadratic tiles of 64 x 64 a head: 2016 full, 64 partial, 2016 skipped; " in text
     assert text.endswith("\n  on an H100   triton quadratic")
     text = str(sma.library("delta_net").explain({"K": 64}))
     assert "\n  triton       no kernel: kernels exist for one `attend`" in text
