@@ -50,7 +50,7 @@ class Recurrence:
 class PairConfig:
     """A quadratic kernel. rows, columns: of a tile. chunk: positions that decays are summed over ahead.
 
-    least: channels of a tile where a head has fewer.
+    least: channels of a tile where a head has fewer. held: whether a program holds its queries in registers.
     """
 
     rows: int
@@ -60,6 +60,7 @@ class PairConfig:
     chunk: int
     assembly: bool = False
     least: int = 16
+    held: bool = False
 
 
 AnyConfig = Config | Recurrence | PairConfig
@@ -280,7 +281,7 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, p
     """The configuration of the quadratic forward kernel.
 
     On an H100 two programs of four warps share a multiprocessor: one weighs pairs while the other multiplies. With
-    paths beside them their tiles do not fit twice.
+    what is read of paths, two of 128 channels fit on it only where queries are held in registers.
 
     weighed: whether masks give live pairs weights. paths: whether some are made ahead.
     """
@@ -291,10 +292,8 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, p
         found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
     elif wide > 128:
         found = PairConfig(rows=128, columns=32 if weighed else 64, warps=8, stages=2, chunk=64, least=64)
-    elif paths:
-        found = PairConfig(rows=128, columns=64, warps=8, stages=3, chunk=64, least=64)
     else:
-        found = PairConfig(rows=64, columns=64, warps=4, stages=3, chunk=64, least=64)
+        found = PairConfig(rows=64, columns=64, warps=4, stages=3, chunk=64, least=64, held=paths and wide > 64)
     return replace(found, assembly=target.startswith("sm_"))
 
 
@@ -316,7 +315,9 @@ def pairs_backward(
         queries = replace(forward, rows=32 if weighed else 64, columns=64, stages=1 if weighed else 2)
         keys = replace(queries, rows=64, columns=32)
     else:
-        queries = replace(forward, rows=128, columns=32 if tables else 64, warps=8, stages=2 if tables else 3)
+        queries = replace(
+            forward, rows=128, columns=32 if tables else 64, warps=8, held=False, stages=2 if tables else 3
+        )
         narrow = sums and tables
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3 if narrow else 2)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

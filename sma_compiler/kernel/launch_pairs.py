@@ -123,7 +123,8 @@ def shape_of_tiles(config: PairConfig, *, columns: bool = False) -> dict[str, Op
     """What a kernel with a configuration is compiled for. columns: whether programs own columns and go over rows."""
     visited = config.rows if columns else config.columns
     repeats = max(1, WIDTH * config.warps // visited)
-    return {"BM": config.rows, "BN": config.columns, "STAGES": config.stages, "REPEATS": repeats}
+    tile = {"BM": config.rows, "BN": config.columns, "STAGES": config.stages}
+    return {**tile, "REPEATS": repeats, "HELD": config.held}
 
 
 class PairLauncher(Launch):

@@ -98,7 +98,7 @@ def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Argument
 
 def module(op: CompiledOp, dtype: str, old: str = "", new: str = "") -> ModuleType:
     """An op's file with tiles of 32 by 16, so that short sequences have several; `old` replaced by `new`."""
-    small = config.PairConfig(rows=2 * TILE, columns=TILE, warps=4, stages=1, chunk=TILE)
+    small = config.PairConfig(rows=2 * TILE, columns=TILE, warps=4, stages=1, chunk=TILE, held=True)
     config.pairs = lambda *_, **__: small
     turned = config.PairConfig(rows=TILE, columns=2 * TILE, warps=4, stages=1, chunk=TILE)
     square = config.PairConfig(rows=TILE, columns=TILE, warps=4, stages=1, chunk=TILE)
