@@ -319,5 +319,5 @@ def pairs_backward(
             forward, rows=128, columns=32 if tables else 64, warps=8, held=False, stages=2 if tables else 3
         )
         narrow = sums and tables
-        keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3 if narrow else 2)
+        keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

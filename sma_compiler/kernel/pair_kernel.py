@@ -327,11 +327,11 @@ class PairKernel(PathKernel):
         value = call("tl.load", at, mask=inside, other=0, tile=Tile("in", at.tile.shape)).to("fp32")
         return b.let(f"b_{table.leaf.name}", value)
 
-    def product(self, own: E, other: E) -> E:
-        """The scores of a tile; in fp64 sums to the last bit the same, whichever end the program owns."""
+    def product(self, own: E, other: E, total: E | None = None) -> E:
+        """The scores of a tile, on top of a total; in fp64 sums the same to the last bit whichever end is owned."""
         if self.pairs.wide and self.own == "j":
             return trans(dot(other, trans(own)))
-        return dot(own, trans(other))
+        return dot(own, trans(other), total)
 
     def scale(self, static: Lowering) -> E | None:
         """What scores are multiplied by, under a softmax times log2(e); None: 1."""

@@ -72,12 +72,17 @@ class KeyGradient(PairGradient):
             dn = self.operand(other, self.dn, "dn", "value")
             rows = self.rows_of(other)
             pair = self.lowering(place, own, other, static, visit, seen)
+            scores = b.let("b_s", self.product(k, q))
+            begun: E | None = None
+            if not (visit.masked or self.pairs.wide):  # it runs while weights are made of the scores
+                begun = b.let("b_dp", self.product(v, dn, rows[1]))
+                rows = rows[0], None
 
             def dweights(weights: E) -> E:
                 b.set(dv, self.plus(dv, weights.to("dot"), dn))  # first, so that few tiles are held at once
-                return b.let("b_dp", self.product(v, dn))
+                return b.let("b_dp", self.product(v, dn)) if begun is None else begun
 
-            _, ds = self.pair(pair, b.let("b_s", self.product(k, q)), dweights, scale, rows)
+            _, ds = self.pair(pair, scores, dweights, scale, rows)
             b.set(dk, self.plus(dk, ds.to("dot"), q))
 
         self.visits(place, body)

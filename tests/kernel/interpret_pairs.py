@@ -47,6 +47,7 @@ MUTANTS = {
     "no totals": ("simple_gla", "tl.sum(before, 0) + inner", "inner"),
     "no shrinking": ("attention", "b_norm * b_shrink", "b_norm"),
     "no delta": ("attention", "b_dp - -b_delta[:, None]", "b_dp"),
+    "no start": ("alibi", "tl.trans(b_dy), spread(b_delta, BN), ", "tl.trans(b_dy), "),
     "no scale": ("attention", "b_dq = b_dq * factor", "b_dq = b_dq"),
     "open path": ("forgetting", "early_dgate, True, False)", "early_dgate, False, False)"),
     "one head": ("alibi", "i_g * HEADS + i_r", "i_g * HEADS"),
@@ -63,7 +64,7 @@ MUTANTS = {
     "no gap": ("bias", "tl.load(p_low_col + at) - low_row_0", "row_0 - tl.load(p_col + at)"),
 }
 """For each the op, a text of its file and what takes its place."""
-NARROW = ("no rows' exponents", "cut rows", "cuts inside", "no gap")
+NARROW = ("no start", "no rows' exponents", "cut rows", "cuts inside", "no gap")
 """Those of fp16 files."""
 RESULT = ("batch", "time", "head", "value")
 TILE = 16
