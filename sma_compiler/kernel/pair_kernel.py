@@ -187,7 +187,8 @@ class PairKernel(PathKernel):
             return held if default is begin else pointwise("tl.minimum", held, default, dtype="int32")
 
         def over(first: Operand, stop: E, masked: bool, skip: tuple[E, E] | None = None) -> None:
-            steps = call("tl.range", first, stop, tile=Tile("int32"), num_stages=size("STAGES"))
+            stages = self.masked_stages if masked else size("STAGES")
+            steps = call("tl.range", first, stop, tile=Tile("int32"), num_stages=stages)
             with b.scope(), b.loop(f"i_{letter}", steps, Tile("int32")) as tile:
                 if skip is not None:
                     near, far = skip
@@ -279,6 +280,11 @@ class PairKernel(PathKernel):
         names = (f"b_ramp_{LETTERS[side.letter]}" for side in (own, other))
         own_ramp, ramp = (b.let(name, x) for name, x in zip(names, (mine, theirs), strict=True))
         return (own_ramp, -ramp) if late else (-own_ramp, ramp)
+
+    @property
+    def masked_stages(self) -> E:
+        """How many tiles are in flight where some pairs are not live."""
+        return size("STAGES")
 
     @property
     def live_name(self) -> str:

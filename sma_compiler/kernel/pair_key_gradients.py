@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sma_compiler.kernel.build import E, call, zeros
+from sma_compiler.kernel.build import E, call, choose, size, zeros
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
@@ -41,6 +41,11 @@ class KeyGradient(PairGradient):
             self.write(group, held, output, self.tensors.outputs[output.name])
         doc = ("One program sums the gradients of one tile of keys and values over the queries that see them.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    @property
+    def masked_stages(self) -> E:
+        """Two at most: masks take registers, which the loop of whole tiles would lack as well."""
+        return choose(size("STAGES") > 2, 2, size("STAGES"))
 
     def _head(
         self,
