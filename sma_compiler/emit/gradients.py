@@ -29,7 +29,7 @@ from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.shared_walk import ChunkRows, ChunkStates, SharedHeads, may_share
 from sma_compiler.kernel.split import LocalStates
-from sma_compiler.kernel.stabilised import Stabilised, StabilisedBack
+from sma_compiler.kernel.stabilised import StabilisedAgain, StabilisedBack, StabilisedParts
 from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
@@ -154,6 +154,7 @@ def scanned(
     plans: Plans,
     common: Config,
     forward: Config,
+    ahead: Collection[str],
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
 ) -> Gradients:
@@ -169,7 +170,7 @@ def scanned(
     assert made.leaves is not None
     op = member.op
     name, cut = f"{op.name}_backward", common.programs > 0
-    roles = {role: f"{op.name}_{role}_kernel" for role in ("again", "back", "local_both")}
+    roles = {role: f"{op.name}_{role}_kernel" for role in ("again", "back", "local_both", "local_states")}
     held = frozenset({*reserved, *roles.values()})
     outer = host(member, held, made.reads, name=name)
     names = named_scan(made, outer, cut)
@@ -177,20 +178,28 @@ def scanned(
     every = common.every * common.chunk if common.every > 1 else 0
     of_again, of_back = names.walks["again"], names.walks["back"]
     builders: dict[str, Maker] = {}
-    if cut:
-        handed = {("handed", 0): of_back.local["matrix", 0]}
-        builders["local_both"] = Locals(again, outer, replace(of_again, sums=handed), held, True, 0, made.leaves)
+    handed = {("handed", 0): of_back.local["matrix", 0]} if cut else {}
     if member.stabilised:
-        builders["again"] = Stabilised(again, outer, of_again, held, cut, every)
+        if cut:
+            builders["local_states"] = StabilisedParts(again, outer, of_again, held, parts=True)
+            more = {**of_again.sums, **handed, ("decays", 0): of_back.local["decay", 0]}
+            of_again = replace(of_again, sums=more)
+        builders["again"] = StabilisedAgain(again, outer, of_again, held, cut, every, made.leaves)
         builders["back"] = StabilisedBack(back, outer, of_back, held, cut, every, made.leaves)
     else:
+        if cut:
+            of_parts = replace(of_again, sums=handed)
+            builders["local_both"] = Locals(again, outer, of_parts, held, True, 0, made.leaves)
         builders["again"] = Again(again, outer, of_again, held, cut, every, made.leaves)
         builders["back"] = Back(back, outer, of_back, held, cut, every, made.leaves)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
     keeping = replace(forward, chunk=forward.chunk if every else common.chunk)
     configs = {again.name: keeping, back.name: common}
     built = ScanBackwardLauncher(made, outer, names, every).build(name, kernels, common, configs)
-    return Gradients(tuple(builders.values()), tuple(kernels.values()), (built,), configs=configs)
+    own = tuple(role for role in builders if role not in ahead)
+    return Gradients(
+        tuple(builders[role] for role in own), tuple(kernels[role] for role in own), (built,), configs=configs
+    )
 
 
 def chunked_walks(

@@ -31,7 +31,7 @@ from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.scan import LocalScan, Scan, is_scan
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.split import LocalStates
-from sma_compiler.kernel.stabilised import Stabilised
+from sma_compiler.kernel.stabilised import Stabilised, StabilisedParts
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
@@ -128,8 +128,8 @@ def _chunked(
 ) -> Emitted:
     """The chunked plan: fused, or split for long sequences. plan: as it was asked for."""
     member = linear(op, plans, "chunked", exact=dtype == "float32")
-    if len(member.channels) > 1:
-        if not is_scan(member):
+    if len(member.channels) > 1 or member.stabilised:
+        if not (member.stabilised or is_scan(member)):
             raise NoTritonKernel(op.name, plan, "a sum over value channels is no part of a tile of both channels")
         return _recurrent(op, plans, plan, sizes, dtype, target, choices)
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
@@ -207,8 +207,9 @@ def _recurrent(
         scan = partial(_scan, member, sizes, dtype, target, parts=plan == "chunked")
         forward = choices.apply("recurrent", scan())
         cut = forward.programs > 0
-        builders = [(Stabilised if member.stabilised else Scan)(walk, names, named, reserved, parts=cut)]
-        builders += [LocalScan(walk, names, named, reserved, parts=True)] if cut else []
+        whole, part = (Stabilised, StabilisedParts) if member.stabilised else (Scan, LocalScan)
+        builders = [whole(walk, names, named, reserved, parts=cut)]
+        builders += [part(walk, names, named, reserved, parts=True)] if cut else []
         made = {role: _kernel(x, roles[role]) for role, x in zip(("forward", "local_states"), builders, strict=False)}
         launchers = [ScanLauncher(member, walk, names, named).build(made, forward)]
     else:
@@ -227,12 +228,14 @@ def _recurrent(
     if scans:
         common = choices.apply("backward", scan(gradients=True))
         again = scan() if member.stabilised else choices.apply("again", config.scan_again(common))
-        back = scanned(member, plans, common, again, reserved, _kernel)
+        back = scanned(member, plans, common, again, made, reserved, _kernel)
     else:
         exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
         back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
-    helpers = ["scan_parts_kernel"] if scans and (common.programs or cut) else []
+    joins = {"scan_parts_kernel": common.programs or cut and not member.stabilised}
+    joins["scan_sums_kernel"] = member.stabilised and (common.programs or cut)
+    helpers = [name for name, needed in joins.items() if scans and needed]
     how = "chunked, positions in parts" if plan != "recurrent" and cut else "recurrent"
     found = _emitted(header(op, plans, how), builders, kernels, launchers, back, helpers)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})

@@ -273,8 +273,8 @@ def scan_again(back: Config) -> Config:
 
 
 def columns(scan: Config) -> Config:
-    """That of sums in units of exponentials, from that of gates of both axes: a position takes many registers."""
-    return replace(scan, chunk=4, programs=0, every=16)
+    """That of sums in units of exponentials, from that of gates of both axes: a thread has positions one by one."""
+    return replace(scan, chunk=1, outer=128, warps=1, every=64, registers=0)
 
 
 def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool) -> PairConfig:

@@ -129,10 +129,13 @@ class ScanBackwardLauncher(BackwardLauncher):
         """Launch a walk."""
         tensors, tiles, rows = self.names.walks[walk.name], self.tiles[walk.name], self.host.sequences
         given = {**constants, "BV": self.wide[walk.name], "C": config.chunk, "STAGES": config.stages}
+        back, stabilised = self.made.walks[1], self.linear.stabilised
         if self.cuts and walk.name == "again":
-            back = self.made.walks[1]
-            others = ((back, self.names.walks[back.name]),)
-            self.begin(kernels["local_both"], walk, tensors, given, tiles, config, others)
+            local = kernels["local_states" if stabilised else "local_both"]
+            self.begin(local, walk, tensors, given, tiles, config, ((back, self.names.walks[back.name]),))
+        elif self.cuts and stabilised:
+            with self.b.branch(tensors.parts > 1):
+                self.join(walk, tensors)
         rows = rows * tensors.parts if self.cuts else rows
         grid = sequence([self.host.heads * tiles, rows])
         self.b.do(kernels[walk.name].launch(grid, given, config.warps, config.registers))

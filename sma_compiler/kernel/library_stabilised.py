@@ -1,6 +1,6 @@
 """Leaf helpers of emitted kernels for sums of exponentials that are kept in units of the largest one.
 
-Sums are n and d, their unit is exp(m); -1e30 is the logarithm of nothing.
+Sums are n and d, their unit is exp(m); -1e30 is the logarithm of nothing. EXACT: powers to rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from sma_compiler.kernel.library import exact_exp
+from sma_compiler.kernel.library_channels import nothing
 
 
 @triton.jit
@@ -20,98 +21,149 @@ def plus_rest(a, b):
 
 
 @triton.jit
-def sums_joined(g, n, d, m, g2, n2, d2, m2):
-    """Two runs of positions, each as its log gates and the sums behind it, as one."""
-    s, rest = plus_rest(m, g2)
-    m = tl.maximum(s, m2)
-    old = exact_exp((s - m) + rest)
-    new = exact_exp(m2 - m)
-    return g + g2, n * old + n2 * new, d * old + d2 * new, m
+def power(x, EXACT: tl.constexpr):
+    """exp(x)."""
+    return exact_exp(x) if EXACT else tl.exp(x)
 
 
 @triton.jit
-def sums_joined_both(g, n, d, m, h, a, b, c, g2, n2, d2, m2, h2, a2, b2, c2):
-    """`sums_joined` with the second run, and with the second run without its last position."""
-    h, a, b, c = sums_joined(g, n, d, m, h2, a2, b2, c2)
-    g, n, d, m = sums_joined(g, n, d, m, g2, n2, d2, m2)
-    return g, n, d, m, h, a, b, c
+def power_of_rest(x):
+    """exp(x) of what a sum rounded away; nothing may lose all that is added to it."""
+    x = tl.maximum(x, -1.0)
+    return 1.0 + x * (1.0 + x * (0.5 + x * (0.16666667 + x * 0.041666668)))
 
 
 @triton.jit
-def rows_of_state(s):
-    """Sums and the logarithm of their unit, [V], which are the rows of a state [4, V]."""
-    o_s = tl.arange(0, s.shape[0])[:, None]
-    n = tl.sum(tl.where(o_s == 0, s, 0.0), 0)
-    d = tl.sum(tl.where(o_s == 1, s, 0.0), 0)
-    m = tl.sum(tl.where(o_s == 2, s, 0.0), 0)
-    return n, d, tl.maximum(m, -1e30)
+def sums_joined(n, d, m, g, n2, d2, m2, EXACT: tl.constexpr):
+    """Sums that g decays and further ones as one, their unit, and what both weigh in it: one of them 1, or almost."""
+    s, rest = plus_rest(m, g)
+    late = s < m2
+    less = power(tl.where(late, (s - m2) + rest, m2 - s), EXACT)
+    old = tl.where(late, less, power_of_rest(rest))
+    new = tl.where(late, 1.0, less)
+    return n * old + n2 * new, d * old + d2 * new, tl.maximum(s, m2), old, new
 
 
 @triton.jit
-def state_rows(n, d, m, position):
-    """The state at one position of a tile [C, V], as rows."""
-    here = tl.arange(0, m.shape[0])[:, None] == position
-    n = tl.sum(tl.where(here, n, 0.0), 0)[None, :]
-    d = tl.sum(tl.where(here, d, 0.0), 0)[None, :]
-    m = tl.sum(tl.where(here, m, 0.0), 0)[None, :]
+def row_of(x, r):
+    """Row r of a tile [R, V]: a thread has all rows of a channel, and its registers are renamed."""
+    o_r = tl.arange(0, x.shape[0])[:, None]
+    return tl.sum(tl.where(o_r == r, x, nothing(x.shape)), 0)
+
+
+@triton.jit
+def state_rows(n, d, m):
+    """Sums and the logarithm of their unit, [V], as the rows of a state [4, V]."""
     o_s = tl.arange(0, 4)[:, None]
+    n, d, m = n[None, :], d[None, :], m[None, :]
     return tl.where(o_s == 0, n, tl.where(o_s == 1, d, tl.where(o_s == 2, m, 0.0)))
 
 
 @triton.jit
-def sums_along(g, n, d, m, s):
-    """Sums and units after every position of a tile [C, V] and before it, from a state [4, V] on.
+def sums_along(g, n, d, m, s, EXACT: tl.constexpr):
+    """Sums and their unit before every position of a tile [C, V], what both weigh that it joins; the state behind.
 
-    A position decays by g what it finds, and adds n and d in units of exp(m).
+    A position decays by g what it finds, and adds n and d in units of exp(m). s: the state before the tile, [4, V].
     """
-    n0, d0, m0 = rows_of_state(s)
-    n0, d0, m0 = n0[None, :], d0[None, :], m0[None, :]
-    first = tl.arange(0, m.shape[0])[:, None] == 0
-    none = tl.zeros_like(m)
-    _, n1, d1, m1 = sums_joined(none, n0, d0, m0, g, n, d, m)
-    n = tl.where(first, n1, n)
-    d = tl.where(first, d1, d)
-    m = tl.where(first, m1, m)
-    a = tl.where(first, n0, 0.0)
-    b = tl.where(first, d0, 0.0)
-    c = tl.where(first, m0, -1e30)
-    runs = (g, n, d, m, none, a, b, c)
-    _, n, d, m, _, a, b, c = tl.associative_scan(runs, 0, sums_joined_both)
-    return n, d, m, a, b, c
+    o_c = tl.arange(0, g.shape[0])[:, None]
+    a, b, c = row_of(s, 0), row_of(s, 1), tl.maximum(row_of(s, 2), -1e30)
+    above, below, top, old, new = n, d, m, m, m
+    for t in tl.static_range(g.shape[0]):
+        here = o_c == t
+        above = tl.where(here, a[None, :], above)
+        below = tl.where(here, b[None, :], below)
+        top = tl.where(here, c[None, :], top)
+        a, b, c, e, w = sums_joined(a, b, c, row_of(g, t), row_of(n, t), row_of(d, t), row_of(m, t), EXACT)
+        old = tl.where(here, e[None, :], old)
+        new = tl.where(here, w[None, :], new)
+    return above, below, top, old, new, state_rows(a, b, c)
 
 
 @triton.jit
-def sums_back(g, n, d, m, s):
-    """The same from the end of the tile."""
-    g, n, d, m = tl.flip(g, 0), tl.flip(n, 0), tl.flip(d, 0), tl.flip(m, 0)
-    n, d, m, a, b, c = sums_along(g, n, d, m, s)
-    n, d, m = tl.flip(n, 0), tl.flip(d, 0), tl.flip(m, 0)
-    return n, d, m, tl.flip(a, 0), tl.flip(b, 0), tl.flip(c, 0)
+def sums_seen(n, d, s, rest, score, more, x, EXACT: tl.constexpr):
+    """What rows sum and by what they divide, and the weights in it of the past and of their own column.
 
-
-@triton.jit
-def sums_seen(n, d, m, g, score, more, x):
-    """What rows sum and by what they divide, the logarithm of the unit, and the weights of the past and of their own.
-
-    Rows read sums that g decays, and x, which weighs exp(score + more).
+    The unit of the past is exp(s + rest), and x weighs exp(score + more).
     """
-    s, rest = plus_rest(m, g)
-    top = tl.maximum(s, score + more)
-    old = exact_exp((s - top) + rest)
-    own = exact_exp((score - top) + more)
-    return n * old + x * own, d * old + own, top, old, own
+    top, left = plus_rest(score, more)
+    late = s < top
+    less = power(tl.where(late, (s - top) + rest, (score - s) + more), EXACT)
+    old = tl.where(late, less, power_of_rest(rest))
+    own = tl.where(late, power_of_rest(left), less)
+    return n * old + x * own, d * old + own, old, own
 
 
 @triton.jit
-def in_unit(d, s):
-    """The cotangent of a state in units of exp(-m), m that of the state: with -m as its third row."""
-    _, _, m = rows_of_state(s)
-    return tl.where(tl.arange(0, 4)[:, None] == 2, -m[None, :], d)
+def cotangents_back(e, n, d, s):
+    """Cotangents of sums behind every position of a tile [C, V], and s, [4, V], of those before it.
+
+    s_(t-1) = e_t s_t + (n_t, d_t): the unit of each is that of the sums, whose weight falls by e.
+    """
+    o_c = tl.arange(0, e.shape[0])[:, None]
+    a, b = row_of(s, 0), row_of(s, 1)
+    above, below = n, d
+    for i in tl.static_range(e.shape[0]):
+        t = e.shape[0] - 1 - i
+        above = tl.where(o_c == t, a[None, :], above)
+        below = tl.where(o_c == t, b[None, :], below)
+        a = row_of(e, t) * a + row_of(n, t)
+        b = row_of(e, t) * b + row_of(d, t)
+    return above, below, state_rows(a, b, tl.zeros_like(a))
 
 
 @triton.jit
-def of_unit(d, s):
-    """A cotangent in units of its own as that of a state, which has a unit."""
-    _, _, unit = rows_of_state(d)
-    _, _, m = rows_of_state(s)
-    return tl.where(tl.arange(0, 4)[:, None] < 2, d * exact_exp(m + unit)[None, :], 0.0)
+def cotangents_handed(e, n, d, s, p):
+    """What the positions of a tile hand to before a part, added to s, [4, V], and p, the decay since its start."""
+    a, b, decay = row_of(s, 0), row_of(s, 1), row_of(p, 0)
+    for t in tl.static_range(e.shape[0]):
+        a = a + decay * row_of(n, t)
+        b = b + decay * row_of(d, t)
+        decay = decay * row_of(e, t)
+    return state_rows(a, b, tl.zeros_like(a)), decay[None, :] + tl.zeros_like(p)
+
+
+@triton.jit
+def gates_along(g, p):
+    """The sum of log gates as the first two rows of p, [4, V], and those of a tile [C, V]: large and small."""
+    total, rest = row_of(p, 0), row_of(p, 1)
+    for t in tl.static_range(g.shape[0]):
+        total, lost = plus_rest(total, row_of(g, t))
+        rest += lost
+    return state_rows(total, rest, tl.zeros_like(total))
+
+
+@triton.jit
+def scan_sums_kernel(
+    local_ptr,
+    gates_ptr,
+    initial_ptr,
+    V,
+    PARTS,
+    BLOCK: tl.constexpr,
+):
+    """Replace the state [4, V] that each part of a sequence adds by the one it begins with, see `gates_along`."""
+    i_s = tl.program_id(1).to(tl.int64)
+    o_v = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_v = o_v < V
+    b_n = tl.zeros([BLOCK], dtype=tl.float32)
+    b_d = tl.zeros([BLOCK], dtype=tl.float32)
+    b_m = tl.full([BLOCK], -1e30, dtype=tl.float32)
+    if initial_ptr is not None:
+        p_s = initial_ptr + i_s * 4 * V + o_v
+        b_n = tl.load(p_s, mask=m_v, other=0.0)
+        b_d = tl.load(p_s + V, mask=m_v, other=0.0)
+        b_m = tl.maximum(tl.load(p_s + 2 * V, mask=m_v, other=0.0), -1e30)
+    for i_p in tl.range(PARTS, num_stages=4):
+        place = (i_s * PARTS + i_p) * 4 * V + o_v
+        b_local = tl.load(local_ptr + place, mask=m_v, other=0.0)
+        b_local_d = tl.load(local_ptr + place + V, mask=m_v, other=0.0)
+        b_local_m = tl.load(local_ptr + place + 2 * V, mask=m_v, other=0.0)
+        b_g = tl.load(gates_ptr + place, mask=m_v, other=0.0)
+        b_rest = tl.load(gates_ptr + place + V, mask=m_v, other=0.0)
+        tl.store(local_ptr + place, b_n, mask=m_v)
+        tl.store(local_ptr + place + V, b_d, mask=m_v)
+        tl.store(local_ptr + place + 2 * V, b_m, mask=m_v)
+        decay = power(b_rest, True)
+        b_n, b_d, b_m, _, _ = sums_joined(
+            b_n * decay, b_d * decay, b_m, b_g, b_local, b_local_d, b_local_m, True
+        )

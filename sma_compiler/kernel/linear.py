@@ -120,9 +120,8 @@ def linear(op: Op, plans: Plans, plan: str, exact: bool = False) -> Linear:
     if plan not in choice.legal:
         raise refuse(dict(choice.refused)[plan])
     column = is_column(attend)
-    if attend.normalize == "softmax" and not (column and plan == "recurrent"):
-        held = "a running maximum is carried from position to position: see recurrent"
-        raise refuse(held if column else "softmax weights have no chunked kernel")
+    if attend.normalize == "softmax" and not column:
+        raise refuse("softmax weights have no chunked kernel")
     if column and not are_channels(nodes, attend):
         raise refuse("a softmax whose score does not depend on the row has kernels for heads without channels alone")
     mask = choice.site.decomposition

@@ -260,7 +260,7 @@ class Launch:
     ) -> E:
         """Make the state that each part begins with; returns what `parts` does.
 
-        others: further walks that the kernel serves, which have the same decays.
+        others: further walks, which have the same decays; the kernel serves them unless sums are kept in units.
         """
         b, host = self.b, self.host
         batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
@@ -272,18 +272,22 @@ class Launch:
         for part, state, number, own in states.values():
             b.set(state, own.initial.get((part, number), lift(None)))
         with b.branch(tensors.parts > 1):
-            apart = len(walk.terms[0].axes) > 1
             shapes = {"matrix": [heads, key, value], "vector": [heads, key]}
-            shapes["decay"] = shapes["matrix"] if apart else [heads]
+            shapes["decay"] = shapes["matrix"] if self.apart else [heads]
             for part, state, *_ in states.values():
                 b.set(state, self.empty([batch, tensors.parts, *shapes[part]], path("torch.float32")))
             grid = sequence([heads * tiles, batch * tensors.parts])
             b.do(kernel.launch(grid, constants, config.warps))
-            for each, own in ((walk, tensors), *others):
-                self._join(each, own, apart)
+            for each, own in ((walk, tensors), *(() if self.linear.stabilised else others)):
+                self.join(each, own)
         return host.sequences * tensors.parts
 
-    def _join(self, walk: Walk, tensors: Tensors, apart: bool) -> None:
+    @property
+    def apart(self) -> bool:
+        """Whether each number of a state has a decay of its own."""
+        return self.linear.stabilised or len(self.linear.channels) > 1
+
+    def join(self, walk: Walk, tensors: Tensors) -> None:
         """From the states of parts alone, those that parts begin with."""
         host = self.host
         batch, _, heads, key, value = (host.sizes[axis] for axis in SIZES)
@@ -292,10 +296,14 @@ class Launch:
                 continue
             count = key * value if part == "matrix" else key
             decay = tensors.local.get(("decay", number), lift(None))
-            grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
             before = tensors.initial.get((part, number), lift(None))
+            if self.linear.stabilised and not walk.backward:
+                scan = path("scan_sums_kernel").at(sequence([path("triton.cdiv").call(value, 128), batch]))
+                self.b.do(scan.call(state, decay, before, value, tensors.parts, BLOCK=128))
+                continue
+            grid = sequence([path("triton.cdiv").call(count, 1024), heads, batch])
             scan = path("scan_parts_kernel").at(grid)
-            kind = {"BACKWARD": walk.backward, "APART": apart}
+            kind = {"BACKWARD": walk.backward, "APART": self.apart}
             options = {name: True for name, wanted in kind.items() if wanted}
             self.b.do(scan.call(state, decay, before, heads, count, tensors.parts, BLOCK=1024, **options))
 

@@ -78,12 +78,12 @@ class Scan(WalkKernel):
         b, walk = self.b, self.walk
         place = self.place()
         rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
-        around = [output.expr for output in walk.outputs]
-        static = self.static(place, (walk.p, walk.s, walk.x, *around))
+        exprs = self.exprs()
+        static = self.static(place, exprs)
         (state,) = self.initial_states(place)
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
-            at = self.positions(place, static, t0, (walk.p, walk.s, walk.x, *around))
+            at = self.positions(place, static, t0, exprs)
             if ("states", 0) in self.tensors.sums:
                 self.keep(place, t0, state)
             b.section("States at every position")
@@ -95,6 +95,11 @@ class Scan(WalkKernel):
         self.final_states(place, (state,))
         doc = ("One program carries the states of one head and BV value channels along a sequence.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
+
+    def exprs(self) -> tuple[Expr, ...]:
+        """What is read of every position."""
+        walk = self.walk
+        return walk.p, walk.s, walk.x, *(output.expr for output in walk.outputs)
 
     def pass_rows(self, place: Place, at: Loaded, state: State) -> E:
         """Carry the state over a tile of positions; the contraction's rows, [C, BV]."""
@@ -256,7 +261,7 @@ class LocalScan(Scan):
         static = self.static(place, exprs)
         b.section("State of this part alone, and the decay over it")
         state = self.empty_state(0).matrix
-        decay = b.let("b_over", zeros("BK", "BV") + 1.0)
+        decay = self.empty_decay()
         made = {"local": (local["matrix", 0], state), "decays": (local["decay", 0], decay), **self.more_of_parts()}
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
@@ -279,6 +284,10 @@ class LocalScan(Scan):
     def more_of_parts(self) -> dict[str, tuple[E, E]]:
         """By pointer, further tensors that are written for every part, and what is written."""
         return {}
+
+    def empty_decay(self) -> E:
+        """The decay over no position."""
+        return self.b.let("b_over", zeros("BK", "BV") + 1.0)
 
     def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
         """Take the decay from the start of the part over a tile of positions."""

@@ -73,14 +73,12 @@ class Back(Scan):
             b.section("The states before every C of the EVERY positions from start on, from the one that was kept")
             start = b.let("start", first + (self._count(end - first, every) - 1 - n) * every)
             stop = b.let("stop", pointwise("tl.minimum", start + every, end, dtype="int32"))
-            kept = self.state_of_chunk(place, start).to("fp32")
-            known = b.let("b_known", kept)
+            known = b.let("b_known", self.state_of_chunk(place, start).to("fp32"))
             earlier = call("tl.range", start, stop, size("C"), tile=Tile("int32"), num_stages=size("STAGES"))
             with b.scope(), b.loop("t0", earlier, Tile("int32")) as t0:
                 self._leave_there(place, scratch, t0 - start, known)
                 at = self.positions(place, static, t0, (self.walk.s, self.walk.x))
                 self.pass_over(place, at, known)
-            self.enter(state, known)
             b.comment("Threads read what others have written")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
             tiles = b.let("tiles", self._count(stop - start, size("C")))
@@ -88,15 +86,8 @@ class Back(Scan):
                 t0 = b.let("t0", start + (tiles - 1 - m) * size("C"))
                 at = self.positions(place, static, t0, exprs)
                 self._pass(place, at, state, self._found_there(place, scratch, t0 - start), totals)
-            self.exit(state, kept)
             b.comment("No thread may still have to read what is written next")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
-
-    def enter(self, state: State, known: E) -> None:
-        """Have the cotangent of the state behind some positions, `known`, as it is carried over them."""
-
-    def exit(self, state: State, kept: E) -> None:
-        """Have the cotangent of the state before some positions, `kept`, as it is handed on."""
 
     def _pass(self, place: Place, at: Loaded, state: State, known: E, totals: dict[str, E]) -> None:
         """Carry the cotangent of the state over a tile of positions, and write what it makes."""

@@ -4,33 +4,49 @@ A program holds [C, BV] numbers, of C positions and a tile of channels, and carr
 divisor, and M, the largest logarithm of a weight that a column has there; both sums are in units of exp(M):
 
     M_t = max(M_(t-1) + g_t, s_t)        s = logarithms of what columns weigh, g = log gates
-    N_t = exp(M_(t-1) + g_t - M_t) N_(t-1) + exp(s_t - M_t) x_t
+    N_t = e_t N_(t-1) + exp(s_t - M_t) x_t        e_t = exp(M_(t-1) + g_t - M_t)
 
 Every exponent is at most 0. M_(t-1) + g_t is rounded, and what rounding takes of it goes into the power, so that M
 cancels to the last digit. A row reads the state before it, and weighs its own column by itself.
 
-Memory holds a state as four rows of channels: numerators, divisors, M, and nothing. The gradients go the same way from
-the end, with columns that weigh 1 / divisor: their unit is exp(-M) of the state that they are the cotangent of.
+Memory holds a state as four rows of channels: numerators, divisors, M, and nothing. The cotangents of the sums are
+in the same units, so that they go the same way from the end without a maximum of their own:
+
+    D_(t-1) = e_t D_t + o_t dN_t        o_t: what the state weighs in the row that reads it, at most 1
+
+What parts of a sequence add to states is joined as columns are, and what they hand back is a plain scan.
 """
 
 from __future__ import annotations
 
-from sma_compiler.kernel.build import MINUS_INFINITY, E, arange, call, lift, pointwise, size, where
+from sma_compiler.ir.nodes import Expr
+from sma_compiler.kernel.build import MINUS_INFINITY, E, arange, call, lift, pointwise, size, where, zeros
 from sma_compiler.kernel.chunk import Loaded, Place, State
+from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.lower import wide_operand
 from sma_compiler.kernel.nodes import Name, Tile
-from sma_compiler.kernel.scan import Scan
+from sma_compiler.kernel.scan import LocalScan, Scan
 from sma_compiler.kernel.scan_back import Back
+from sma_compiler.kernel.scan_gradients import Leaves
+from sma_compiler.kernel.walk import Walk
 
 LOWEST = -1e30
 """The logarithm of a weight of 0, in kernels."""
 _TILE = Tile("fp32", ("C", "BV"))
+_STATE = Tile("fp32", ("BK", "BV"))
 
 
 class Columns(Scan):
-    """What both kernels have: the columns of a tile of positions, and how they add up."""
+    """What all kernels have: the columns of a tile of positions, and how they add up."""
 
     turned = False
+
+    def empty_state(self, number: int) -> State:
+        """Sums of 0, and the logarithm of nothing."""
+        state = super().empty_state(number)
+        if not self.walk.backward:
+            self.b.set(state.matrix, where(arange("BK").col.eq(2), LOWEST, state.matrix))
+        return state
 
     def columns(self, place: Place, at: Loaded) -> tuple[E, E, E, E]:
         """Log gates, what columns add to sums, and logarithms of their weights; nothing happens past the end."""
@@ -43,54 +59,63 @@ class Columns(Scan):
         x = wide_operand(b, self.walk.x, self.walk.names[2], at.lowering, inside)
         return gate, x, b.let("b_one", where(inside, 1.0, 0.0)), score
 
-    def along(self, columns: tuple[E, E, E, E], state: E) -> tuple[E, ...]:
-        """The sums and their units after every position of a tile and before it."""
-        names = ("b_n", "b_d", "b_top", "b_n_0", "b_d_0", "b_top_0")
-        return self.tiles("sums_along", (*columns, state), names)
+    def along(self, columns: tuple[E, E, E, E], state: E, behind: E | None = None) -> tuple[E, ...]:
+        """The sums and their units before every position of a tile, and what both weigh that the position joins.
+
+        behind: takes the state after the tile, where that is wanted.
+        """
+        names = ("b_n_0", "b_d_0", "b_top_0", "b_old", "b_new")
+        return self.tiles("sums_along", (*columns, state, lift(self.exact)), names, behind or E(Name(_STATE, self.b.fresh("b_s"))))
 
     def seen(self, columns: tuple[E, E, E, E], before: tuple[E, ...], at: Loaded) -> tuple[E, ...]:
-        """Numerators and divisors of rows, the logarithms of their units, and the weights of the past and their own."""
+        """Numerators and divisors of rows, and the weights of the past and of their own column."""
         gate, x, _, score = columns
+        above, below, top, *_ = before
+        read = self.tiles("plus_rest", (top, gate), ("b_late", "b_rest")) if self.reads_decayed else (top, lift(0.0))
         more = at.lowering.value(self.walk.p).among(_TILE.shape)
-        given = (*before, gate if self.reads_decayed else lift(0.0), score, more, x)
-        return self.tiles("sums_seen", given, ("b_above", "b_below", "b_unit", "b_old", "b_own"))
+        given = (above, below, *read, score, more, x, lift(self.exact))
+        return self.tiles("sums_seen", given, ("b_above", "b_below", "b_past", "b_own"))
 
     def pass_over(self, place: Place, at: Loaded, state: E) -> E:
         """Carry a state over a tile of positions; their log gates."""
         columns = self.columns(place, at)
-        after = self.along(columns, state)[:3]
-        self.b.set(state, self.state("state_rows", *after, size("C") - 1))
+        self.along(columns, state, state)
         return columns[0]
 
-    def state(self, helper: str, *given: E) -> E:
-        """A state that a helper gives."""
-        self.b.helpers.add(helper)
-        return call(helper, *given, tile=Tile("fp32", ("BK", "BV")))
+    def over(self, a: E, b: E) -> E:
+        """A quotient."""
+        return pointwise("tl.div_rn", a, b) if self.exact else a / b
 
-    def tiles(self, helper: str, given: tuple[E, ...], names: tuple[str, ...]) -> tuple[E, ...]:
-        """The tiles [C, BV] that a helper gives."""
+    def cotangents(self, place: Place, at: Loaded, given: Expr, row: tuple[E, ...]) -> tuple[E, E]:
+        """The cotangents of the numerators and divisors of rows."""
+        above, below, *_ = row
+        self.b.section("Cotangents of what rows sum and of what divides it")
+        dn = wide_operand(self.b, given, "dn", at.lowering, place.inputs.inside["value"])
+        over = self.b.let("b_over", self.over(dn, below))
+        return over, self.b.let("b_under", -over * self.over(above, below))
+
+    def tiles(self, helper: str, given: tuple[E, ...], names: tuple[str, ...], *more: E) -> tuple[E, ...]:
+        """The tiles [C, BV] that a helper gives; those after them are assigned to variables."""
         self.b.helpers.add(helper)
         found = tuple(E(Name(_TILE, self.b.fresh(name))) for name in names)
-        self.b.assign(found, call(helper, *given, tile=_TILE))
+        self.b.assign((*found, *more), call(helper, *given, tile=_TILE))
         return found
 
 
 class Stabilised(Columns):
     """Builds the forward kernel."""
 
-    def empty_state(self, number: int) -> State:
-        """Sums of 0, and the logarithm of nothing."""
-        matrix = super().empty_state(number).matrix
-        self.b.set(matrix, where(arange("BK").col.eq(2), LOWEST, matrix))
-        return State(matrix, None)
-
     def pass_rows(self, place: Place, at: Loaded, state: State) -> E:
         """See `Scan`."""
         columns = self.columns(place, at)
-        found = self.along(columns, state.matrix)
-        self.b.set(state.matrix, self.state("state_rows", *found[:3], size("C") - 1))
-        above, below, *_ = self.seen(columns, found[3:], at)
-        return self.b.let("b_y", pointwise("tl.div_rn", above, below))
+        before = self.along(columns, state.matrix, state.matrix)
+        row = self.seen(columns, before, at)
+        self.hand(place, at, before, row)
+        above, below, *_ = row
+        return self.b.let("b_y", self.over(above, below))
+
+    def hand(self, place: Place, at: Loaded, before: tuple[E, ...], row: tuple[E, ...]) -> None:
+        """Sum up what rows hand back to what lies before the program's positions, where that is asked for."""
 
     def final_states(self, place: Place, states: tuple[State, ...]) -> None:
         """Write the state that the program ends with; of no column the logarithm is -inf."""
@@ -102,51 +127,100 @@ class Stabilised(Columns):
         super().final_states(place, states)
 
 
+class StabilisedParts(Columns, LocalScan):
+    """Builds the kernel of the states of parts alone, with sums of log gates in the place of decays."""
+
+    def empty_decay(self) -> E:
+        """See `LocalScan`."""
+        return self.b.let("b_over", zeros("BK", "BV"))
+
+    def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
+        """See `LocalScan`."""
+        self.b.helpers.add("gates_along")
+        self.b.set(decay, call("gates_along", decays, decay, tile=_STATE))
+
+
+class StabilisedAgain(Stabilised):
+    """Builds the kernel that keeps states for the gradients, and sums up what each part hands to those before it.
+
+    leaves: what stands for cotangents. Rows divide by what the part begins with, too, so this is known no earlier.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        host: Host,
+        tensors: Tensors,
+        reserved: frozenset[str],
+        parts: bool,
+        every: int,
+        leaves: Leaves,
+    ) -> None:
+        super().__init__(walk, host, tensors, reserved, parts, every)
+        self.leaves = leaves
+
+    def exprs(self) -> tuple[Expr, ...]:
+        """See `Scan`."""
+        return (*super().exprs(), self.leaves.given) if self.parts else super().exprs()
+
+    def initial_states(self, place: Place) -> tuple[State, ...]:
+        """And nothing handed back yet."""
+        found = super().initial_states(place)
+        if self.parts:
+            self.handed = self.b.let("b_handed", zeros("BK", "BV"))
+            self.decay = self.b.let("b_over", zeros("BK", "BV") + 1.0)
+        return found
+
+    def hand(self, place: Place, at: Loaded, before: tuple[E, ...], row: tuple[E, ...]) -> None:
+        """See `Stabilised`."""
+        if not self.parts:
+            return
+        b, past, (*_, old, _) = self.b, row[2], before
+        over, under = self.cotangents(place, at, self.leaves.given, row)
+        with b.branch(self._pointer("decays").given()):
+            given = (old, past * over, past * under, self.handed, self.decay)
+            b.helpers.add("cotangents_handed")
+            b.assign((self.handed, self.decay), call("cotangents_handed", *given, tile=_STATE))
+
+    def final_states(self, place: Place, states: tuple[State, ...]) -> None:
+        """And what the part hands back, with the decay over it."""
+        super().final_states(place, states)
+        if not self.parts:
+            return
+        with self.b.branch(self._pointer("decays").given()):
+            for label, value in (("handed", self.handed), ("decays", self.decay)):
+                made = State(value, None)
+                self.keep_state(place, made, "matrix", self._pointer(label), self.state_of_part(place))
+
+    def _pointer(self, label: str) -> E:
+        return self.arguments.pointer(label, self.tensors.sums[label, 0])
+
+
 class StabilisedBack(Columns, Back):
     """Builds the kernel of the gradients."""
-
-    def enter(self, state: State, known: E) -> None:
-        """See `Back`."""
-        self.b.set(state.matrix, self.state("in_unit", state.matrix, known))
-
-    def exit(self, state: State, kept: E) -> None:
-        """See `Back`."""
-        self.b.set(state.matrix, self.state("of_unit", state.matrix, kept))
 
     def pass_back(self, place: Place, at: Loaded, state: State, known: E) -> None:
         """See `Back`."""
         b, leaves, inside = self.b, self.leaves, place.inputs.inside["value"]
         b.section("Sums before every position, and rows")
-        columns = gate, x, _, score = self.columns(place, at)
-        before = above, below, top = self.along(columns, known)[3:]
-        row, divisor, unit, old, own = self.seen(columns, before, at)
-        b.section("Cotangents of the sums behind every position: rows weigh 1 / divisor")
-        given = wide_operand(b, leaves.given, "dn", at.lowering, inside)
-        over = b.let("b_over", pointwise("tl.div_rn", given, divisor))
-        under = b.let("b_under", -over * pointwise("tl.div_rn", row, divisor))
-        m = b.let("b_m_2", where(inside, -unit, LOWEST))
-        if self.reads_decayed:
-            late, rest = self.tiles("plus_rest", (m, gate), ("b_late", "b_rest"))
-            found = (over + over * rest, under + under * rest, late)
-        else:
-            found = (over, under, m)
-        names = ("b_n", "b_d", "b_top", "b_n_1", "b_d_1", "b_top_1")
-        out = self.tiles("sums_back", (gate, *found, state.matrix), names)
-        b.set(state.matrix, self.state("state_rows", *out[:3], lift(0)))
-        later_above, later_below, later = out[3:]
-        b.section("Cotangents of values, of the logarithms of weights, and of log gates")
-        weight = b.let("b_weight", b.helper("exact_exp", score + later))
+        columns = _, x, _, _ = self.columns(place, at)
+        before = above, below, _, old, new = self.along(columns, known)
+        row = _, divisor, past, own = self.seen(columns, before, at)
+        over, under = self.cotangents(place, at, leaves.given, row)
+        b.section("Cotangents of the sums behind every position, of values, of logarithms of weights and of log gates")
+        given = (old, past * over, past * under, state.matrix)
+        later_above, later_below = self.tiles("cotangents_back", given, ("b_n_1", "b_d_1"), state.matrix)
         b.comment("A row less its own value, without the difference of the two: they are alike where it weighs most")
-        apart = b.let("b_apart", pointwise("tl.div_rn", old * (x * below - above), divisor))
+        apart = b.let("b_apart", self.over(past * (x * below - above), divisor))
         more = b.let("b_dq", own * over * apart)
         bound = {
             leaves.q: more,
-            leaves.k: b.let("b_dk", weight * (x * later_above + later_below) + more),
-            leaves.v: b.let("b_dv", weight * later_above + own * over),
+            leaves.k: b.let("b_dk", new * (x * later_above + later_below) + more),
+            leaves.v: b.let("b_dv", new * later_above + own * over),
         }
-        passed = b.helper("exact_exp", (top + later) + gate) * (above * later_above + below * later_below)
+        passed = old * (above * later_above + below * later_below)
         if self.reads_decayed:
-            passed = passed + old * (above * over + below * under)
+            passed = passed + past * (above * over + below * under)
         bound[leaves.gate] = b.let("b_dgate", b.helper("keep", passed, inside, size("MASKED")))
         for leaf, value in bound.items():
             at.lowering.bind(leaf, value)

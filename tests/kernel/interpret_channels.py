@@ -14,16 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
-import triton.language as tl
 from kernel import interpret_backward
 from kernel.channel_specs import compiled
 from kernel.interpret import Arguments, error, part
 from kernel.interpret_backward import combined, gradients, joined, reference
 from kernel.interpret_recurrent import steps
 from torch import Tensor
-from triton.runtime import interpreter
 
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
@@ -50,7 +47,9 @@ SCANS = {
     ("closed_both", "recurrent", "float32"): 1,
     ("late_both", "recurrent", "float32"): 1,
     ("rwkv4", "recurrent", "float32"): 2,
+    ("rwkv4", "chunked", "float32"): 2,
     ("columns", "recurrent", "float32"): 2,
+    ("columns", "chunked", "float16"): 2,
 }
 """The same where gates have both axes."""
 NARROW_MUTANTS = {
@@ -64,9 +63,11 @@ NARROW_MUTANTS = {
     "no diagonal": (False, r"tl\.sum\(keep\(b_sum", "0 * tl.sum(keep(b_sum"),
 }
 """For each whether some gates cut, a text of the file of rwkv6, and what takes its place."""
+COLUMNS = ("rwkv4", "columns")
+"""Ops whose sums are kept in units: their sequences are cut in parts by the chunked plan."""
 CUT = ("mamba1", "strict_both")
-"""Ops whose sequences are cut in parts."""
-SELDOM = ("mamba1", "closed_both")
+"""Other ops whose sequences are cut in parts."""
+SELDOM = ("mamba1", "closed_both", *COLUMNS)
 """Ops of whose states one is kept for every second tile."""
 ENDS = ("closed_both", "late_both")
 """Ops that are there for the ends of their paths."""
@@ -92,30 +93,18 @@ SCAN_MUTANTS = {
 }
 """Texts of the file of mamba1 and what takes their place."""
 COLUMN_MUTANTS = {
-    "no decay": ("s, rest = plus_rest(m, g2)", "s, rest = plus_rest(m, 0.0 * g2)"),
-    "no weight of its own": ("exact_exp((score - top) + more)", "exact_exp(score - top)"),
-    "a unit forgotten": ("== 2, -m[None, :], d)", "== 2, 0.0 * m[None, :], d)"),
-    "another unit": ("tl.where(m_tv, -b_unit, -1e30)", "tl.where(m_tv, b_unit, -1e30)"),
+    "no decay": ("s, rest = plus_rest(m, g)", "s, rest = plus_rest(m, 0.0 * g)"),
+    "no weight of its own": ("top, left = plus_rest(score, more)", "top, left = plus_rest(score, 0.0 * more)"),
+    "no decay from behind": ("a = row_of(e, t) * a + row_of(n, t)", "a = a + row_of(n, t)"),
+    "the state's weight": ("b_past * b_over, b_past * b_under", "b_over, b_past * b_under"),
     "divisors alone": ("b_under = -b_over *", "b_under = 0.0 *"),
+    "no gates between parts": ("total, lost = plus_rest(total, row_of(g, t))", "total, lost = plus_rest(total, 0.0)"),
+    "parts hand back nothing": ("a = a + decay * row_of(n, t)", "a = a"),
+    "parts in another unit": ("+ 2 * V, b_m, mask=m_v", "+ 2 * V, 0.0 * b_m, mask=m_v"),
 }
-"""The same of rwkv4."""
+"""The same of rwkv4's chunked plan."""
 OF_BF16 = r"tl\.bfloat16(?= [!=]= DOT|:\n +(gla|rwkv6)_)"
 """Where a file asks whether products are of bf16."""
-
-
-def scan_rows(self: interpreter.ScanOps, given: tuple[tl.tensor, ...]) -> list[tl.tensor]:
-    """A scan as the interpreter computes it, but with whole slices at a time and not one number after another."""
-    rows = [np.moveaxis(x.handle.data, self.axis, 0) for x in given]
-    found = [[row[0] for row in rows]]
-    for number in range(1, len(rows[0])):
-        earlier = [self.to_tensor(x, like.dtype) for x, like in zip(found[-1], given, strict=True)]
-        here = [self.to_tensor(row[number], like.dtype) for row, like in zip(rows, given, strict=True)]
-        found.append([x.handle.data for x in self.combine_fn.fn(*earlier, *here)])
-    columns = [np.moveaxis(np.stack(column), 0, self.axis) for column in zip(*found, strict=True)]
-    return [self.to_tensor(column, like.dtype) for column, like in zip(columns, given, strict=True)]
-
-
-interpreter.ScanOps.generic_scan = scan_rows
 
 
 def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Arguments:
@@ -143,10 +132,12 @@ def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "", 
     small = config.Config(chunk=8, outer=16, warps=4, stages=1, scores=op.name == "gla")
     config.forward = lambda *_, **__: small  # type: ignore[assignment]
     config.backward = lambda *_, **__: small
-    parts = {"chunk": 2, "programs": 64} if op.name in CUT else {"chunk": 4}
+    cut = op.name in CUT or (op.name in COLUMNS and plan == "chunked")
+    parts = {"chunk": 2, "programs": 64} if cut else {"chunk": 4}
     parts |= {"every": 2} if op.name in SELDOM else {}
     scan = config.Config(**{**vars(small), "outer": 4, **parts})
     config.scan = lambda *_, **__: scan
+    config.columns = lambda found: found
     config.recurrent_backward = lambda _, **__: config.Config(chunk=4, outer=4, warps=1, stages=1)
     text = op.source(plan, {}, dtype)
     assert re.search(old, text), old
@@ -202,9 +193,12 @@ def mutants() -> dict[str, float]:
 
 def scan_mutants() -> dict[str, float]:
     """The same of ops whose kernels pass some positions at a time."""
-    every = [("mamba1", *one) for one in SCAN_MUTANTS.items()] + [("rwkv4", *one) for one in COLUMN_MUTANTS.items()]
-    times = {"mamba1": SIZES["time"], "rwkv4": 70}  # more than one kept state
-    return {name: changed("recurrent", re.escape(old), new, name=op, time=times[op]) for op, name, (old, new) in every}
+    found = {
+        name: changed("recurrent", re.escape(old), new, name="mamba1") for name, (old, new) in SCAN_MUTANTS.items()
+    }
+    for name, (old, new) in COLUMN_MUTANTS.items():
+        found[name] = changed("chunked", re.escape(old), new, name="rwkv4")
+    return found
 
 
 def large() -> dict[str, float]:
