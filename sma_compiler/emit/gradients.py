@@ -175,7 +175,7 @@ def scanned(
     outer = host(member, held, made.reads, name=name)
     names = named_scan(made, outer, cut)
     again, back = made.walks
-    every = common.every * common.chunk if common.every > 1 else 0
+    every = common.every * common.chunk if common.every > 1 or member.stabilised else 0
     of_again, of_back = names.walks["again"], names.walks["back"]
     builders: dict[str, Maker] = {}
     handed = {("handed", 0): of_back.local["matrix", 0]} if cut else {}
@@ -183,7 +183,9 @@ def scanned(
         if cut:
             builders["local_states"] = StabilisedParts(again, outer, of_again, held, parts=True)
             more = {**of_again.sums, **handed, ("decays", 0): of_back.local["decay", 0]}
-            of_again = replace(of_again, sums=more)
+            units = {("units", 0): of_again.local["matrix", 0]}
+            of_again = replace(of_again, sums={**more, **units})
+            of_back = replace(of_back, sums={**of_back.sums, **units})
         builders["again"] = StabilisedAgain(again, outer, of_again, held, cut, every, made.leaves)
         builders["back"] = StabilisedBack(back, outer, of_back, held, cut, every, made.leaves)
     else:

@@ -1,6 +1,6 @@
 """Leaf helpers of emitted kernels for sums of exponentials that are kept in units of the largest one.
 
-Sums are n and d, their unit is exp(m); -1e30 is the logarithm of nothing. EXACT: powers to rounding.
+Sums are n and d, their unit is exp(m + r), r what rounding took of m; of nothing m is -1e30. EXACT: powers to rounding.
 """
 
 from __future__ import annotations
@@ -27,21 +27,16 @@ def power(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def power_of_rest(x):
-    """exp(x) of what a sum rounded away; nothing may lose all that is added to it."""
-    x = tl.maximum(x, -1.0)
-    return 1.0 + x * (1.0 + x * (0.5 + x * (0.16666667 + x * 0.041666668)))
-
-
-@triton.jit
-def sums_joined(n, d, m, g, n2, d2, m2, EXACT: tl.constexpr):
-    """Sums that g decays and further ones as one, their unit, and what both weigh in it: one of them 1, or almost."""
+def sums_joined(n, d, m, r, g, n2, d2, m2, r2, EXACT: tl.constexpr):
+    """Sums that g decays and further ones as one, their unit, and what both weigh in it: one of them 1."""
     s, rest = plus_rest(m, g)
+    r += rest
     late = s < m2
-    less = power(tl.where(late, (s - m2) + rest, m2 - s), EXACT)
-    old = tl.where(late, less, power_of_rest(rest))
+    far = (s - m2) + (r - r2)
+    less = power(tl.where(late, far, -far), EXACT)
+    old = tl.where(late, less, 1.0)
     new = tl.where(late, 1.0, less)
-    return n * old + n2 * new, d * old + d2 * new, tl.maximum(s, m2), old, new
+    return n * old + n2 * new, d * old + d2 * new, tl.where(late, m2, s), tl.where(late, r2, r), old, new
 
 
 @triton.jit
@@ -52,11 +47,11 @@ def row_of(x, r):
 
 
 @triton.jit
-def state_rows(n, d, m):
+def state_rows(n, d, m, r):
     """Sums and the logarithm of their unit, [V], as the rows of a state [4, V]."""
     o_s = tl.arange(0, 4)[:, None]
-    n, d, m = n[None, :], d[None, :], m[None, :]
-    return tl.where(o_s == 0, n, tl.where(o_s == 1, d, tl.where(o_s == 2, m, 0.0)))
+    low = tl.where(o_s == 0, n[None, :], d[None, :])
+    return tl.where(o_s < 2, low, tl.where(o_s == 2, m[None, :], r[None, :]))
 
 
 @triton.jit
@@ -66,31 +61,54 @@ def sums_along(g, n, d, m, s, EXACT: tl.constexpr):
     A position decays by g what it finds, and adds n and d in units of exp(m). s: the state before the tile, [4, V].
     """
     o_c = tl.arange(0, g.shape[0])[:, None]
-    a, b, c = row_of(s, 0), row_of(s, 1), tl.maximum(row_of(s, 2), -1e30)
-    above, below, top, old, new = n, d, m, m, m
+    a, b, c, r = row_of(s, 0), row_of(s, 1), tl.maximum(row_of(s, 2), -1e30), row_of(s, 3)
+    above, below, top, rest, old, new = n, d, m, m, m, m
     for t in tl.static_range(g.shape[0]):
         here = o_c == t
         above = tl.where(here, a[None, :], above)
         below = tl.where(here, b[None, :], below)
         top = tl.where(here, c[None, :], top)
-        a, b, c, e, w = sums_joined(a, b, c, row_of(g, t), row_of(n, t), row_of(d, t), row_of(m, t), EXACT)
+        rest = tl.where(here, r[None, :], rest)
+        added = row_of(n, t), row_of(d, t), row_of(m, t)
+        a, b, c, r, e, w = sums_joined(a, b, c, r, row_of(g, t), *added, 0.0, EXACT)
         old = tl.where(here, e[None, :], old)
         new = tl.where(here, w[None, :], new)
-    return above, below, top, old, new, state_rows(a, b, c)
+    return above, below, top, rest, old, new, state_rows(a, b, c, r)
 
 
 @triton.jit
-def sums_seen(n, d, s, rest, score, more, x, EXACT: tl.constexpr):
-    """What rows sum and by what they divide, and the weights in it of the past and of their own column.
+def sums_seen(n, d, s, r, score, more, x, EXACT: tl.constexpr):
+    """What rows sum and by what they divide, and the weights in it of the past and of their own column: one of them 1.
 
-    The unit of the past is exp(s + rest), and x weighs exp(score + more).
+    The unit of the past is exp(s + r), and x weighs exp(score + more).
     """
-    top, left = plus_rest(score, more)
+    top, rest = plus_rest(score, more)
     late = s < top
-    less = power(tl.where(late, (s - top) + rest, (score - s) + more), EXACT)
-    old = tl.where(late, less, power_of_rest(rest))
-    own = tl.where(late, power_of_rest(left), less)
+    far = (s - top) + (r - rest)
+    less = power(tl.where(late, far, -far), EXACT)
+    old = tl.where(late, less, 1.0)
+    own = tl.where(late, 1.0, less)
     return n * old + x * own, d * old + own, old, own
+
+
+@triton.jit
+def whole_unit(s):
+    """A state in units of the rounded logarithm."""
+    o_s = tl.arange(0, 4)[:, None]
+    s = tl.where(o_s < 2, s * exact_exp(row_of(s, 3))[None, :], s)
+    return tl.where(o_s == 3, 0.0, s)
+
+
+@triton.jit
+def between_units(s, units_ptr, index, o_v, m_v, V, given):
+    """What sums in units of a state weigh in those of the state of some index, if that is `given`, or of s rounded."""
+    far = row_of(s, 3)
+    if units_ptr is not None:
+        p_m = units_ptr + (index * 4 + 2) * V + o_v
+        m = tl.load(p_m, mask=m_v & given, other=0.0)
+        r = tl.load(p_m + V, mask=m_v & given, other=0.0)
+        far = tl.where(given, (tl.maximum(row_of(s, 2), -1e30) - m) + (far - r), far)
+    return exact_exp(far)[None, :]
 
 
 @triton.jit
@@ -108,7 +126,7 @@ def cotangents_back(e, n, d, s):
         below = tl.where(o_c == t, b[None, :], below)
         a = row_of(e, t) * a + row_of(n, t)
         b = row_of(e, t) * b + row_of(d, t)
-    return above, below, state_rows(a, b, tl.zeros_like(a))
+    return above, below, state_rows(a, b, tl.zeros_like(a), tl.zeros_like(a))
 
 
 @triton.jit
@@ -119,7 +137,7 @@ def cotangents_handed(e, n, d, s, p):
         a = a + decay * row_of(n, t)
         b = b + decay * row_of(d, t)
         decay = decay * row_of(e, t)
-    return state_rows(a, b, tl.zeros_like(a)), decay[None, :] + tl.zeros_like(p)
+    return state_rows(a, b, tl.zeros_like(a), tl.zeros_like(a)), decay[None, :] + tl.zeros_like(p)
 
 
 @triton.jit
@@ -129,7 +147,7 @@ def gates_along(g, p):
     for t in tl.static_range(g.shape[0]):
         total, lost = plus_rest(total, row_of(g, t))
         rest += lost
-    return state_rows(total, rest, tl.zeros_like(total))
+    return state_rows(total, rest, total, rest)
 
 
 @triton.jit
@@ -148,22 +166,26 @@ def scan_sums_kernel(
     b_n = tl.zeros([BLOCK], dtype=tl.float32)
     b_d = tl.zeros([BLOCK], dtype=tl.float32)
     b_m = tl.full([BLOCK], -1e30, dtype=tl.float32)
+    b_r = tl.zeros([BLOCK], dtype=tl.float32)
     if initial_ptr is not None:
         p_s = initial_ptr + i_s * 4 * V + o_v
         b_n = tl.load(p_s, mask=m_v, other=0.0)
         b_d = tl.load(p_s + V, mask=m_v, other=0.0)
         b_m = tl.maximum(tl.load(p_s + 2 * V, mask=m_v, other=0.0), -1e30)
+        b_r = tl.load(p_s + 3 * V, mask=m_v, other=0.0)
     for i_p in tl.range(PARTS, num_stages=4):
         place = (i_s * PARTS + i_p) * 4 * V + o_v
-        b_local = tl.load(local_ptr + place, mask=m_v, other=0.0)
-        b_local_d = tl.load(local_ptr + place + V, mask=m_v, other=0.0)
-        b_local_m = tl.load(local_ptr + place + 2 * V, mask=m_v, other=0.0)
+        b_n2 = tl.load(local_ptr + place, mask=m_v, other=0.0)
+        b_d2 = tl.load(local_ptr + place + V, mask=m_v, other=0.0)
+        b_m2 = tl.load(local_ptr + place + 2 * V, mask=m_v, other=0.0)
+        b_r2 = tl.load(local_ptr + place + 3 * V, mask=m_v, other=0.0)
         b_g = tl.load(gates_ptr + place, mask=m_v, other=0.0)
         b_rest = tl.load(gates_ptr + place + V, mask=m_v, other=0.0)
         tl.store(local_ptr + place, b_n, mask=m_v)
         tl.store(local_ptr + place + V, b_d, mask=m_v)
         tl.store(local_ptr + place + 2 * V, b_m, mask=m_v)
-        decay = power(b_rest, True)
-        b_n, b_d, b_m, _, _ = sums_joined(
-            b_n * decay, b_d * decay, b_m, b_g, b_local, b_local_d, b_local_m, True
+        tl.store(local_ptr + place + 3 * V, b_r, mask=m_v)
+        b_r += b_rest
+        b_n, b_d, b_m, b_r, _, _ = sums_joined(
+            b_n, b_d, b_m, b_r, b_g, b_n2, b_d2, b_m2, b_r2, True
         )

@@ -79,6 +79,7 @@ class Back(Scan):
                 self._leave_there(place, scratch, t0 - start, known)
                 at = self.positions(place, static, t0, (self.walk.s, self.walk.x))
                 self.pass_over(place, at, known)
+            self.enter(place, stop, state, known)
             b.comment("Threads read what others have written")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
             tiles = b.let("tiles", self._count(stop - start, size("C")))
@@ -88,6 +89,9 @@ class Back(Scan):
                 self._pass(place, at, state, self._found_there(place, scratch, t0 - start), totals)
             b.comment("No thread may still have to read what is written next")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
+
+    def enter(self, place: Place, stop: E, state: State, known: E) -> None:
+        """Have the cotangent of the state behind positions up to `stop`, `known`, as it is carried over them."""
 
     def _pass(self, place: Place, at: Loaded, state: State, known: E, totals: dict[str, E]) -> None:
         """Carry the cotangent of the state over a tile of positions, and write what it makes."""

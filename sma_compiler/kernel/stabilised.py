@@ -6,15 +6,18 @@ divisor, and M, the largest logarithm of a weight that a column has there; both 
     M_t = max(M_(t-1) + g_t, s_t)        s = logarithms of what columns weigh, g = log gates
     N_t = e_t N_(t-1) + exp(s_t - M_t) x_t        e_t = exp(M_(t-1) + g_t - M_t)
 
-Every exponent is at most 0. M_(t-1) + g_t is rounded, and what rounding takes of it goes into the power, so that M
-cancels to the last digit. A row reads the state before it, and weighs its own column by itself.
+Every exponent is at most 0. M_(t-1) + g_t is rounded; what rounding takes of it is summed apart and belongs to the unit,
+so that e_t is 1 wherever M stays that of an earlier column. A row reads the state before it, and weighs its own column
+by itself.
 
-Memory holds a state as four rows of channels: numerators, divisors, M, and nothing. The cotangents of the sums are
-in the same units, so that they go the same way from the end without a maximum of their own:
+Memory holds a state as four rows of channels: numerators, divisors, M, and what rounding took of it, which is nothing
+in states that calls hand on. The cotangents of the sums are in the same units, so that they go the same way from the
+end without a maximum of their own:
 
     D_(t-1) = e_t D_t + o_t dN_t        o_t: what the state weighs in the row that reads it, at most 1
 
-What parts of a sequence add to states is joined as columns are, and what they hand back is a plain scan.
+What parts of a sequence add to states is joined as columns are, and what they hand back is a plain scan. Units of the
+state that a part ends with and of the one that the next begins with are rounded apart.
 """
 
 from __future__ import annotations
@@ -64,14 +67,16 @@ class Columns(Scan):
 
         behind: takes the state after the tile, where that is wanted.
         """
-        names = ("b_n_0", "b_d_0", "b_top_0", "b_old", "b_new")
+        names = ("b_n_0", "b_d_0", "b_top_0", "b_rest_0", "b_old", "b_new")
         return self.tiles("sums_along", (*columns, state, lift(self.exact)), names, behind or E(Name(_STATE, self.b.fresh("b_s"))))
 
     def seen(self, columns: tuple[E, E, E, E], before: tuple[E, ...], at: Loaded) -> tuple[E, ...]:
         """Numerators and divisors of rows, and the weights of the past and of their own column."""
         gate, x, _, score = columns
-        above, below, top, *_ = before
-        read = self.tiles("plus_rest", (top, gate), ("b_late", "b_rest")) if self.reads_decayed else (top, lift(0.0))
+        above, below, *read, _, _ = before
+        if self.reads_decayed:
+            top, lost = self.tiles("plus_rest", (read[0], gate), ("b_late", "b_lost"))
+            read = [top, read[1] + lost]
         more = at.lowering.value(self.walk.p).among(_TILE.shape)
         given = (above, below, *read, score, more, x, lift(self.exact))
         return self.tiles("sums_seen", given, ("b_above", "b_below", "b_past", "b_own"))
@@ -93,6 +98,22 @@ class Columns(Scan):
         dn = wide_operand(self.b, given, "dn", at.lowering, place.inputs.inside["value"])
         over = self.b.let("b_over", self.over(dn, below))
         return over, self.b.let("b_under", -over * self.over(above, below))
+
+    def between(self, place: Place, state: E) -> E:
+        """What sums in units of the state that a program ends with weigh in those that the next begins with."""
+        b, inputs = self.b, place.inputs
+        if place.part is None or ("units", 0) not in self.tensors.sums:
+            return b.let("b_unit", b.helper("exact_exp", self.row(state, 3)).row)
+        parts = self.arguments.integer("PARTS", self.tensors.parts)
+        pointer = self.arguments.pointer("units", self.tensors.sums["units", 0])
+        given = pointer, self.state_of_part(place) + 1, *inputs.channels["value"], size("V"), place.part < parts - 1
+        b.helpers.add("between_units")
+        return b.let("b_unit", call("between_units", state, *given, tile=Tile("fp32", ("1", "BV"))))
+
+    def row(self, state: E, number: int) -> E:
+        """A row of a state."""
+        self.b.helpers.add("row_of")
+        return call("row_of", state, number, tile=Tile("fp32", ("BV",)))
 
     def tiles(self, helper: str, given: tuple[E, ...], names: tuple[str, ...], *more: E) -> tuple[E, ...]:
         """The tiles [C, BV] that a helper gives; those after them are assigned to variables."""
@@ -122,6 +143,8 @@ class Stabilised(Columns):
         (state,) = states
         if ("matrix", 0) in self.tensors.final:
             self.b.space()
+            self.b.helpers.add("whole_unit")
+            self.b.set(state.matrix, call("whole_unit", state.matrix, tile=_STATE))
             nothing = arange("BK").col.eq(2) & (state.matrix <= LOWEST)
             self.b.set(state.matrix, where(nothing, MINUS_INFINITY, state.matrix))
         super().final_states(place, states)
@@ -188,6 +211,7 @@ class StabilisedAgain(Stabilised):
         if not self.parts:
             return
         with self.b.branch(self._pointer("decays").given()):
+            self.b.set(self.decay, self.decay * self.between(place, states[0].matrix))
             for label, value in (("handed", self.handed), ("decays", self.decay)):
                 made = State(value, None)
                 self.keep_state(place, made, "matrix", self._pointer(label), self.state_of_part(place))
@@ -199,12 +223,17 @@ class StabilisedAgain(Stabilised):
 class StabilisedBack(Columns, Back):
     """Builds the kernel of the gradients."""
 
+    def enter(self, place: Place, stop: E, state: State, known: E) -> None:
+        """See `Back`."""
+        with self.b.branch(stop.eq(place.end)):
+            self.b.set(state.matrix, state.matrix * self.between(place, known))
+
     def pass_back(self, place: Place, at: Loaded, state: State, known: E) -> None:
         """See `Back`."""
         b, leaves, inside = self.b, self.leaves, place.inputs.inside["value"]
         b.section("Sums before every position, and rows")
         columns = _, x, _, _ = self.columns(place, at)
-        before = above, below, _, old, new = self.along(columns, known)
+        before = above, below, _, _, old, new = self.along(columns, known)
         row = _, divisor, past, own = self.seen(columns, before, at)
         over, under = self.cotangents(place, at, leaves.given, row)
         b.section("Cotangents of the sums behind every position, of values, of logarithms of weights and of log gates")

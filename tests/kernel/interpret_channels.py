@@ -202,14 +202,25 @@ def scan_mutants() -> dict[str, float]:
 
 
 def large() -> dict[str, float]:
-    """The error of large scores, and with what rounding takes of their units left out."""
+    """The errors of scores of a thousand either way, and with what rounding takes of their units left out.
+
+    One gate is weak, and the first row of each kept state weighs more than all before it.
+    """
     op, found = compiled("rwkv4"), {}
     given = arguments(op.ir, SIZES, "float32", 2)
     given["k"] = 1e3 * torch.sign(given["k"]) + given["k"]
+    given["k"][:, ::4] += 5.0
+    given["w"] = torch.tensor([-1e-6, -0.4])
     expected = evaluate(op.ir, given)
-    for name, old, new in (("right", "", ""), ("no rest", r"\(s - m\) \+ rest", "s - m")):
-        found[name] = error(module(op, "recurrent", "float32", old, new).rwkv4(**given), expected)
-    return found
+    dy = torch.randn(expected.shape)
+    want = reference(op.ir, given, dy)
+    for plan in ("recurrent", "chunked"):
+        made = module(op, plan, "float32")
+        found[f"{plan} y"] = error(made.rwkv4(**given), expected)
+        got = gradients(op.ir, made, given, dy)
+        found |= {f"{plan} d{name}": interpret_backward.error(got[name], want[name]) for name in want}
+    wrong = module(op, "recurrent", "float32", r"r \+= rest", "r += 0.0")
+    return found | {"no rest": error(wrong.rwkv4(**given), expected)}
 
 
 def changed(

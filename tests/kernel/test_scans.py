@@ -21,8 +21,8 @@ def test_all_match_the_reference() -> None:
 def test_large_scores_lose_nothing() -> None:
     pytest.importorskip("triton")
     found: dict[str, float] = json.loads(run("interpret_channels", "large"))
-    assert found["right"] < LIMITS["float32"]
-    assert found["no rest"] > 10 * LIMITS["float32"]
+    assert found.pop("no rest") > 10 * LIMITS["float32"]
+    assert max(found.values()) < LIMITS["float32"], found
 
 
 def test_planted_mistakes_are_seen() -> None:
