@@ -233,9 +233,8 @@ def _recurrent(
         exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
         back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
-    joins = {"scan_parts_kernel": common.programs or cut and not member.stabilised}
-    joins["scan_sums_kernel"] = member.stabilised and (common.programs or cut)
-    helpers = [name for name, needed in joins.items() if scans and needed]
+    helpers = ["scan_parts_kernel"] if scans and (common.programs or (cut and not member.stabilised)) else []
+    helpers += ["scan_sums_kernel"] if member.stabilised and (common.programs or cut) else []
     how = "chunked, positions in parts" if plan != "recurrent" and cut else "recurrent"
     found = _emitted(header(op, plans, how), builders, kernels, launchers, back, helpers)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})
@@ -247,8 +246,9 @@ def _scan(
     """The configuration of kernels that pass some positions at a time; see `config.scan`."""
     dims = [decl.dims for decl in member.op.params]
     narrow = any("time" in own and not {"key", "value"} & set(own) for own in dims)
-    found = config.scan(sizes, dtype, target, narrow=narrow, gradients=gradients, parts=parts)
-    return config.columns(found) if member.stabilised else found
+    if member.stabilised:
+        return config.columns(sizes, narrow=narrow, gradients=gradients, parts=parts)
+    return config.scan(sizes, dtype, target, narrow=narrow, gradients=gradients, parts=parts)
 
 
 def _backward_configs(back: Gradients, common: Config) -> dict[str, Config]:

@@ -83,6 +83,8 @@ SHORT = 16
 
 RESIDENT = 12
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
+HELD = 32
+"""Programs that a multiprocessor holds at most."""
 
 
 def power_of_two(n: int) -> int:
@@ -272,9 +274,17 @@ def scan_again(back: Config) -> Config:
     return replace(found, chunk=2 * back.chunk) if back.every > 1 else replace(found, outer=2 * back.outer)
 
 
-def columns(scan: Config) -> Config:
-    """That of sums in units of exponentials, from that of gates of both axes: a thread has positions one by one."""
-    return replace(scan, chunk=1, outer=128, warps=1, every=64, registers=0)
+def columns(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False, parts: bool = False) -> Config:
+    """The configuration of sums in units of exponentials: a warp has some channels, a thread one position at a time.
+
+    Sequences are cut where programs are few, or `parts` are asked for, so that as many run as a GPU holds. narrow: see
+    `scan`; every: positions from one state that is kept to the next, or that a part has a few times over.
+    """
+    outer = min(128, power_of_two(sizes["value"]))
+    programs = sizes["batch"] * -(-sizes["value"] // outer)
+    cut = parts or (programs < 8 * MULTIPROCESSORS and sizes["time"] >= 2048)
+    found = Config(chunk=1, outer=outer, warps=1, stages=1 if narrow else 3, every=64 if gradients else 8)
+    return replace(found, programs=HELD * MULTIPROCESSORS if cut else 0)
 
 
 def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool) -> PairConfig:

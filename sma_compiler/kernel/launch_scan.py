@@ -40,7 +40,8 @@ class ScanLauncher(Launcher):
         self.results()
         rows = host.sequences
         if "local_states" in kernels:
-            rows = self.parts(kernels["local_states"], self.walk, self.named, constants, blocks, config)
+            self.cut(self.named, chunk if config.every == 1 else chunk * config.every, blocks, config)
+            rows = self.begin(kernels["local_states"], self.walk, self.named, constants, blocks, config)
         b.do(kernels["forward"].launch(sequence([heads * blocks, rows]), constants, config.warps))
         self.give()
         return b.function(

@@ -21,7 +21,7 @@ def plus_rest(a, b):
 
 
 @triton.jit
-def power(x, EXACT: tl.constexpr):
+def weight_of(x, EXACT: tl.constexpr):
     """exp(x)."""
     return exact_exp(x) if EXACT else tl.exp(x)
 
@@ -33,10 +33,11 @@ def sums_joined(n, d, m, r, g, n2, d2, m2, r2, EXACT: tl.constexpr):
     r += rest
     late = s < m2
     far = (s - m2) + (r - r2)
-    less = power(tl.where(late, far, -far), EXACT)
+    less = weight_of(tl.where(late, far, -far), EXACT)
     old = tl.where(late, less, 1.0)
     new = tl.where(late, 1.0, less)
-    return n * old + n2 * new, d * old + d2 * new, tl.where(late, m2, s), tl.where(late, r2, r), old, new
+    n, d = n * old + n2 * new, d * old + d2 * new
+    return n, d, tl.where(late, m2, s), tl.where(late, r2, r), old, new
 
 
 @triton.jit
@@ -61,7 +62,8 @@ def sums_along(g, n, d, m, s, EXACT: tl.constexpr):
     A position decays by g what it finds, and adds n and d in units of exp(m). s: the state before the tile, [4, V].
     """
     o_c = tl.arange(0, g.shape[0])[:, None]
-    a, b, c, r = row_of(s, 0), row_of(s, 1), tl.maximum(row_of(s, 2), -1e30), row_of(s, 3)
+    a, b, c, r = row_of(s, 0), row_of(s, 1), row_of(s, 2), row_of(s, 3)
+    c = tl.maximum(c, -1e30)
     above, below, top, rest, old, new = n, d, m, m, m, m
     for t in tl.static_range(g.shape[0]):
         here = o_c == t
@@ -85,7 +87,7 @@ def sums_seen(n, d, s, r, score, more, x, EXACT: tl.constexpr):
     top, rest = plus_rest(score, more)
     late = s < top
     far = (s - top) + (r - rest)
-    less = power(tl.where(late, far, -far), EXACT)
+    less = weight_of(tl.where(late, far, -far), EXACT)
     old = tl.where(late, less, 1.0)
     own = tl.where(late, 1.0, less)
     return n * old + x * own, d * old + own, old, own
@@ -137,7 +139,8 @@ def cotangents_handed(e, n, d, s, p):
         a = a + decay * row_of(n, t)
         b = b + decay * row_of(d, t)
         decay = decay * row_of(e, t)
-    return state_rows(a, b, tl.zeros_like(a), tl.zeros_like(a)), decay[None, :] + tl.zeros_like(p)
+    s = state_rows(a, b, tl.zeros_like(a), tl.zeros_like(a))
+    return s, decay[None, :] + tl.zeros_like(p)
 
 
 @triton.jit
@@ -173,7 +176,7 @@ def scan_sums_kernel(
         b_d = tl.load(p_s + V, mask=m_v, other=0.0)
         b_m = tl.maximum(tl.load(p_s + 2 * V, mask=m_v, other=0.0), -1e30)
         b_r = tl.load(p_s + 3 * V, mask=m_v, other=0.0)
-    for i_p in tl.range(PARTS, num_stages=4):
+    for i_p in tl.range(PARTS, num_stages=8):
         place = (i_s * PARTS + i_p) * 4 * V + o_v
         b_n2 = tl.load(local_ptr + place, mask=m_v, other=0.0)
         b_d2 = tl.load(local_ptr + place + V, mask=m_v, other=0.0)
@@ -186,6 +189,6 @@ def scan_sums_kernel(
         tl.store(local_ptr + place + 2 * V, b_m, mask=m_v)
         tl.store(local_ptr + place + 3 * V, b_r, mask=m_v)
         b_r += b_rest
-        b_n, b_d, b_m, b_r, _, _ = sums_joined(
-            b_n, b_d, b_m, b_r, b_g, b_n2, b_d2, b_m2, b_r2, True
-        )
+        local = b_n2, b_d2, b_m2, b_r2
+        joined = sums_joined(b_n, b_d, b_m, b_r, b_g, *local, True)
+        b_n, b_d, b_m, b_r, _, _ = joined

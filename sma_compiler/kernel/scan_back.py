@@ -83,12 +83,16 @@ class Back(Scan):
             b.comment("Threads read what others have written")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
             tiles = b.let("tiles", self._count(stop - start, size("C")))
-            with b.loop("m", call("range", tiles, tile=Tile("int32")), Tile("int32")) as m:
+            with b.loop("m", self.from_behind(tiles), Tile("int32")) as m:
                 t0 = b.let("t0", start + (tiles - 1 - m) * size("C"))
                 at = self.positions(place, static, t0, exprs)
                 self._pass(place, at, state, self._found_there(place, scratch, t0 - start), totals)
             b.comment("No thread may still have to read what is written next")
             b.do(call("tl.debug_barrier", tile=Tile("ptr")))
+
+    def from_behind(self, tiles: E) -> E:
+        """The loop over the tiles of positions whose states were made again, which are many and large."""
+        return call("range", tiles, tile=Tile("int32"))
 
     def enter(self, place: Place, stop: E, state: State, known: E) -> None:
         """Have the cotangent of the state behind positions up to `stop`, `known`, as it is carried over them."""

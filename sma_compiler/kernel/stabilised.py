@@ -6,9 +6,9 @@ divisor, and M, the largest logarithm of a weight that a column has there; both 
     M_t = max(M_(t-1) + g_t, s_t)        s = logarithms of what columns weigh, g = log gates
     N_t = e_t N_(t-1) + exp(s_t - M_t) x_t        e_t = exp(M_(t-1) + g_t - M_t)
 
-Every exponent is at most 0. M_(t-1) + g_t is rounded; what rounding takes of it is summed apart and belongs to the unit,
-so that e_t is 1 wherever M stays that of an earlier column. A row reads the state before it, and weighs its own column
-by itself.
+Every exponent is at most 0. M_(t-1) + g_t is rounded; what rounding takes of it is summed apart and belongs to the
+unit, so that e_t is 1 wherever M stays that of an earlier column. A row reads the state before it, and weighs its own
+column by itself.
 
 Memory holds a state as four rows of channels: numerators, divisors, M, and what rounding took of it, which is nothing
 in states that calls hand on. The cotangents of the sums are in the same units, so that they go the same way from the
@@ -67,8 +67,9 @@ class Columns(Scan):
 
         behind: takes the state after the tile, where that is wanted.
         """
-        names = ("b_n_0", "b_d_0", "b_top_0", "b_rest_0", "b_old", "b_new")
-        return self.tiles("sums_along", (*columns, state, lift(self.exact)), names, behind or E(Name(_STATE, self.b.fresh("b_s"))))
+        names = ("b_n_0", "b_d_0", "b_m_0", "b_r_0", "b_old", "b_new")
+        behind = behind or E(Name(_STATE, self.b.fresh("b_s")))
+        return self.tiles("sums_along", (*columns, state, lift(self.exact)), names, behind)
 
     def seen(self, columns: tuple[E, E, E, E], before: tuple[E, ...], at: Loaded) -> tuple[E, ...]:
         """Numerators and divisors of rows, and the weights of the past and of their own column."""
@@ -191,7 +192,7 @@ class StabilisedAgain(Stabilised):
         found = super().initial_states(place)
         if self.parts:
             self.handed = self.b.let("b_handed", zeros("BK", "BV"))
-            self.decay = self.b.let("b_over", zeros("BK", "BV") + 1.0)
+            self.over_part = self.b.let("b_over", zeros("BK", "BV") + 1.0)
         return found
 
     def hand(self, place: Place, at: Loaded, before: tuple[E, ...], row: tuple[E, ...]) -> None:
@@ -201,9 +202,9 @@ class StabilisedAgain(Stabilised):
         b, past, (*_, old, _) = self.b, row[2], before
         over, under = self.cotangents(place, at, self.leaves.given, row)
         with b.branch(self._pointer("decays").given()):
-            given = (old, past * over, past * under, self.handed, self.decay)
+            given = (old, past * over, past * under, self.handed, self.over_part)
             b.helpers.add("cotangents_handed")
-            b.assign((self.handed, self.decay), call("cotangents_handed", *given, tile=_STATE))
+            b.assign((self.handed, self.over_part), call("cotangents_handed", *given, tile=_STATE))
 
     def final_states(self, place: Place, states: tuple[State, ...]) -> None:
         """And what the part hands back, with the decay over it."""
@@ -211,8 +212,8 @@ class StabilisedAgain(Stabilised):
         if not self.parts:
             return
         with self.b.branch(self._pointer("decays").given()):
-            self.b.set(self.decay, self.decay * self.between(place, states[0].matrix))
-            for label, value in (("handed", self.handed), ("decays", self.decay)):
+            self.b.set(self.over_part, self.over_part * self.between(place, states[0].matrix))
+            for label, value in (("handed", self.handed), ("decays", self.over_part)):
                 made = State(value, None)
                 self.keep_state(place, made, "matrix", self._pointer(label), self.state_of_part(place))
 
@@ -222,6 +223,10 @@ class StabilisedAgain(Stabilised):
 
 class StabilisedBack(Columns, Back):
     """Builds the kernel of the gradients."""
+
+    def from_behind(self, tiles: E) -> E:
+        """See `Back`: they are small, and loaded ahead."""
+        return call("tl.range", tiles, tile=Tile("int32"), num_stages=size("STAGES"))
 
     def enter(self, place: Place, stop: E, state: State, known: E) -> None:
         """See `Back`."""

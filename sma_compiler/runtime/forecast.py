@@ -13,6 +13,7 @@ from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.kernel.choices import DEFAULT, Choices, plan_text
 from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.linear import STATE_ROWS
 from sma_compiler.kernel.pairs import pairs
 from sma_compiler.plan.cost import BACKWARD, seconds
 from sma_compiler.plan.devices import Device
@@ -142,6 +143,8 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
         weighed = False
     if program.kernels.merged:
         known |= {"head": 1, "value": known["head"]}
+    if program.kernels.stabilised:
+        known |= {"key": STATE_ROWS}
     return Shape(
         known["batch"],
         known["time"],

@@ -28,8 +28,8 @@ LONG = {"B": 1, "T": 131072, "H": 24, "K": 128, "V": 64}
 RECURRENT = ("linear_attention_normalized", "mamba2", "rwkv6", "mamba1", "rwkv4")
 SCANS = ("mamba1", "scan", "strict_both", "closed_both", "late_both", "both")
 """Ops of gates with both axes."""
-ALONE = ("rwkv4", "columns")
-"""Ops that have no other plan than the recurrent one."""
+COLUMNS = ("rwkv4", "columns")
+"""Ops of sums in units of exponentials."""
 QUADRATIC = ("attention", "alibi", "forgetting")
 
 
@@ -57,16 +57,18 @@ def test_quadratic_text_is_golden(name: str, request: pytest.FixtureRequest) -> 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("emitted")
     ops = [compiled(name) for name in (*LIBRARY, *SPECS, *GRADIENT_SPECS)]
-    ops += [by_channel(name) for name in (*CHANNEL_LIBRARY, *CHANNEL_SPECS) if name not in (*SCANS, *ALONE)]
+    ops += [by_channel(name) for name in (*CHANNEL_LIBRARY, *CHANNEL_SPECS) if name not in (*SCANS, *COLUMNS)]
     for op in ops:
         name = op.name
         for number, shape in enumerate((SHAPE, LONG)):
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
         op.save(found / f"{name}_recurrent.py", "recurrent", SHAPE)
-    for name in (*SCANS, *ALONE):
+    for name in (*SCANS, *COLUMNS):
         for number, shape in enumerate((SHAPE, LONG)):
             by_channel(name).save(found / f"{name}_{number}_recurrent.py", "recurrent", shape)
+    for name in COLUMNS:
+        by_channel(name).save(found / f"{name}_chunked.py", "chunked", LONG)
     for name in (*pair_specs.LIBRARY, *pair_specs.PAIR_SPECS):
         pair_specs.compiled(name).save(found / f"{name}_quadratic.py", "quadratic", SHAPE)
     return found

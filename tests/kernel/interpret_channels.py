@@ -137,7 +137,7 @@ def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "", 
     parts |= {"every": 2} if op.name in SELDOM else {}
     scan = config.Config(**{**vars(small), "outer": 4, **parts})
     config.scan = lambda *_, **__: scan
-    config.columns = lambda found: found
+    config.columns = lambda *_, **__: scan
     config.recurrent_backward = lambda _, **__: config.Config(chunk=4, outer=4, warps=1, stages=1)
     text = op.source(plan, {}, dtype)
     assert re.search(old, text), old

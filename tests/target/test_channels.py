@@ -45,6 +45,7 @@ def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores:
         ("mamba1", {"B": 8, "T": 4096, "H": 5120, "K": 16}, "sm_90", "bfloat16"),
         ("mamba1", {"B": 1, "T": LONG, "H": 1536, "K": 16}, "sm_90", "bfloat16"),
         ("rwkv4", {"B": 8, "T": 4096, "H": 2048}, "sm_90", "bfloat16"),
+        ("rwkv4", {"B": 1, "T": LONG, "H": 1024}, "sm_90", "float32"),
         ("mamba1", {"B": 8, "T": 4096, "H": 5120, "K": 16}, "sm_80", "float32"),
     ],
 )
