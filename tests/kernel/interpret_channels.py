@@ -94,7 +94,7 @@ SCAN_MUTANTS = {
 """Texts of the file of mamba1 and what takes their place."""
 COLUMN_MUTANTS = {
     "no decay": ("s, rest = plus_rest(m, g)", "s, rest = plus_rest(m, 0.0 * g)"),
-    "no weight of its own": ("top, left = plus_rest(score, more)", "top, left = plus_rest(score, 0.0 * more)"),
+    "no weight of its own": ("top, rest = plus_rest(score, more)", "top, rest = plus_rest(score, 0.0 * more)"),
     "no decay from behind": ("a = row_of(e, t) * a + row_of(n, t)", "a = a + row_of(n, t)"),
     "the state's weight": ("b_past * b_over, b_past * b_under", "b_over, b_past * b_under"),
     "divisors alone": ("b_under = -b_over *", "b_under = 0.0 *"),
@@ -197,7 +197,7 @@ def scan_mutants() -> dict[str, float]:
         name: changed("recurrent", re.escape(old), new, name="mamba1") for name, (old, new) in SCAN_MUTANTS.items()
     }
     for name, (old, new) in COLUMN_MUTANTS.items():
-        found[name] = changed("chunked", re.escape(old), new, name="rwkv4")
+        found[name] = changed("chunked", re.escape(old), new, name="rwkv4", time=40)  # three parts
     return found
 
 
