@@ -73,6 +73,17 @@ def farthest(sums):
 
 
 @triton.jit
+def end_of_run(p, first, count, RUN: tl.constexpr, DOT: tl.constexpr):
+    """Where RUN of `count` chunks end that begin with the first; right there if none of them reaches far, by p."""
+    end = tl.minimum(first + RUN, count)
+    if tl.bfloat16 == DOT:
+        o_r = first + tl.arange(0, RUN)
+        far = tl.max(tl.load(p + o_r, mask=o_r < count, other=0.0), 0)
+        end = tl.where(far < 64.0, first, end)
+    return end
+
+
+@triton.jit
 def from_start(
     g,
     o_c,

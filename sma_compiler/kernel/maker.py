@@ -23,10 +23,17 @@ class Maker(ABC):
         self.b = Builder(reserved | set(CONSTANTS))
         self.arguments = Arguments(self.b)
 
-    def run(self, index: E) -> AbstractContextManager[E]:
-        """A loop over RUN slots of chunks. index: which of such runs."""
+    def run(self, index: E, widest: E | None) -> AbstractContextManager[E]:
+        """A loop over RUN slots of chunks. index: which of such runs.
+
+        widest: where it is said of slots how far powers of 2 reach, if it is; of runs that reach nowhere far there are
+        no steps.
+        """
         first, count = self.b.let("first", index * size("RUN")), self.arguments.integer("SLOTS", self.host.slots)
         last = pointwise("tl.minimum", first + size("RUN"), count, dtype="int32")
+        if widest is not None:
+            last = call("end_of_run", widest, first, count, size("RUN"), size("DOT"), tile=Tile("int32"))
+            self.b.helpers.add("end_of_run")
         steps = call("tl.range", first, last, tile=Tile("int32"), disable_licm=True)
         return self.b.loop("slot", steps, Tile("int32"))
 

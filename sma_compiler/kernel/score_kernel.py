@@ -114,14 +114,20 @@ class ChannelScores(Maker):
         i_b = b.let("i_b", program(2).to("int64"))
         o_c = b.let("o_c", arange("C"), show=False)
         with ExitStack() as stack:
-            slot = b.let("slot", program(0)) if self.narrow else stack.enter_context(self.run(program(0)))
+            row = i_b * self.arguments.integer("H", self.host.heads) + i_h
+            reach = "reach" if self.again else "widest"
+            widest = self.arguments.pointer(reach, self.host.decayed[reach])
+            if not self.again:
+                widest = widest + row * slots(self.arguments, self.host)
+            if self.narrow:
+                slot = b.let("slot", program(0))
+            else:
+                slot = stack.enter_context(self.run(program(0), None if self.again else widest))
             span = chunk(b, self.arguments, self.host, slot, i_b)
             inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence)
             m_t = b.let("m_t", span.begin + o_c < span.end, show=False)
             rows = Rows(o_c, m_t, pointwise("tl.minimum", span.end - span.begin, size("C"), dtype="int32"))
-            reach = "reach" if self.again else "widest"
-            place = inputs.place() if self.again else inputs.row() * slots(self.arguments, self.host) + slot
-            widest = self.arguments.pointer(reach, self.host.decayed[reach]) + place
+            widest = widest + (inputs.place() if self.again else slot)
             dtype, dot_dtype = path("tl.bfloat16"), path("DOT")
             wide = dtype.ne(dot_dtype).either(call("tl.load", widest, tile=Tile("fp32")) >= NARROW)
             if not self.narrow:

@@ -117,7 +117,12 @@ class ByChunk(Chunked):
         i_h = b.let(name, program(1).to("int64"))
         i_b = b.let("i_b", program(2).to("int64"))
         index = program(0) // tiles
-        slot = b.let("slot", index) if runs is None else runs.enter_context(self.run(index))
+        if runs is None:
+            slot = b.let("slot", index)
+        else:
+            row = i_b * self.arguments.integer("H", heads) + i_h
+            widest = self.arguments.pointer("widest", self.host.decayed["widest"])
+            slot = runs.enter_context(self.run(index, widest + row * slots(self.arguments, self.host)))
         span = find_chunk(b, self.arguments, self.host, slot, i_b)
         offsets = b.let("o_c", arange("C"), show=False)
         inputs = Inputs(b, self.arguments, self.host, i_b, i_h, span.sequence, heads=heads)
