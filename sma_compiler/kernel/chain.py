@@ -33,10 +33,9 @@ from sma_compiler.mask.nodes import Gate
 class ChainKernel(Maker):
     """Builds the kernel: one program for each chunk of each head.
 
-    tensors: `outputs` of the chain and `sums` of the walks. tiles: how many tiles of each sum there are; anchors:
-    of that of pairs that lead over a chunk.
-    backward: whether the late ends of paths are keys. apart: whether what goes through states leaves out the pairs
-    inside chunks, as in the chunked plan.
+    tensors: `outputs` of the chain and `sums` of the walks. tiles: how many tiles of each sum there are; anchors: of
+    those of pairs that lead over a chunk or out of it. backward: whether the late ends of paths are keys. apart:
+    whether what goes through states leaves out the pairs inside chunks, as in the chunked plan.
     """
 
     def __init__(
@@ -116,9 +115,12 @@ class ChainKernel(Maker):
     def _anchor(self, number: int, inputs: Inputs, slot: E) -> E:
         count = slots(self.arguments, self.host)
         pointer = self.arguments.pointer(f"anchors{self._suffix(number)}", self.tensors.sums["anchors", number])
+        return self._over_tiles(pointer + inputs.row() * count + slot, count, self._met(), lift(True))
+
+    def _met(self) -> E:
+        """How many tiles the sums have that are made where states meet."""
         alike = self.anchors.node == self.tiles.node
-        tiles = self.arguments.integer("TILES" if alike else "ANCHORS", self.anchors)
-        return self._over_tiles(pointer + inputs.row() * count + slot, count, tiles, lift(True))
+        return self.arguments.integer("TILES" if alike else "ANCHORS", self.anchors)
 
     def _over_tiles(self, at: E, width: E, count: E, valid: E) -> E:
         """The sum over tiles of what lies at an address of the first; each tile has `width` numbers a head."""
@@ -147,7 +149,7 @@ class ChainKernel(Maker):
         def load(kind: str) -> E:
             pointer = self.arguments.pointer(f"{kind}{name}", sums[kind, number])
             at = pointer + inputs.row() * length + (t0 + rows)
-            tiles = self.arguments.integer("TILES", self.tiles)
+            tiles = self._met() if kind == "through" else self.arguments.integer("TILES", self.tiles)
             return b.let(f"b_{kind}{name}", self._over_tiles(at, length, tiles, valid))
 
         b.section("Sums of the pairs' weights: over keys for each query, over queries for each key")

@@ -20,6 +20,8 @@ from sma_compiler.kernel.walk import Walk, forward_walk
 
 COUNTING = ("net", "inter", "rows", "columns", "states", "vectors", "late")
 """Sums that the walk of dq writes; that of dk writes the others, and reads the states."""
+MET = ("anchors", "through")
+"""Sums that are made where the states of both directions meet."""
 
 STACKED = ("batch", "slot", "head")
 """The axes of parts of gradients that lie in one tensor, where there are several."""
@@ -32,7 +34,7 @@ class Named:
     """Names in a backward launcher. walks: what each one's pointers stand for; chain: those of the chain kernel.
 
     initial: the state the op began with; before: its gradient; after: the cotangent of the state it left.
-    tiles: how many tiles the outer axis of a walk has, by axis. anchors: how many those of that name are for a chunk.
+    tiles: how many tiles the outer axis of a walk has, by axis. anchors: how many those of `MET` are.
     """
 
     walks: dict[str, Tensors]
@@ -375,8 +377,8 @@ class BackwardLauncher(Launch):
         if kind == "late":
             (axis,) = self.linear.terms[0].axes
             return [batch, time, heads, host.sizes[axis]], path("torch.float32")
-        tiles, along = (self.names.anchors, host.slots) if kind == "anchors" else (self.names.tiles["key"], time)
-        return [tiles, batch, heads, along], path("torch.float32")
+        tiles = self.names.anchors if kind in MET else self.names.tiles["key"]
+        return [tiles, batch, heads, host.slots if kind == "anchors" else time], path("torch.float32")
 
     def _chain(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
         b, host, chain = self.b, self.host, self.made.chain

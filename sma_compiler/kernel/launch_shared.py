@@ -31,10 +31,10 @@ def named_shared(made: Backward, host: Host, cut: bool = False) -> Named:
     walks = {
         **names.walks,
         "dq": replace(dq, sums={**kept, **weights, **of("inter")}),
-        "dk": replace(dk, sums={**kept, **weights, **of(*PAIRS, "through")}),
+        "dk": replace(dk, sums={**kept, **weights, **of(*PAIRS)}),
         "dv": replace(dv, sums=kept, scores=True),
         "dstates": replace(dv, outputs={}, sums=kept),
-        "states": replace(dq, outputs={}, sums={**kept, **of("anchors")}),
+        "states": replace(dq, outputs={}, sums={**kept, **of("anchors", "through")}),
     }
     return replace(names, walks=walks, anchors=names.tiles["value"])
 
@@ -92,8 +92,8 @@ class SharedLauncher(BackwardLauncher):
         shape = [batch, host.groups, time, lift(constants["C"])]
         b.set(weights, self._new(either(*wanted), shape, dtype))
         self._shared(dk, kernels, given, each["dk"], wanted)
-        b.section("The state at the start of every chunk; the weight of all pairs that lead over each")
-        self._sums("states", "anchors")
+        b.section("The state at the start of every chunk; the weights of all pairs that lead over each or out of it")
+        self._sums("states", "anchors", "through")
         with b.branch(either(*queries)):
             config, rows, tiles = each["states"], host.sequences, self.names.tiles["value"]
             along["STAGES"] = config.stages
@@ -147,7 +147,7 @@ class SharedLauncher(BackwardLauncher):
         b, host = self.b, self.host
         for output in walk.outputs:
             self._output(output.name)
-        self._sums(walk.name, *PAIRS, "inter", "through")
+        self._sums(walk.name, *PAIRS, "inter")
         grid = sequence([host.slots * self.names.tiles["key"], host.groups, host.sizes["batch"]])
         with b.branch(either(*wanted)):
             b.do(kernels[walk.name].launch(grid, {**given, "STAGES": config.stages}, config.warps))

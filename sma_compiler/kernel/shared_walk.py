@@ -8,7 +8,7 @@ its end, kept in memory by the kernels that run before, chunks need not wait for
     dQ = W K   + sum over h of decay_h (dY_h S_h)
 
 One tensor holds dS_h until dK is made; the walk of the states then leaves S_h in its place, and where they meet, the
-weight of all pairs whose path leads over the chunk. The kernel of dK keeps W for dQ.
+weights of all pairs whose path leads over the chunk or out of it. The kernel of dK keeps W for dQ.
 """
 
 from __future__ import annotations
@@ -80,21 +80,30 @@ class ChunkStates(Chunked):
         return b.function(name, (doc,), self.arguments.parameters, jit=True)
 
     def _meet(self, place: Place, chunk: Chunk, state: State) -> None:
-        """Sum the product with the state from the chunk's other end: the weight of all pairs that lead over the chunk.
+        """Sum what meets the state from the chunk's other end: the weights of all pairs that lead over the chunk, and,
+        for each position, of those that lead out of it.
 
-        Every thread has read its part of it before the sum is known, and so before anything is written in its place.
+        Every thread has read its part of it before a sum is known, and so before anything is written in its place.
         """
-        if ("anchors", 0) not in self.tensors.sums:
+        sums = {kind: x for (kind, _), x in self.tensors.sums.items() if kind != "states"}
+        if not sums:
             return
         b = self.b
         b.section("Times the state from the chunk's other end")
-        pointer = self.arguments.pointer("anchors", self.tensors.sums["anchors", 0])
-        across = self.leaving(chunk, 0)[1]
-        with b.branch(pointer.given()):
+        pointers = {kind: self.arguments.pointer(kind, x) for kind, x in sums.items()}
+        factors, across = self.leaving(chunk, 0)
+        decay = factors[: len(factors) - len(chunk.paths[0].columns.factors)]
+        with b.branch(next(iter(pointers.values())).given()):
             met = self.state_of_chunk(place, chunk.t0)
-            weight = reduce_sum(reduce_sum(state.matrix * met.to("fp32"), 1), 0)
-            weight = weight if across is None else weight * across
-            b.do(call("tl.store", self.address_of_anchor(place, pointer, chunk.t0), weight, tile=Tile("ptr")))
+            if "anchors" in pointers:
+                weight = reduce_sum(reduce_sum(state.matrix * met.to("fp32"), 1), 0)
+                weight = weight if across is None else weight * across
+                at = self.address_of_anchor(place, pointers["anchors"], chunk.t0)
+                b.do(call("tl.store", at, weight, tile=Tile("ptr")))
+            if "through" in pointers:
+                part = b.let("b_part", dot(chunk.s, met.to("dot")))
+                through = scaled(reduce_sum(chunk.x.to("fp32") * part, 1), decay, column=False)
+                self.write_row(place, pointers["through"], chunk, through)
 
 
 class ByChunk(Chunked):
@@ -246,9 +255,13 @@ class SharedHeads(ByChunk):
         decay = path.entering()
         factors = [] if decay is None else [b.let("b_in", decay)]
         state = self.state_of_chunk(place, chunk.t0).to("dot")
+        if self.first or sums is None:
+            factors += path.rows.factors
+            p = b.let("b_u", scaled(p.to("fp32"), factors, column=True).to("dot")) if factors else p
+            b.set(total, self.plus_product(total, p, state))
+            return
         part = b.let("b_part", scaled(dot(p, state), factors, column=True))
-        if sums is not None:
-            sums.through(chunk, 0, part)
+        sums.through(chunk, 0, part)
         b.set(total, total + scaled(part, path.rows.factors, column=True))
 
     def _beside(self, place: Place, chunk: Chunk, outputs: Iterable[Output]) -> None:
