@@ -74,13 +74,12 @@ def quadratic(
         builders["gates"] = Gates(walk.paths, names, held)
     builders["forward"] = PairForward(member, walk, names, read, named, held)
     kernels = {role: kernel(builder, roles[role]) for role, builder in builders.items()}
-    weighed, paths, tables = member.weight is not None, bool(member.paths), bool(member.tables)
-    forward = config.pairs(sizes, dtype, target, weighed=weighed, paths=paths)
-    configs = {"forward": choices.apply("forward", forward)}
+    configs = {"forward": choices.apply("forward", config.pairs(sizes, dtype, target, **member.traits))}
     launcher = PairLauncher(member, names, read, named).build(kernels, _in_chunks(configs)["forward"])
 
     def configured(sums: bool) -> Mapping[str, PairConfig]:
-        usual = config.pairs_backward(sizes, dtype, target, weighed=weighed, paths=paths, sums=sums, tables=tables)
+        tables = bool(member.tables)
+        usual = config.pairs_backward(sizes, dtype, target, **member.traits, sums=sums, tables=tables)
         configs.update({role: choices.apply(role, usual[role]) for role in PAIRS})
         return _in_chunks({**usual, **{role: configs[role] for role in PAIRS}})
 

@@ -49,7 +49,7 @@ def tile_counts(
     sizes = {"batch": 1, "head": 1, "key": 64, "value": 64, **known}
     if "time" not in known or not all(_names(number) <= sizes.keys() for number in found.support.numbers):
         return None
-    chosen = config.pairs(sizes, dtype, target, weighed=found.weight is not None, paths=bool(found.paths))
+    chosen = config.pairs(sizes, dtype, target, **found.traits)
     return _counted(found, sizes, replace(chosen, rows=side, columns=side) if side else chosen)
 
 

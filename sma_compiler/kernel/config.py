@@ -287,13 +287,17 @@ def columns(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False, 
     return replace(found, programs=HELD * MULTIPROCESSORS if cut else 0)
 
 
-def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool) -> PairConfig:
+def pairs(
+    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool, computed: bool
+) -> PairConfig:
     """The configuration of the quadratic forward kernel.
 
     On an H100 two programs of four warps share a multiprocessor: one weighs pairs while the other multiplies. With
-    what is read of paths, two of 128 channels fit on it only where queries are held in registers.
+    what is read of paths, two of 128 channels fit on it only where queries are held in registers. Operands that are
+    computed take so many registers that one of eight warps is better.
 
-    weighed: whether masks give live pairs weights. paths: whether some are made ahead.
+    weighed: whether masks give live pairs weights. paths: whether some are made ahead. computed: whether some of q, k
+    and v are not tensors as they are.
     """
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     if dtype == "float32":
@@ -302,19 +306,30 @@ def pairs(sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, p
         found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
     elif wide > 128:
         found = PairConfig(rows=128, columns=32 if weighed else 64, warps=8, stages=2, chunk=64, least=64)
+    elif computed:
+        found = PairConfig(rows=128, columns=64 if weighed else 128, warps=8, stages=3, chunk=64, least=64)
     else:
         found = PairConfig(rows=64, columns=64, warps=4, stages=3, chunk=64, least=64, held=paths and wide > 64)
     return replace(found, assembly=target.startswith("sm_"))
 
 
 def pairs_backward(
-    sizes: Mapping[str, int], dtype: str, target: str, *, weighed: bool, paths: bool, sums: bool, tables: bool
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    *,
+    weighed: bool,
+    paths: bool,
+    computed: bool,
+    sums: bool,
+    tables: bool,
 ) -> Mapping[str, PairConfig]:
     """The configurations of the quadratic gradients, by kernel.
 
-    weighed, paths: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks pairs up.
+    weighed, paths, computed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks
+    pairs up.
     """
-    forward = pairs(sizes, dtype, target, weighed=weighed, paths=paths)
+    forward = pairs(sizes, dtype, target, weighed=weighed, paths=paths, computed=computed)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)

@@ -32,7 +32,7 @@ from sma_compiler.ir.nodes import (
     postorder,
 )
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.kernel.linear import FUNCTIONS, Linear, Term, axes_refused, foreign, static_number
+from sma_compiler.kernel.linear import FUNCTIONS, Linear, Term, axes_refused, foreign, is_tensor, static_number
 from sma_compiler.kernel.support import Support, Turns, support, turns_of
 from sma_compiler.mask.algebra import by_distance, constant
 from sma_compiler.mask.guards import Guard, Guards, Piece
@@ -125,6 +125,13 @@ class Pairs:
     def softmax(self) -> bool:
         """Whether rows are divided by the sum of exponentials."""
         return self.linear.normalize == "softmax"
+
+    @property
+    def traits(self) -> dict[str, bool]:
+        """What configurations of kernels are chosen by: see `config.pairs`."""
+        operands = self.linear.q, self.linear.k, self.linear.v
+        computed = not all(is_tensor(x) for x in operands)
+        return {"weighed": self.weight is not None, "paths": bool(self.paths), "computed": computed}
 
     @property
     def exprs(self) -> tuple[Expr, ...]:
