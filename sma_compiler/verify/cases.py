@@ -74,7 +74,10 @@ class Case:
         for what, actual in found.items():
             rows = self.rows if what in ("output", "lse") else None
             relative = by_row_maximum and what != "lse"
-            errors[what] = measure(actual, self.exact[what], self.axes[what], rows=rows, by_row_maximum=relative)
+            sampled = self.rows if rows is None else None
+            errors[what] = measure(
+                actual, self.exact[what], self.axes[what], rows=rows, sampled=sampled, by_row_maximum=relative
+            )
         return errors
 
 

@@ -150,7 +150,7 @@ def wholes(seeds: Sequence[Errors]) -> Iterator[Part]:
 
 
 def blocks(seeds: Sequence[Errors]) -> Iterator[Part]:
-    """Every block; nothing where the tensor is one block."""
+    """Every block; nothing where the tensor is one block. Seeds with a sample of rows have some of the blocks each."""
     heads, numbers = seeds[0].count.shape
     if heads * numbers == 1:
         return
@@ -158,11 +158,12 @@ def blocks(seeds: Sequence[Errors]) -> Iterator[Part]:
     for head in range(heads):
         for number in range(numbers):
             where = f"head {head}, positions {number * POSITIONS}..{(number + 1) * POSITIONS - 1}"
-            count = float(seeds[0].count[head, number])
-            if 0 < count < SMALL:
+            counts = [float(one.count[head, number]) for one in seeds]
+            if 0 < max(counts) < SMALL:
                 yield Part(where, together.block(head, number), True)
-            elif count:
-                yield from (Part(where, one.block(head, number), False) for one in seeds)
+            else:
+                held = (one for one, count in zip(seeds, counts, strict=True) if count)
+                yield from (Part(where, one.block(head, number), False) for one in held)
 
 
 def comparable(title: Title, seeds: Sequence[Errors], other: Sequence[Errors], unit: float) -> Report:

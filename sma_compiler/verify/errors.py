@@ -47,11 +47,19 @@ class Errors:
 
 
 def measure(
-    actual: Tensor, exact: Tensor, axes: Sequence[str], *, rows: Tensor | None = None, by_row_maximum: bool = False
+    actual: Tensor,
+    exact: Tensor,
+    axes: Sequence[str],
+    *,
+    rows: Tensor | None = None,
+    sampled: Tensor | None = None,
+    by_row_maximum: bool = False,
 ) -> Errors:
     """The errors of `actual`, whose dtype is what the exact values are rounded to.
 
-    axes: names of the dimensions. rows: the positions of the entries along `time`; None: all from 0 on.
+    axes: names of the dimensions. rows: the positions of the entries along `time`; None: all from 0 on. sampled: of a
+    gradient, the rows that alone have a cotangent: all positions that lie in no block of these, where little or nothing
+    arrives, are one last block; None: all rows have one.
     by_row_maximum: everything is relative to the largest magnitude along `time` (an FFT spreads its error so).
     A NaN or infinity that the exact values do not have counts as an infinite error; the same infinity as none.
     """
@@ -73,8 +81,14 @@ def measure(
         places = torch.arange(length) if rows is None else rows.cpu()
         head_count = exact.shape[list(axes).index("head")] if "head" in axes else 1
         heads = _along(torch.arange(head_count), axes, "head")
-        blocks = _along(places // POSITIONS, axes, "time")
-        counts = (head_count, int(places.max()) // POSITIONS + 1 if length else 1)
+        numbers = places // POSITIONS
+        last = int(numbers.max()) if length else 0
+        if sampled is not None:
+            reached = torch.isin(numbers, sampled.cpu() // POSITIONS)
+            last += not reached.all()
+            numbers = torch.where(reached, numbers, last)
+        blocks = _along(numbers, axes, "time")
+        counts = (head_count, last + 1)
     index = (heads * counts[1] + blocks).to(exact.device).expand(exact.shape).reshape(-1)
 
     def total(values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from sma_compiler.reference import Argument
 from sma_compiler.source import Source
 from sma_compiler.verify.cases import LONG, Case, make_case, sampled_rows
 from sma_compiler.verify.check import check_plan, compare_backends
+from sma_compiler.verify.contract import Line, Title, within
 from sma_compiler.verify.errors import measure
 
 LIBRARY = Path(__file__).parents[2] / "grammar" / "library"
@@ -199,6 +200,20 @@ def test_long_sequences_are_sampled() -> None:
     assert rows[:64].tolist() == list(range(64))
     assert rows[-64:].tolist() == list(range(LONG + 36, LONG + 100))
     assert bool((rows.diff() > 0).all())
+
+
+def test_positions_that_no_sampled_row_is_near_are_one_block() -> None:
+    sampled = torch.cat((torch.arange(64), torch.tensor([130]), torch.arange(256, 320)))
+    exact = torch.zeros(1, 320, 1, dtype=torch.float64)
+    exact[0, sampled], exact[0, 127] = 1.0, 0.1
+    places = ("batch", "time", "head")
+    title, line = Title("op", "quadratic", "triton", "float32", "d f"), Line(0.0, 1e-3)
+    for error, near, ok in ((1e-6, 200, True), (1e-2, 200, False), (1e-2, 130, False)):
+        actual = exact.clone()
+        actual[0, near] += error
+        assert within(title, [measure(actual, exact, places, sampled=sampled)] * 8, line).ok == ok
+        assert not within(title, [measure(actual, exact, places)] * 8, line).ok
+    assert measure(exact, exact, places, sampled=sampled).count.tolist() == [[64, 0, 64, 0, 64, 128]]
 
 
 def test_a_sampled_case_checks_rows_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
