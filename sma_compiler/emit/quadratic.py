@@ -9,7 +9,7 @@ from sma_compiler.emit import cached
 from sma_compiler.emit.gradients import Gradients
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
-from sma_compiler.kernel.build import lift
+from sma_compiler.kernel.build import lift, path
 from sma_compiler.kernel.chain import ChainKernel
 from sma_compiler.kernel.choices import PAIRS, Choices
 from sma_compiler.kernel.config import PairConfig
@@ -63,12 +63,15 @@ def quadratic(
     if sizes["value"] > LARGEST:
         reason = f"value = {sizes['value']}: a program holds all channels of a row, at most {LARGEST}"
         raise NoTritonKernel(op.name, "quadratic", reason)
-    member = pairs(op, plans, wide=dtype == "float32")
+    wide = dtype == "float32"
+    member = pairs(op, plans, wide=wide, exact=wide and target.startswith("sm_"))
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     held = frozenset({*reserved, *roles.values()})
     names = host(member.linear, held)
     walk = forward_walk(member.linear)
     read, named = pair_names(member, names), tensors(walk, names)
+    if member.loses:
+        named = replace(named, lost=path(names.builder.fresh("lost")))
     builders: dict[str, Maker] = {}
     if names.gates:
         builders["gates"] = Gates(walk.paths, names, held)

@@ -147,6 +147,11 @@ class BackwardLauncher(Launch):
             *([Parameter(name_of(self.precision), default=lift("ieee").node, keyword=True)] if self.rounds else []),
         ]
 
+    @property
+    def lost(self) -> E | None:
+        """What the result lost where it was rounded, where the kernels take it."""
+        return None
+
     def _takes(self, decl: ParamDecl) -> bool:
         """Whether the caller may give a tensor of the forward pass; else it is made again."""
         return self.made.before is None or all(output.name != decl.name for output in self.made.before.outputs)
@@ -269,11 +274,15 @@ class BackwardLauncher(Launch):
         options: dict[str, Operand] = {"initial_state": self.initial} if self.states else {}
         options |= {kept: True}
         options |= {"precision": self.precision} if self.rounds else {}
+        options |= {"return_lost": True} if self.lost is not None else {}
         call = path(op.name).call(*given, cu_seqlens=host.pack, **options)
         if self._takes(self.made.reads[1]):
             with b.branch(either(y.missing(), norm.missing())):
-                b.assign((y, norm), call)
+                b.assign((y, norm) if self.lost is None else (y, norm, self.lost), call)
             b.set(y, path("dense").call(y))
+            if self.lost is not None:
+                with b.branch(self.lost.given()):
+                    b.set(self.lost, self.lost.attr("contiguous").call())
         else:
             with b.branch(norm.missing()):
                 b.assign((path(UNUSED), norm), call)

@@ -137,6 +137,7 @@ class PairLauncher(Launch):
         self.named = named
         fresh = self.b.fresh
         self.asked = path(fresh("return_lse" if pairs.softmax else "return_norm")) if named.norm is not None else None
+        self.keeps = path(fresh("return_lost")) if named.lost is not None else None
 
     def build(self, kernels: Mapping[str, Kernel], config: PairConfig) -> Function:
         """The launcher. kernels: `forward`, and where gates vary in time `gates`."""
@@ -145,7 +146,7 @@ class PairLauncher(Launch):
         precision = path(b.fresh("precision"))
         parameters = [
             *(Parameter(name_of(host.parameters[decl.name])) for decl in op.params),
-            *([Parameter(name_of(self.asked), default=no, keyword=True)] if self.asked is not None else []),
+            *(Parameter(name_of(x), default=no, keyword=True) for x in (self.asked, self.keeps) if x is not None),
             Parameter(name_of(host.pack), default=none, keyword=True),
             Parameter(name_of(precision), default=lift("ieee").node, keyword=True),
         ]
@@ -165,9 +166,15 @@ class PairLauncher(Launch):
                     self.asked, sequence([batch, time, heads]), path(f"torch.{self._kept()}"), self.first.attr("device")
                 ),
             )
+        if self.named.lost is not None and self.keeps is not None:
+            lost = path("new").call(self.keeps, y.attr("shape"), y.attr("dtype"), y.attr("device"))
+            b.set(self.named.lost, lost)
         self.before.make(kernels.get("gates"), constants)
         grid = sequence([self.before.tiles(config.rows), heads, batch])
         b.do(kernels["forward"].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
+        if self.keeps is not None and self.named.lost is not None:
+            with b.branch(self.keeps):
+                b.give(sequence([y, norm, self.named.lost]))
         if norm is None or self.asked is None:
             b.give(y)
         else:
@@ -187,6 +194,9 @@ class PairLauncher(Launch):
                 "the logarithm of the sum of each row's weights" if self.pairs.softmax else "what rows are divided by"
             )
             lines.append(f"    {name_of(self.asked)}: whether to return {what}, {self._kept()}, [B, T, H].")
+        if self.keeps is not None:
+            what = "whether to return, besides, what y loses where it is rounded, for the gradients"
+            lines.append(f"    {name_of(self.keeps)}: {what}.")
         lines += [
             f"    {name_of(self.host.pack)}: a pack: [S + 1], where each of S sequences begins, and the end.",
             '    precision: of fp32 matrix products, "ieee" or "tf32".',

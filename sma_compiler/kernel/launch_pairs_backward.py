@@ -30,8 +30,8 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in (*back.sums, *back.lags)}
-    delta, logs, rest = (
-        lift(None) if x is None else host.parameters[x.name] for x in (back.delta, back.logs, back.rest)
+    delta, logs, rest, lost = (
+        lift(None) if x is None else host.parameters[x.name] for x in (back.delta, back.logs, back.rest, back.lost)
     )
     one = lift(1)
     walks = {
@@ -41,7 +41,7 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     walks[SUMS] = Tensors(one, one, sums)
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
     named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
-    return PairTensors(written, sums, delta, logs, rest, path(fresh("groups")), path(fresh("dlse"))), named
+    return PairTensors(written, sums, delta, logs, rest, lost, path(fresh("groups")), path(fresh("dlse"))), named
 
 
 class PairBackwardLauncher(BackwardLauncher):
@@ -89,14 +89,23 @@ class PairBackwardLauncher(BackwardLauncher):
                 b.fail(path("ValueError").call(f"{name_of(dlse)} must be [B, T, H]"))
             b.set(dlse, dlse.attr("contiguous").call())
 
+    @property
+    def lost(self) -> E | None:
+        return None if self.back.lost is None else self.pair_names.lost
+
     def _parameters(self) -> list[Parameter]:
         found = super()._parameters()
+        if self.lost is not None:
+            found.append(Parameter(name_of(self.lost), default=lift(None).node, keyword=True))
         if self.before.pairs.softmax:
             found.append(Parameter(name_of(self.pair_names.dlse), default=lift(None).node, keyword=True))
         return found
 
     def _doc(self) -> list[str]:
         lines = super()._doc()
+        if self.lost is not None:
+            what = "what its result lost where it was rounded, as it returned that; None: nothing."
+            lines.insert(lines.index("Returns:") - 1, f"    {name_of(self.lost)}: {what}")
         if self.before.pairs.softmax:
             what = "the cotangent of the logarithms that it returned, [B, T, H]; None: 0."
             lines.insert(lines.index("Returns:") - 1, f"    {name_of(self.pair_names.dlse)}: {what}")
@@ -160,7 +169,8 @@ class PairBackwardLauncher(BackwardLauncher):
             b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, shape, summed))
         for tensor in (self.pair_names.logs, self.pair_names.rest, self.pair_names.delta):
             if tensor.node != lift(None).node:
-                b.set(tensor, self.empty([batch, heads, time], fp32))
+                dtype = summed if tensor is self.pair_names.delta and self.before.pairs.softmax else fp32
+                b.set(tensor, self.empty([batch, heads, time], dtype))
         keys = (*made.dk.outputs, *made.dv.outputs)
         sums = [self.by_chain] if self.back.sums else []
         of_keys = [*self._needed(output.name for output in keys), *sums]

@@ -161,6 +161,14 @@ def exp_rest(x, y):
 
 
 @triton.jit
+def exact_dot(a, b, PRECISION: tl.constexpr):
+    """The matrix product of fp32 tiles, summed in fp64."""
+    if PRECISION == "ieee":
+        return tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+    return tl.dot(a, b, input_precision=PRECISION).to(tl.float64)
+
+
+@triton.jit
 def exact_exp2(x):
     """2 ** x to rounding, 0 below -125. tl.exp2 is off by some roundings."""
     low = x < -125.0

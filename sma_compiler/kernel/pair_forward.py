@@ -45,7 +45,8 @@ class LeftOut:
 class PairForward(PairKernel):
     """Builds the kernel: one program for each tile of rows of each head.
 
-    walk: what is written. tensors: its outputs, and `norm`, what rows are divided by: under a softmax the logarithm.
+    walk: what is written. tensors: its outputs, `norm`, what rows are divided by: under a softmax the logarithm, and
+    what its result loses where it is rounded.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class PairForward(PairKernel):
         seen = self.see(place, own)
         left = self._leave_out(own) if pairs.softmax else None
         y = b.let("b_y", zeros("BM", "BV"))
-        norm = most = None
+        norm = most = top = None
         if linear.normalize != "none":
             norm = b.let("b_norm", zeros("BM", dtype="fp32" if pairs.softmax else self._exponents))
         if pairs.softmax:
@@ -87,6 +88,8 @@ class PairForward(PairKernel):
                     dtype=path("tl.float64" if self.pairs.wide else "tl.float32"),
                 ),
             )
+            if self._scales:
+                top = b.let("b_top", most)
 
         def body(visit: Visit) -> None:
             other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
@@ -96,7 +99,7 @@ class PairForward(PairKernel):
             scores = b.let("b_s", self.product(q, k))
             if most is not None and norm is not None:
                 clear = None if left is None or visit.masked else left.clear
-                weights = self.online(pair, scores, scale, most, norm, y, clear)
+                weights = self.online(pair, scores, scale, most, norm, y, clear, top)
             else:
                 weights = self.weights(pair, scores, scale)
                 if norm is not None:
@@ -104,6 +107,10 @@ class PairForward(PairKernel):
             b.set(y, self.plus(y, weights.to("dot"), v))
 
         self.visits(place, body)
+        if norm is not None:
+            b.section("Rows over the sum of their weights")
+            if top is not None and most is not None and scale is not None:
+                self._unscaled(y, top, most, scale)
         self._finish(inputs, own, y, norm, most, None if left is None else left.exponent)
         doc = ("One program sums what the rows of one tile see, for one head.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
@@ -112,6 +119,12 @@ class PairForward(PairKernel):
     def _exponents(self) -> str:
         """What logarithms of weights are kept in."""
         return "fp64" if self.pairs.wide else "fp32"
+
+    @property
+    def _scales(self) -> bool:
+        """Whether scores are scaled as their maximum is subtracted, in one operation."""
+        pairs = self.pairs
+        return not pairs.wide and pairs.weight is None and _positive(pairs.scale)
 
     def _leave_out(self, own: Side) -> LeftOut | None:
         """Leave the rows' own exponents of a path out, which a softmax does not see, where they only add to others."""
@@ -131,32 +144,48 @@ class PairForward(PairKernel):
         return None
 
     def online(
-        self, pair: PairLowering, scores: E, scale: E | None, most: E, norm: E, y: E, clear: E | None = None
+        self,
+        pair: PairLowering,
+        scores: E,
+        scale: E | None,
+        most: E,
+        norm: E,
+        y: E,
+        clear: E | None = None,
+        top: E | None = None,
     ) -> E:
         """Exponentials of a tile's scores against the largest so far; what was summed before is scaled down to it.
 
-        clear: which rows see the tile at all, of tiles that come before all that others see; None: every one.
+        The largest itself has the weight 1, unless scaling it rounds. clear: which rows see the tile at all, of tiles
+        that come before all that others see; None: every one. top: the largest score before it is scaled.
         """
         b, dtype = self.b, most.tile.dtype
         wide = dtype == "fp64"
         factor: E | None = None
-        if not wide and self.pairs.weight is None and _positive(self.pairs.scale):
+        if self._scales:
             factor = scale
         else:
             scores = self.exponents(pair, scores, scale, wide=wide)
         if pair.seen is not None:
             b.set(scores, where(pair.seen, scores, MINUS_INFINITY))
         largest = call("tl.max", scores, 1, tile=Tile(dtype, ("BM",)))
+        if top is not None:
+            b.set(top, pointwise("tl.maximum", top, largest, dtype=dtype))
+            largest = top
         if factor is not None:
             largest = largest * factor
         gap, self.gap = (self.gap if self.ramp is None else self.ramp[0]), None
+        inside = largest
         if gap is not None:
-            largest = largest + gap
+            inside = b.let("b_inside", largest)
+            largest = inside + gap
         if clear is not None:
             largest = where(clear, largest, MINUS_INFINITY)
-        new = b.let("b_new", pointwise("tl.maximum", most, largest, dtype=dtype))
+        if gap is not None:
+            largest = b.let("b_largest", largest)
+        new = b.let("b_new", largest if top is not None else pointwise("tl.maximum", most, largest, dtype=dtype))
         base = b.let("b_base", where(new.eq(MINUS_INFINITY), 0.0 if clear is None else INFINITY, new))
-        less = base if gap is None else b.let("b_less", base - gap)
+        less = base if gap is None else b.let("b_less", where(largest > most, inside, base - gap))
         exponents, shrunk = (scores if factor is None else scores * factor) - less.col, most - base
         weights = b.let("b_p", pair.exp2(exponents.to("fp32") if wide else exponents))
         shrink = b.let("b_shrink", exp2(shrunk.to("fp32") if wide else shrunk))
@@ -168,21 +197,45 @@ class PairForward(PairKernel):
     def _finish(self, inputs: Inputs, own: Side, y: E, norm: E | None, most: E | None, left: E | None = None) -> None:
         """Divide the rows, and write what is asked for. left: what their exponents lack."""
         b = self.b
-        b.section("Rows over the sum of their weights" if norm is not None else "Output")
-        if norm is not None:
+        if norm is None:
+            b.section("Output")
+        else:
             kept = norm
             if most is not None:
+                # in fp64, for large logarithms round as much as their rows' weights differ
                 log = pointwise("tl.log2", norm.to(self._exponents), dtype=self._exponents)
-                exponent = most + log if left is None else most + log + left
-                kept = b.let("b_lse", exponent * LN2)
+                exponent = most.to("fp64") + log.to("fp64")
+                exponent = exponent if left is None else exponent + left.to("fp64")
+                kept = b.let("b_lse", (exponent * LN2).to(self._exponents))
             self._keep(inputs, own, kept)
             if self.walk.normalize == "max1":
                 b.set(y, y / pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0).col)
             else:
                 b.set(y, y * where(norm.eq(0.0), 0.0, 1.0 / norm).col)
+            self._keep_lost(inputs, own, y, norm)
         own.lowering.bind(self.walk.result, y)
         for output in self.walk.outputs:
             self.write(inputs, own, output, self.tensors.outputs[output.name])
+
+    def _unscaled(self, y: E, top: E, most: E, scale: E) -> None:
+        """Undo what the weight of the largest score, which should be 1, loses as a matrix product rounds it."""
+        b = self.b
+        own = b.let("b_own", exp2(pointwise("tl.fma", top, scale, -most)))
+        b.set(own, where(most.eq(MINUS_INFINITY), 0.0, own / own.to("dot").to("fp32")))
+        b.set(y, y * own.col)
+
+    def _keep_lost(self, inputs: Inputs, own: Side, y: E, norm: E) -> None:
+        """Write what the result loses where it is rounded, [B, T, H, V], where it is told from 0 in gradients."""
+        if self.tensors.lost is None:
+            return
+        pointer = self.arguments.pointer("lost", self.tensors.lost)
+        with self.b.branch(pointer.given()):
+            base, stride = inputs.made("lost", pointer, "value")
+            at = base + own.positions.to("int64") * stride
+            self.b.helpers.add("keep_lost")
+            assert own.valid is not None
+            given = at, y, norm, own.valid, own.inside["value"]
+            self.b.do(call("keep_lost", *given, tile=Tile("ptr")))
 
     def _keep(self, inputs: Inputs, own: Side, norm: E) -> None:
         """Write what rows are divided by, [B, T, H]."""

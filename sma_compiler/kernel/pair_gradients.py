@@ -46,7 +46,8 @@ from sma_compiler.kernel.support import value
 class PairTensors:
     """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped.
 
-    logs, rest: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows under a softmax, or None.
+    logs, rest, lost: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows under a softmax, or
+    None.
     """
 
     outputs: dict[str, E]
@@ -54,6 +55,7 @@ class PairTensors:
     delta: E
     logs: E
     rest: E
+    lost: E
     groups: E
     dlse: E
 
@@ -124,7 +126,8 @@ class PairGradient(PairKernel):
         """The logarithms of the sums of rows in base 2; of a row without weights one that leaves every pair 0."""
         if self.lse is None:
             return None
-        found = self.b.let("b_l", side.lowering.value(self.lse) * LOG2E)
+        lse = side.lowering.value(self.lse).to("fp64") * LOG2E
+        found = self.b.let("b_l", lse if self.pairs.wide else lse.to("fp32"))
         return self.b.let("b_l", where(found.eq(MINUS_INFINITY), INFINITY, found))
 
     def at_rows(self) -> tuple[Expr, ...]:
@@ -146,7 +149,8 @@ class PairGradient(PairKernel):
 
     def _handed(self, name: str, side: Side) -> E:
         """What was handed on of the rows of one end."""
-        return self.b.let(f"b_{name}", self.vector(self.handed[name], side, "fp32"))
+        dtype = "fp64" if name == "delta" and self.pairs.softmax and self.pairs.wide else "fp32"
+        return self.b.let(f"b_{name}", self.vector(self.handed[name], side, dtype))
 
     def rows_of(self, side: Side) -> tuple[E | None, E | None]:
         """The logarithms of the sums of rows and the cotangents of their divisors, laid out along a tile."""
@@ -363,12 +367,15 @@ class QueryGradient(PairGradient):
                 b.set(total, total + reduce_sum((ds if given is None else weights * given).to("fp64"), 1))
 
             self.visits(place, weigh)
-            own.lowering.bind(self.back.made.along, -total.to("fp32"))
+            own.lowering.bind(self.back.made.along, -total if self.pairs.softmax else -total.to("fp32"))
         delta = None
         if offset:
+            offset_of = own.lowering.value(offset[0])
             delta = b.let(
-                "b_delta", b.helper("keep", own.lowering.value(offset[0]), own.valid or lift(True), lift(True))
+                "b_delta",
+                b.helper("keep", offset_of, own.valid or lift(True), lift(True), dtype=offset_of.tile.dtype),
             )
+            self._add_lost(inputs, own, dn, delta)
             self._finish(place, inputs, own, seen, delta)
             self._hand_on(inputs, own, "delta", self.tensors.delta, delta)
         dq = b.let("b_dq", zeros("BM", "BK"))
@@ -399,6 +406,20 @@ class QueryGradient(PairGradient):
             hi = pointwise("tl.minimum", value(self.support.hi, own.positions, bounds), place.span.end, dtype="int32")
         first = place.begin if lo is None else pointwise("tl.maximum", lo, place.begin, dtype="int32")
         return (place.span.end if hi is None else hi) - first < 2
+
+    def _add_lost(self, inputs: Inputs, own: Side, dn: E, delta: E) -> None:
+        """Add what is left of a row that one pair dominates, which the result lost where it was rounded."""
+        b = self.b
+        if self.back.lost is None:
+            return
+        pointer = self.arguments.pointer("lost", self.tensors.lost)
+        with b.branch(pointer.given()):
+            base, stride = inputs.made("lost", pointer, "value")
+            at = base + own.positions.to("int64") * stride
+            b.helpers.add("along_lost")
+            y = own.lowering.value(self.back_leaf(1))
+            given = delta, dn, y, at, own.valid or lift(True), own.inside["value"]
+            b.set(delta, call("along_lost", *given, tile=delta.tile))
 
     def _finish(self, place: Place, inputs: Inputs, own: Side, seen: Seen, delta: E) -> None:
         """Add the cotangents of logarithms of rows to those of divisors; without them rows of one pair are constant."""
@@ -439,6 +460,8 @@ class QueryGradient(PairGradient):
 
         exponent, cuts = own.paths[along.leaf]
         own.paths[along.leaf] = b.let("b_rest", joined(exponent)), cuts
+        if along.leaf in own.parts:
+            own.parts[along.leaf] = own.parts[along.leaf][0], joined(own.parts[along.leaf][1])
         if along.leaf in own.clear:
             exponent, count = own.clear[along.leaf]
             own.clear[along.leaf] = b.let("b_clear", joined(exponent)), count

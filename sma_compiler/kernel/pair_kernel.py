@@ -19,6 +19,7 @@ from sma_compiler.kernel.build import (
     call,
     dot,
     lift,
+    path,
     pointwise,
     reduce_sum,
     size,
@@ -334,10 +335,16 @@ class PairKernel(PathKernel):
         return b.let(f"b_{table.leaf.name}", value)
 
     def product(self, own: E, other: E, total: E | None = None) -> E:
-        """The scores of a tile, on top of a total; in fp64 sums the same to the last bit whichever end is owned."""
-        if self.pairs.wide and self.own == "j":
-            return trans(dot(other, trans(own)))
-        return dot(own, trans(other), total)
+        """The scores of a tile, on top of a total; with fp32 operands the same whichever end the program owns."""
+        if self.pairs.exact:
+            self.b.helpers.add("exact_dot")
+            tile = Tile("fp64", (self.extent[True], self.extent[False]))
+            found = call("exact_dot", own, trans(other), path("PRECISION"), tile=tile)
+        elif self.pairs.wide and self.own == "j":
+            found = trans(dot(other, trans(own)))
+        else:
+            found = dot(own, trans(other), total)
+        return found.to("fp64" if self.pairs.wide and self.pairs.softmax else "fp32")
 
     def scale(self, static: Lowering) -> E | None:
         """What scores are multiplied by, under a softmax times log2(e); None: 1."""

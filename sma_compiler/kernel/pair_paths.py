@@ -100,7 +100,9 @@ class PathKernel(Maker):
         exponent = b.let(name, self._made(along, side, end, "fp64" if self.pairs.wide else "fp32"))
         if not self.pairs.wide:
             high, low = self.origins[along.number]
-            b.set(exponent, (exponent - high) + (self.low(along, side, end) - low))
+            rest = b.named(f"{name}_low", self.low(along, side, end))
+            side.parts[along.leaf] = exponent, rest
+            exponent = b.let(name, (exponent - high) + (rest - low))
         if not made.cuts:
             return exponent, None
         return exponent, b.let(
@@ -183,6 +185,9 @@ class PathKernel(Maker):
             empty = apart < (0 if both else 1)
         (b_late, late_cuts), (b_early, early_cuts) = late.paths[along.leaf], early.paths[along.leaf]
         laid_late, laid_early = (None if x is None else self.laid(s, x) for x, s in ((b_late, late), (b_early, early)))
+        if along.leaf in late.parts and along.leaf in early.parts and laid_late is not None and laid_early is not None:
+            (until, rest), (since, less) = ([self.laid(s, x) for x in s.parts[along.leaf]] for s in (late, early))
+            laid_late, laid_early = (until - since) + (rest - less), None
         found = PathEnds(laid_late, laid_early, empty=empty)
         if late_cuts is not None and early_cuts is not None:
             found = replace(found, late_cuts=self.laid(late, late_cuts), early_cuts=self.laid(early, early_cuts))

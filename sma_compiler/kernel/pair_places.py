@@ -48,7 +48,7 @@ class Side:
     own: whether the program owns it, so that it lies along the first axis of a tile. valid: which positions there are;
     None: all. inside: the same by axis of channels. paths: exponents and counts of cuts of each path there. clear: of
     an own end the exponents for tiles that are live as a whole, and the count that their paths have at both ends.
-    An exponent is None where it is left out.
+    An exponent is None where it is left out. parts: the two numbers that it was made of, from the sequence's start.
     """
 
     letter: str
@@ -61,6 +61,7 @@ class Side:
     lowering: Lowering
     paths: dict[Param, tuple[E | None, E | None]] = field(default_factory=dict)
     clear: dict[Param, tuple[E | None, E]] = field(default_factory=dict)
+    parts: dict[Param, tuple[E, E]] = field(default_factory=dict)
 
     def laid(self, vector: E) -> E:
         """A vector over the positions as a column of own ones, or a row."""

@@ -96,7 +96,8 @@ class Pairs:
     scaled scores. taken: names of leaves.
     vanishing: whether a tensor is a factor of the weight that may be 0 where a pair is live, under a softmax.
     wide: whether kernels take care to round as little as fp32 can: paths, the logarithms of rows and sums over pairs
-    are fp64, so that both kernels of gradients weigh a pair alike and what cancels in their sums does.
+    are fp64, so that both kernels of gradients weigh a pair alike and what cancels in their sums does. exact: whether
+    products of operands are summed in fp64, too.
     """
 
     linear: Linear
@@ -115,6 +116,7 @@ class Pairs:
     taken: frozenset[str] = field(default_factory=frozenset)
     vanishing: bool = False
     wide: bool = False
+    exact: bool = False
 
     @property
     def op(self) -> Op:
@@ -134,6 +136,13 @@ class Pairs:
         return {"weighed": self.weight is not None, "paths": bool(self.paths), "computed": computed}
 
     @property
+    def loses(self) -> bool:
+        """Whether gradients take what the result loses where it is rounded: without it rows that one pair dominates,
+        whose gradients nearly cancel, have wrong ones. In fp32 kernels sum over the pairs once more instead.
+        """
+        return self.softmax and not self.wide and self.op.result is self.linear.attend
+
+    @property
     def exprs(self) -> tuple[Expr, ...]:
         """What tiles of pairs are computed from."""
         found = (self.weight, self.condition, *(table.index for table in self.tables))
@@ -145,13 +154,13 @@ class Pairs:
         return tuple(dict.fromkeys(run.turns for run in self.support.runs))
 
 
-def pairs(op: Op, plans: Plans, *, wide: bool = False) -> Pairs:
-    """The op as the quadratic kernels compute it. wide: see `Pairs`.
+def pairs(op: Op, plans: Plans, *, wide: bool = False, exact: bool = False) -> Pairs:
+    """The op as the quadratic kernels compute it. wide, exact: see `Pairs`.
 
     Raises:
         NoTritonKernel: there are none for it.
     """
-    return _Reader(op, plans, wide).pairs()
+    return replace(_Reader(op, plans, wide).pairs(), exact=exact)
 
 
 class _Reader:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sma_compiler.backend_errors import KernelTooLarge
-from sma_compiler.ir.nodes import Kind
+from sma_compiler.ir.nodes import Attend, Kind
 from sma_compiler.runtime.kernels import DTYPES, Kernel, target_of
 from sma_compiler.runtime.program import Program, concrete
 from sma_compiler.runtime.replay import ALIGNMENT, form, plain
@@ -133,14 +133,22 @@ def divisors_dtype(program: Program, params: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if program.softmaxes and operand_name(program, params) == "float32" else torch.float32
 
 
+def kept(job: Job, tensors: Sequence[Tensor]) -> int:
+    """How many tensors a forward launch keeps for the gradients, behind the result and the state."""
+    result = job.program.op.result
+    loses = isinstance(result, Attend) and result.normalize == "softmax"
+    return job.want_norm + (job.want_norm and loses and operand_name(job.program, tensors[: job.params]) != "float32")
+
+
 def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Launch: the result, then the state where wanted, then the divisors where wanted."""
+    """Launch: the result, then the state where wanted, then what is kept for gradients where it is wanted."""
 
     def run() -> tuple[Tensor, ...]:
         given = job.split(aligned(tensors))
         options = kernel.rounding(job.precision)
         wanted = {"return_state": True} if job.want_state else {}
         wanted |= {f"return_{kernel.kept}": True} if job.want_norm else {}
+        wanted |= {"return_lost": True} if job.want_norm and "return_lost" in kernel.keywords else {}
         with on(tensors[0].device, job.program, job.plan):
             found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, **options)
         return flat(found)
@@ -159,8 +167,8 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Launch: the gradients that are needed, in order: of parameters, then of the initial state.
 
-    saved: the result and the divisors, of normalised ops. dstates: the cotangents of the returned state, or where
-    logarithms are wanted of these; none: 0.
+    saved: the result, the divisors of normalised ops, and what the result lost where it was rounded. dstates: the
+    cotangents of the returned state, or where logarithms are wanted of these; none: 0.
     needs: of every parameter and tensor of the initial state. The latter have a gradient if any of them needs one.
     """
     launch = kernel.backward
@@ -171,8 +179,8 @@ def backward(
         (cotangent,) = aligned((dy,))
         keywords = given.keywords | kernel.rounding(job.precision)
         # the quotient, if that is the result, and the divisors
-        kept = zip(("y", kernel.kept), aligned(saved), strict=False)
-        keywords |= {name: x for name, x in kept if name in kernel.backward_keywords}
+        names = zip(("y", kernel.kept, "lost"), aligned(saved), strict=False)
+        keywords |= {name: x for name, x in names if name in kernel.backward_keywords}
         if dstates:
             keywords["dlse" if job.want_lse else "dstate"] = joined(aligned(dstates))
         keywords["needs"] = tuple(needs[: job.params])

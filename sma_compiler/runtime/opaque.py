@@ -68,9 +68,9 @@ class Forward(Function):
         job, *tensors = inputs
         saved: list[Tensor] = []
         if job.want_norm:
-            saved = [output[0], output[-1]]
-            if not job.want_lse:
-                ctx.mark_non_differentiable(output[-1])
+            norm, *lost = output[len(output) - launches.kept(job, tensors) :]
+            saved = [output[0], norm, *lost]
+            ctx.mark_non_differentiable(*lost, *(() if job.want_lse else (norm,)))
         ctx.job = job
         ctx.save_for_backward(*tensors, *saved)
         ctx.set_materialize_grads(False)
@@ -82,8 +82,8 @@ class Forward(Function):
         count = len(needs)
         held = ctx.saved_tensors  # once: checkpoints give them once
         tensors, saved = held[:count], held[count:]
-        dstates = list(others[: len(others) - job.want_norm])
-        dlse = [grad for grad in others[len(dstates) :] if job.want_lse and grad is not None]
+        dstates = list(others[: len(others) - launches.kept(job, tensors)])
+        dlse = [grad for grad in others[len(dstates) :][:1] if job.want_lse and grad is not None]
         if dy is None and not dlse and all(grad is None for grad in dstates):
             return (None,) * (1 + count)
         given = job.split(tensors)
@@ -125,7 +125,7 @@ class Backward(Function):
 
 
 def run(job: Job, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A job, differentiable: its result, then the state where wanted, then the divisors where wanted."""
+    """A job, differentiable: its result, then the state where wanted, then what is kept for gradients."""
     if plain(tensors) and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return run_forward(job, tensors)
     found: tuple[Tensor, ...] = Forward.apply(job, *tensors)
@@ -156,7 +156,7 @@ def cut_backward(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The tensors of a job, what was saved, and the cotangents of the state, one after the other."""
     own = job.params + job.states + job.packed
-    end = own + 2 * job.want_norm
+    end = own + job.want_norm + launches.kept(job, tensors)
     return tuple(tensors[:own]), tuple(tensors[own:end]), tuple(tensors[end:])
 
 
@@ -227,6 +227,7 @@ def fake_forward(*call: Unpack[Call]) -> list[Tensor]:
         shape = [sizes[axis] for axis in ("batch", "time", "head")]
         dtype = launches.divisors_dtype(job.program, given.params)
         found.append(given.params[0].new_zeros(shape, dtype=dtype))
+        found += [found[0].clone()] * (launches.kept(job, given.params) - 1)
     return found
 
 

@@ -151,7 +151,7 @@ def run_kernel(
     result, *others = run(job, (*params, *states, *packs))
     result = result.to(result_dtype(program.op, arguments.tensors, torch.float32))
     if not want_state:
-        return Result(result, None, others[-1].float() if want_lse else None)
+        return Result(result, None, others[0].float() if want_lse else None)
     after = {"position": _position(state, arguments.sizes, bounds, result.device)}
     return Result(result, after | _states_out(others, kernels), None)
 
