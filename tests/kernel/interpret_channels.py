@@ -95,7 +95,7 @@ SCAN_MUTANTS = {
 COLUMN_MUTANTS = {
     "no decay": ("s, rest = plus_rest(m, g)", "s, rest = plus_rest(m, 0.0 * g)"),
     "no weight of its own": ("top, rest = plus_rest(score, more)", "top, rest = plus_rest(score, 0.0 * more)"),
-    "no decay from behind": ("a = row_of(e, t) * a + row_of(n, t)", "a = a + row_of(n, t)"),
+    "no decay from behind either": ("a = row_of(e, t) * a + row_of(n, t)", "a = a + row_of(n, t)"),
     "the state's weight": ("b_past * b_over, b_past * b_under", "b_over, b_past * b_under"),
     "divisors alone": ("b_under = -b_over *", "b_under = 0.0 *"),
     "no gates between parts": ("total, lost = plus_rest(total, row_of(g, t))", "total, lost = plus_rest(total, 0.0)"),
@@ -193,11 +193,11 @@ def mutants() -> dict[str, float]:
 
 def scan_mutants() -> dict[str, float]:
     """The same of ops whose kernels pass some positions at a time."""
-    found = {
-        name: changed("recurrent", re.escape(old), new, name="mamba1") for name, (old, new) in SCAN_MUTANTS.items()
-    }
-    for name, (old, new) in COLUMN_MUTANTS.items():
-        found[name] = changed("chunked", re.escape(old), new, name="rwkv4", time=40)  # three parts
+    every = [("mamba1", "recurrent", SCAN_MUTANTS), ("rwkv4", "chunked", COLUMN_MUTANTS)]
+    found = {}
+    for op, plan, planted in every:
+        for name, (old, new) in planted.items():
+            found[name] = changed(plan, re.escape(old), new, name=op, time=40)  # three parts
     return found
 
 
