@@ -247,7 +247,7 @@ def _scan(
     dims = [decl.dims for decl in member.op.params]
     narrow = any("time" in own and not {"key", "value"} & set(own) for own in dims)
     if member.stabilised:
-        return config.columns(sizes, narrow=narrow, gradients=gradients, parts=parts)
+        return config.columns(sizes, narrow=narrow, parts=parts)
     return config.scan(sizes, dtype, target, narrow=narrow, gradients=gradients, parts=parts)
 
 

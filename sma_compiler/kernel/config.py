@@ -189,7 +189,8 @@ def by_channel(
     if common.chunk < 64:
         return replace(common, stages=1)
     if not decayed:
-        return replace(common, warps=4, stages=2) if alone else replace(common, warps=8, stages=1)
+        found = replace(common, outer=min(common.outer, 64))
+        return replace(found, warps=4, stages=2) if alone else replace(found, warps=8, stages=1)
     warps = 8 if inner > (128 if backward else 256) else 4
     stages = 1 if inner > 256 else 3 if 64 < inner <= 128 and not more else 2
     made = max(inner, outer) > 64
@@ -274,16 +275,17 @@ def scan_again(back: Config) -> Config:
     return replace(found, chunk=2 * back.chunk) if back.every > 1 else replace(found, outer=2 * back.outer)
 
 
-def columns(sizes: Mapping[str, int], *, narrow: bool, gradients: bool = False, parts: bool = False) -> Config:
+def columns(sizes: Mapping[str, int], *, narrow: bool, parts: bool) -> Config:
     """The configuration of sums in units of exponentials: a warp has some channels, a thread one position at a time.
 
     Sequences are cut where programs are few, or `parts` are asked for, so that as many run as a GPU holds. narrow: see
-    `scan`; every: positions from one state that is kept to the next, or that a part has a few times over.
+    `scan`. A part has `every` positions a few times over; gradients keep the state before them and make those between
+    again, so few that what all programs have of them at a time stays in the cache of an H100.
     """
     outer = min(128, power_of_two(sizes["value"]))
     programs = sizes["batch"] * -(-sizes["value"] // outer)
     cut = parts or (programs < 8 * MULTIPROCESSORS and sizes["time"] >= 2048)
-    found = Config(chunk=1, outer=outer, warps=1, stages=1 if narrow else 3, every=64 if gradients else 8)
+    found = Config(chunk=1, outer=outer, warps=1, stages=1 if narrow else 3, every=8)
     return replace(found, programs=HELD * MULTIPROCESSORS if cut else 0)
 
 
