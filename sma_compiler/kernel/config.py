@@ -138,7 +138,7 @@ def backward(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
     else:
         found = Config(chunk=64, outer=64, warps=4, stages=1)
     programs = sizes["batch"] * sizes["head"] * -(-sizes["key"] // found.outer)
-    if programs < MULTIPROCESSORS and sizes["time"] >= SHORT * found.chunk:
+    if 2 * programs <= MULTIPROCESSORS and sizes["time"] >= SHORT * found.chunk:
         found = replace(found, programs=(4 if sizes["time"] >= LONG * found.chunk else 2) * MULTIPROCESSORS)
     return replace(found, assembly=target.startswith("sm_"))
 
@@ -165,7 +165,7 @@ def gradient(
         return replace(common, stages=1)
     if computed:
         return replace(common, stages=1 if counts or normalised else 2)
-    if inner <= 64 or not (varying or normalised or counts):
+    if inner <= 64 or not (varying or normalised):
         return replace(common, stages=3)
     return replace(common, stages=1 if counts and (varying or not pairs) else 2)
 

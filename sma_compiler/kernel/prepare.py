@@ -162,8 +162,8 @@ class Launch:
     ) -> None:
         """Make the weighted scores of every chunk, and its late and early operands decayed to its ends.
 
-        Kernels for what few chunks need have runs of them. config: of a walk. With 128 registers a thread, two programs
-        of 8 warps wait for memory at a time.
+        Kernels for what few chunks need have runs of them. config: of a walk. With 168 registers a thread, three
+        programs wait for memory at a time.
         """
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
@@ -182,7 +182,7 @@ class Launch:
             b.set(host.decayed["widest"], self.empty([batch, heads, host.slots], fp32))
             grid = sequence([host.slots, heads, batch])
             with b.branch(lift(constants["DOT"]).eq(path("tl.bfloat16"))):
-                b.do(kernels["scores"].launch(grid, constants, 8, 128 if config.assembly else 0))
+                b.do(kernels["scores"].launch(grid, constants, 4, 168 if config.assembly else 0))
         self.runs(kernels["scores_wide"], None, constants)
         b.section("")
 

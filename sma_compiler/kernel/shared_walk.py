@@ -255,13 +255,9 @@ class SharedHeads(ByChunk):
         decay = path.entering()
         factors = [] if decay is None else [b.let("b_in", decay)]
         state = self.state_of_chunk(place, chunk.t0).to("dot")
-        if self.first or sums is None:
-            factors += path.rows.factors
-            p = b.let("b_u", scaled(p.to("fp32"), factors, column=True).to("dot")) if factors else p
-            b.set(total, self.plus_product(total, p, state))
-            return
         part = b.let("b_part", scaled(dot(p, state), factors, column=True))
-        sums.through(chunk, 0, part)
+        if sums is not None and not self.first:
+            sums.through(chunk, 0, part)
         b.set(total, total + scaled(part, path.rows.factors, column=True))
 
     def _beside(self, place: Place, chunk: Chunk, outputs: Iterable[Output]) -> None:
