@@ -50,7 +50,7 @@ class Recurrence:
 class PairConfig:
     """A quadratic kernel. rows, columns: of a tile. chunk: positions that decays are summed over ahead.
 
-    least: channels of a tile where a head has fewer. held: whether a program holds its queries in registers.
+    least: channels of a tile where a head has fewer. held: whether a program holds its rows in registers.
     """
 
     rows: int
@@ -347,4 +347,6 @@ def pairs_backward(
         )
         narrow = sums and tables
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3)
+        if not weighed:
+            queries = replace(queries, rows=64, warps=4, held=True)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

@@ -69,8 +69,8 @@ class PairForward(PairKernel):
         b.section("The rows of this program")
         own = self.own_side(place, inputs, static, (linear.q, *outputs))
         q = self.operand(own, linear.q, "q", "key")
-        if pairs.paths and not pairs.wide:
-            b.set(q, b.helper("in_registers", q, size("HELD"), dtype="dot"))
+        if pairs.paths:
+            q = self.in_registers("q", q)
         seen = self.see(place, own)
         left = self._leave_out(own) if pairs.softmax else None
         y = b.let("b_y", zeros("BM", "BV"))

@@ -156,6 +156,12 @@ class PairKernel(PathKernel):
         kept = b.helper("keep", b.let(f"b_{name}", computed), side.inside[axis], masked)
         return b.let(f"b_{name}", b.helper("pin", kept.to("dot"), size("PINNED"), dtype="dot"))
 
+    def in_registers(self, name: str, operand: E) -> E:
+        """An own operand, in registers where these have room for it."""
+        if self.pairs.wide:
+            return operand
+        return self.b.let(f"b_own_{name}", self.b.helper("in_registers", operand, size("HELD"), dtype="dot"))
+
     def see(self, place: Place, own: Side) -> Seen:
         """What every own position sees."""
         b, bounds = self.b, InKernel(self.arguments, self.host, self.names, place, own.valid)
