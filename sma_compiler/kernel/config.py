@@ -347,6 +347,6 @@ def pairs_backward(
         )
         narrow = sums and tables
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3)
-        if not weighed:
+        if not (weighed or computed):
             queries = replace(queries, rows=64, warps=4, held=True)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}
