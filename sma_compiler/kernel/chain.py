@@ -7,10 +7,7 @@ A log gate's gradient is the weight of all pairs whose path holds its position u
             + what early ends before u have of rows after it
             + sum over u and what follows in the chunk of what late ends less what early ends have of its pairs
 
-In the recurrent plan what goes through states holds all pairs, and those to one side of u cancel:
-
-    dgate_u = weight of the pairs that lead over the chunk's end
-            + sum over u and what follows in the chunk of what late ends less what early ends have
+In the recurrent plan the weight of the pairs that lead over u is known, and those that end there are added.
 """
 
 from __future__ import annotations
@@ -159,44 +156,59 @@ class ChainKernel(Maker):
             lowering.bind(link.rows, b.let(f"b_whole{name}", load("rows") + inter))
         if ("columns", number) in sums and through is not None:
             lowering.bind(link.cols, b.let(f"b_cols{name}", load("columns") + through))
-        if ("anchors", number) not in sums or inter is None or through is None:
+        if inter is None or through is None or not {("anchors", number), ("across", number)} & set(sums):
             return
         b.section("Gradients of the log gates")
         query = inter if link.row is None else b.let(f"b_inter{name}", inter * lowering.value(link.row))
         key = through if link.col is None else b.let(f"b_through{name}", through * lowering.value(link.col))
         late, early = (key, query) if self.backward else (query, key)
-        anchor = b.let(f"b_anchor{name}", self._anchor(number, inputs, slot))
         if self.apart:
+            anchor = b.let(f"b_anchor{name}", self._anchor(number, inputs, slot))
             net = load("net")
             over = anchor + cumsum(net + late, reverse=True) + (cumsum(early) - early)
-            alone = net + late - early
+            over, alone = b.let(f"b_over{name}", over), net + late - early
         else:
-            alone = b.let(f"b_net{name}", late - early)
-            over = anchor + cumsum(alone, reverse=True)
-        over = b.let(f"b_over{name}", over)
+            across = load("across")
         for gate, leaf in link.gates:
-            if leaf in self.read:
-                lowering.bind(leaf, b.named(f"b_{leaf.name}", self._of_gate(gate, link, over, alone, lowering)))
+            if leaf not in self.read:
+                continue
+            if self.apart:
+                found = self._of_gate(gate, link, over, alone, lowering)
+            else:
+                found = self._at_gate(gate, link, across, late, early, lowering)
+            if is_cut(gate):
+                found = where(log2_of(gate.log, lowering) < LOWEST, 0.0, found)
+            lowering.bind(leaf, b.named(f"b_{leaf.name}", found))
 
     def _of_gate(self, gate: Gate, link: Link, over: E, alone: E, lowering: Lowering) -> E:
         """A log gate's gradient from that of one whose path holds the late end alone.
 
         alone: what late ends less early ends have, without the diagonal.
         """
-        late_closed, early_closed = gate.query_closed, gate.key_closed
-        queries, keys = (link.rows, link.row), (link.cols, link.col)
-        late, early = (keys, queries) if self.backward else (queries, keys)
-        if self.backward:
-            late_closed, early_closed = early_closed, late_closed
+        late_closed, early_closed = self._closed(gate)
         if late_closed and early_closed:
-            over = over + self._whole(*early, lowering)
-        elif early_closed:
-            over = over - alone
-        elif not late_closed:
-            over = over - self._whole(*late, lowering)
-        if is_cut(gate):
-            over = where(log2_of(gate.log, lowering) < LOWEST, 0.0, over)
-        return over
+            return over + self._whole_early(link, lowering)
+        if early_closed:
+            return over - alone
+        if late_closed:
+            return over
+        return over - self._whole(*((link.cols, link.col) if self.backward else (link.rows, link.row)), lowering)
+
+    def _at_gate(self, gate: Gate, link: Link, across: E, late: E, early: E, lowering: Lowering) -> E:
+        """The same of the pairs that lead over the position and those that end there, without the diagonal."""
+        late_closed, early_closed = self._closed(gate)
+        found = across + late if late_closed else across
+        if not early_closed:
+            return found
+        return found + (self._whole_early(link, lowering) if late_closed else early)
+
+    def _closed(self, gate: Gate) -> tuple[bool, bool]:
+        """Whether paths hold the gate at their late ends, and at their early ones."""
+        ends = gate.query_closed, gate.key_closed
+        return ends[::-1] if self.backward else ends
+
+    def _whole_early(self, link: Link, lowering: Lowering) -> E:
+        return self._whole(*((link.rows, link.row) if self.backward else (link.cols, link.col)), lowering)
 
     def _whole(self, sums: Param, factor: Expr | None, lowering: Lowering) -> E:
         value = lowering.value(sums)
@@ -235,7 +247,7 @@ def sums_of(made: Backward, *, apart: bool) -> tuple[tuple[str, int], ...]:
             "through": counts or columns,
             "states": counts,
             "vectors": counts and made.dq.offset is not None,
-            "anchors": counts,
+            "anchors" if apart else "across": counts,
         }
         found += [(kind, number) for kind, asked in kinds.items() if asked]
     return tuple(found)

@@ -228,12 +228,12 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
 
 
 def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
-    """The configuration of the backward walks of the recurrent plan; a chunk is what sums for gates are made over.
+    """The configuration of the backward walks of the recurrent plan; of each chunk states are kept for gates' gradients.
 
-    exact: whether tensors are fp32. Roundings add up over a chunk; states are kept of each.
+    exact: whether tensors are fp32. States between are made again for every position, from the start of its chunk.
     """
     inner = power_of_two(max(sizes["key"], sizes["value"], 16))
-    chunk = 8 if exact else 64
+    chunk = 8 if exact else 16
     outer = max(1, RECURRENT.elements // inner)
     return Config(chunk=chunk, outer=outer, warps=RECURRENT.warps, stages=RECURRENT.stages)
 

@@ -74,7 +74,7 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
 
     walks = {
         "dq": tensors(made.dq, initial, {}, COUNTING),
-        "dk": tensors(made.dk, after, only(before, "vector"), ("through", "states", "vectors", "anchors")),
+        "dk": tensors(made.dk, after, only(before, "vector"), ("through", "states", "vectors", "anchors", "across")),
         "dv": tensors(made.dv, only(after, "matrix"), only(before, "matrix")),
     }
     if made.before is not None:

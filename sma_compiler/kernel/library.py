@@ -169,6 +169,13 @@ def exact_dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def small_rest(x, y):
+    """The same where x is near 0, so that powers of y count; 0 elsewhere."""
+    p = ((x / 120 + 1 / 24) * x + 1 / 6) * x + 0.5
+    return tl.where(tl.abs(x) < 0.125, (x - (y - 1.0)) + x * x * p, 0.0)
+
+
+@triton.jit
 def exact_exp2(x):
     """2 ** x to rounding, 0 below -125. tl.exp2 is off by some roundings."""
     low = x < -125.0

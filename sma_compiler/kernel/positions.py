@@ -8,7 +8,7 @@ With S [inner, outer] the state of a stream whose path holds the row's position 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, Kind
@@ -19,7 +19,7 @@ from sma_compiler.kernel.linear import Term, is_tensor, plain, varies
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Tile
-from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.walk import Walk, turned
 from sma_compiler.mask.nodes import Gate
 
 
@@ -75,7 +75,7 @@ class Positions(Maker):
     def __init__(self, walk: Walk, host: Host, reserved: frozenset[str]) -> None:
         super().__init__(host, reserved)
         self.walk = walk
-        self._decays: dict[tuple[int, str], Decay] = {}
+        self._decays: dict[tuple[int, tuple[Expr, ...]], Decay] = {}
 
     def suffix(self, number: int) -> str:
         """What tells the variables of several streams apart."""
@@ -117,8 +117,8 @@ class Positions(Maker):
         """The decays of streams that are the same at every position."""
         for number, term in enumerate(self.walk.terms):
             if not any(varies(gate.log) for gate in term.gates):
-                for action, gates in _schedule(term, apart=self.walk.sums is not None):
-                    self._decay_of(number, action, gates, static)
+                for _, gates in _schedule(term, apart=self.walk.sums is not None):
+                    self._decay_of(number, gates, static)
 
     def operand(self, inputs: Inputs, lowering: Lowering, expr: Expr, name: str, axis: str) -> E:
         """An operand at a position, along one axis: 0 outside the tensors."""
@@ -144,12 +144,11 @@ class Positions(Maker):
             p, a = p * weight, weight if a is None else a * weight
         return Operands(p, s, lowering.value(walk.x), (a, b))
 
-    def empty(self, number: int) -> State:
-        """A state of zeros."""
+    def empty(self, number: int, matrix: str = "b_s", vector: str = "b_z") -> State:
+        """A state of zeros, under these names."""
         walk, after = self.walk, self.suffix(number)
-        matrix = self.b.let(f"b_s{after}", zeros(EXTENT[walk.inner], EXTENT[walk.outer]))
-        vector = self.b.let(f"b_z{after}", zeros(EXTENT[walk.vector])) if walk.vector else None
-        return State(matrix, vector)
+        held = self.b.let(f"{matrix}{after}", zeros(EXTENT[walk.inner], EXTENT[walk.outer]))
+        return State(held, self.b.let(f"{vector}{after}", zeros(EXTENT[walk.vector])) if walk.vector else None)
 
     def pass_position(
         self, states: Iterable[State], at: Operands, lowering: Lowering, weigh: Weigh | None = None
@@ -166,7 +165,7 @@ class Positions(Maker):
             if x is not None and column:
                 x = self.b.let(f"b_u{self.suffix(number)}", _times(x, column))
             for action, gates in _schedule(term, apart=weigh is not None):
-                decay = self._decay_of(number, action, gates, lowering)
+                decay = self._decay_of(number, gates, lowering)
                 match action:
                     case "add":
                         self._add(state, at, _times(at.s, column), x, before, decay)
@@ -189,11 +188,41 @@ class Positions(Maker):
             self._decay(state, before)
         return found
 
-    def _decay_of(self, number: int, action: str, gates: list[Gate], lowering: Lowering) -> Decay | None:
+    def follow(self, states: Mapping[int, State], at: Operands, lowering: Lowering) -> None:
+        """Carry the states of the walk that goes the other way over a position whose row is not read.
+
+        at: the operands of that walk's columns.
+        """
+        outside, self._decays = self._decays, dict(self._decays)
+        for number, state in states.items():
+            term = turned(self.walk.terms[number])
+            column = [number_of(factor, lowering) for factor in term.col]
+            assert at.x is not None
+            x = self.b.let(f"b_u{self.suffix(number)}", _times(at.x, column)) if column else at.x
+            before: Decay | None = None
+            for action, gates in _schedule(term, apart=True):
+                decay = self._decay_of(number, gates, lowering)
+                if action == "add":
+                    self._add(state, at, _times(at.s, column), x, before, decay)
+                    before = None
+                elif action != "read" and decay is not None:
+                    self._decay(state, before)
+                    before = decay
+            self._decay(state, before)
+        self._decays = outside
+
+    def decays(self, number: int, term: Term, lowering: Lowering) -> list[Decay]:
+        """The decays of a stream at a position; together they are that of what leads over it."""
+        steps = (gates for action, gates in _schedule(term, apart=True) if action not in ("read", "add"))
+        found = (self._decay_of(number, gates, lowering) for gates in steps)
+        return [decay for decay in found if decay is not None]
+
+    def _decay_of(self, number: int, gates: list[Gate], lowering: Lowering) -> Decay | None:
         """The decay by some gates of a stream, as one variable; None where there are none."""
         if not gates:
             return None
-        if (number, action) not in self._decays:
+        key = number, tuple(gate.log for gate in gates)
+        if key not in self._decays:
             name = self.suffix(number)
             product = _step(gates[0], lowering)
             for gate in gates[1:]:
@@ -201,11 +230,11 @@ class Positions(Maker):
                 product = left * right
             value = self.b.let(f"b_decay{name}", product)
             rest = None
-            if len(gates) == 1 and not varies(gates[0].log) and not _is_log(gates[0]):
-                exponent = lowering.value(gates[0].log)
-                rest = self.b.let(f"b_rest{name}", self.b.helper("exp_rest", exponent, value))
-            self._decays[number, action] = Decay(value, rest)
-        return self._decays[number, action]
+            if len(gates) == 1 and not _is_log(gates[0]):
+                exponent, helper = lowering.value(gates[0].log), "small_rest" if varies(gates[0].log) else "exp_rest"
+                rest = self.b.let(f"b_rest{name}", self.b.helper(helper, exponent, value))
+            self._decays[key] = Decay(value, rest)
+        return self._decays[key]
 
     def _decay(self, state: State, decay: Decay | None) -> None:
         for part in (state.matrix, state.vector):

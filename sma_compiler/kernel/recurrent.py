@@ -39,7 +39,8 @@ class Recurrent(Positions):
         sums: PositionSums | ChannelPositions | None = None
         if walk.sums is not None:
             apart = bool(walk.terms[0].axes)
-            sums = ChannelPositions(self, inputs, span) if apart else PositionSums(self, inputs, span, tile)
+            given = self, inputs, span, static
+            sums = ChannelPositions(*given) if apart else PositionSums(*given, tile)
         states = self._initial(inputs)
         begin, end = (lift(0), span.end - span.begin) if walk.backward else (span.begin, span.end)
         b.space()
@@ -54,12 +55,9 @@ class Recurrent(Positions):
                 operands = self._without_lone(operands, span, t)
             if sums is not None:
                 sums.enter(t, lowering)
-            if sums is not None and walk.backward:
-                sums.meet(states)
+                (sums.keep if sums.asked.pairs else sums.cross)(states)
             b.section("State and row")
             row = self.pass_position(states, operands, lowering, None if sums is None else sums.weigh)
-            if sums is not None and not walk.backward:
-                sums.meet(states)
             self._keep_norm(inputs, row, t, tile)
             lowering.bind(walk.result, self.divided(row))
             b.section("Output")
