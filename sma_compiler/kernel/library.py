@@ -135,6 +135,15 @@ def never(x, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
+def wide_dot(a, b, PRECISION: tl.constexpr):
+    """a b to rounding: what pairs have is later subtracted from each other, or is all that there is of a row."""
+    if PRECISION == "ieee":
+        wide = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return wide.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
 def exact_exp(x):
     """exp(x) to rounding, 0 below -87. tl.exp is off by up to |x| roundings, and powers of it by more."""
     low = x < -87.0
