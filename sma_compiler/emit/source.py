@@ -35,6 +35,7 @@ from sma_compiler.kernel.stabilised import Stabilised, StabilisedParts
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
+from sma_compiler.kernel.wide import widened
 from sma_compiler.plan.choose import Plans, usual
 
 MODULES = frozenset({"torch", "triton", "tl"})
@@ -162,7 +163,8 @@ def _chunked(
     if alone:
         builders["forward_narrow"] = WalkKernel(walk, names, replace(named, alone=True), reserved, parts=False)
     builders["forward"] = WalkKernel(walk, names, replace(named, again=alone), reserved, parts=cut)
-    kernels = {role: _kernel(builder, roles[role]) for role, builder in builders.items()}
+    made = partial(_kernel, wide=config.wide_products(dtype, target))
+    kernels = {role: made(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
     ahead = builders.keys() - {"forward", "forward_narrow"}
@@ -174,7 +176,7 @@ def _chunked(
     walker = partial(WalkKernel, parts=common.programs > 0)
     shared = {} if channels else config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
-    back = gradients(member, plans, common, each, walker, ahead, reserved, _kernel, together)
+    back = gradients(member, plans, common, each, walker, ahead, reserved, made, together)
     found = _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
     return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
 
@@ -277,9 +279,10 @@ def _emitted(
     return Emitted((*top, f"no gradient: {back.refused}") if back.refused else top, needed, tuple(functions))
 
 
-def _kernel(builder: Maker, name: str) -> Kernel:
-    """A kernel without what it does not use."""
+def _kernel(builder: Maker, name: str, wide: bool = False) -> Kernel:
+    """A kernel without what it does not use. wide: whether its products are in fp64."""
     function = prune(builder.build(name))
+    function = widened(function) if wide else function
     uses = mentioned(function.body)
     builder.arguments.restrict(uses)
     return Kernel(function, builder.arguments, uses)

@@ -309,13 +309,11 @@ def trans(x: E) -> E:
     return call("tl.trans", x, tile=Tile(x.tile.dtype, (columns, rows)))
 
 
-def dot(a: E, b: E, accumulate: E | None = None, *, wide: bool = False) -> E:
-    """A matrix product with fp32 accumulation, at the launch's precision; `wide`: of fp32 operands in fp64."""
+def dot(a: E, b: E, accumulate: E | None = None) -> E:
+    """A matrix product with fp32 accumulation, at the launch's precision."""
     (m, n), (n2, p) = a.tile.shape, b.tile.shape
     if n != n2 or a.tile.dtype != "dot" or b.tile.dtype != "dot":
         raise TileError(f"dot of {a.tile.dtype} {a.tile} and {b.tile.dtype} {b.tile}")
-    if wide:
-        return call("wide_dot", a, b, path("PRECISION"), tile=Tile("fp32", (m, p)))
     if accumulate is not None and accumulate.tile != Tile("fp32", (m, p)):
         raise TileError(f"{accumulate.tile} accumulates [{m}, {p}]")
     args = (a, b) if accumulate is None else (a, b, accumulate)

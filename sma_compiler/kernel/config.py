@@ -227,6 +227,11 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
     }
 
 
+def wide_products(dtype: str, target: str) -> bool:
+    """Whether products of the linear family are made in fp64; see `wide`."""
+    return dtype == "float32" and target == "sm_90"
+
+
 def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
     """The configuration of the backward walks of the recurrent plan; of each chunk states are kept for gates' gradients.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sma_compiler.kernel.build import E, call, lift, pointwise, reduce_sum, size
+from sma_compiler.kernel.build import E, call, pointwise, reduce_sum, size
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Tile

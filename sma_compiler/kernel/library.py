@@ -136,10 +136,9 @@ def never(x, mask, MASKED: tl.constexpr):
 
 @triton.jit
 def wide_dot(a, b, PRECISION: tl.constexpr):
-    """a b to rounding: what pairs have is later subtracted from each other, or is all that there is of a row."""
+    """A product, in fp64 where it is not to be rounded before."""
     if PRECISION == "ieee":
-        wide = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
-        return wide.to(tl.float32)
+        return tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
 

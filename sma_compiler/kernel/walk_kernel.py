@@ -204,7 +204,7 @@ class WalkKernel(Chunked):
         b = self.b
         assert chunk.p is not None
         b.section("Pairs inside the chunk")
-        scores = made or b.let("b_scores", dot(chunk.p, trans(chunk.s), wide=self.exact))
+        scores = made or b.let("b_scores", dot(chunk.p, trans(chunk.s)))
         if self.walk.decayed:
             return scores
         if self.walk.offset is not None:
