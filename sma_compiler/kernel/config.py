@@ -233,7 +233,7 @@ def wide_products(dtype: str, target: str) -> bool:
 
 
 def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
-    """The configuration of the backward walks of the recurrent plan; of each chunk states are kept for gates' gradients.
+    """The configuration of the backward walks of the recurrent plan, which keep states of each chunk for gates.
 
     exact: whether tensors are fp32. States between are made again for every position, from the start of its chunk.
     """

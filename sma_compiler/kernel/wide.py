@@ -52,10 +52,8 @@ def _expr(expr: Expr) -> Expr:
         case Call(tile=tile, fn=fn, args=(a, b, *total), keywords=keywords) if fn == _DOT:
             made = Call(tile, Name(None, "wide_dot"), (a, b, *(value for _, value in keywords)))
             return Binary(tile, "+", total[0], made) if total else made
-        case Binary(
-            tile=tile, op="-", left=left, right=Call(fn=Name(name="wide_dot"), args=(a, Unary(op="-", x=b), *more))
-        ):
-            return Binary(tile, "+", left, Call(tile, Name(None, "wide_dot"), (a, b, *more)))
+        case Binary(op="-", right=Call(fn=Name(name="wide_dot"), args=(a, Unary(op="-", x=b), *more)) as made):
+            return replace(expr, op="+", right=replace(made, args=(a, b, *more)))
     return expr
 
 
