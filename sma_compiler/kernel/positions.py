@@ -170,18 +170,19 @@ class Positions(Maker):
                     case "add":
                         self._add(state, at, _times(at.s, column), x, before, decay)
                         before = None
-                    case "read":
+                    case "read" if weigh is None:
                         self._decay(state, before)
-                        factors = [number_of(factor, lowering) for factor in term.row]
-                        if weigh is None:
-                            self._read(found, state, at, factors)
-                        else:
-                            own = None if term.strict else self._own(number, at, None if decay is None else decay.value)
-                            through = self.b.let(f"b_through{self.suffix(number)}", self._row(state, at))
-                            weigh(number, term, at, through, own)
-                            row = through if own is None or x is None else through + own * x
-                            found.y = self._sum("b_y", found.y, _times(row, factors))
+                        self._read(found, state, at, [number_of(factor, lowering) for factor in term.row])
                         before = None
+                    case "read" if weigh is not None:
+                        own = None if term.strict else self._own(number, at, None if decay is None else decay.value)
+                        row = self.b.let(f"b_through{self.suffix(number)}", self._row(state, at))
+                        if before is not None:
+                            self.b.set(row, before(row))
+                        weigh(number, term, at, row, own)
+                        row = row if own is None or x is None else row + own * x
+                        factors = [number_of(factor, lowering) for factor in term.row]
+                        found.y = self._sum("b_y", found.y, _times(row, factors))
                     case _ if decay is not None:
                         self._decay(state, before)
                         before = decay
@@ -230,7 +231,7 @@ class Positions(Maker):
                 product = left * right
             value = self.b.let(f"b_decay{name}", product)
             rest = None
-            if len(gates) == 1 and not _is_log(gates[0]):
+            if len(gates) == 1 and not _is_log(gates[0]) and len(value.tile.shape) < 2:
                 exponent, helper = lowering.value(gates[0].log), "small_rest" if varies(gates[0].log) else "exp_rest"
                 rest = self.b.let(f"b_rest{name}", self.b.helper(helper, exponent, value))
             self._decays[key] = Decay(value, rest)

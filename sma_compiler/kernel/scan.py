@@ -105,7 +105,8 @@ class Scan(WalkKernel):
         """Carry the state over a tile of positions; the contraction's rows, [C, BV]."""
         p, found = self.side(place, at, 0), self.steps_of(place, at)
         after, before = self.carried(found, state.matrix, both=self.term.strict or not self.reads_decayed)
-        y = reduce_sum(self.read(found, after, before) * p.among(CUBE), 1)
+        read, p = self.read(found, after, before), p.among(CUBE)
+        y = reduce_sum(read.to("fp64") * p, 1).to("fp32") if self.exact else reduce_sum(read * p, 1)
         y = self.b.let("b_y", self.numbered(y, at.lowering))
         self.leave(state.matrix, after)
         return y
