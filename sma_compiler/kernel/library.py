@@ -138,7 +138,8 @@ def never(x, mask, MASKED: tl.constexpr):
 def wide_dot(a, b, PRECISION: tl.constexpr):
     """A product, in fp64 where it is not to be rounded before."""
     if PRECISION == "ieee":
-        return tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
+        wide = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return wide.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
 
