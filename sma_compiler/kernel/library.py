@@ -135,15 +135,6 @@ def never(x, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
-def wide_dot(a, b, PRECISION: tl.constexpr):
-    """A product, in fp64 where it is not to be rounded before."""
-    if PRECISION == "ieee":
-        wide = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
-        return wide.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION)
-
-
-@triton.jit
 def exact_exp(x):
     """exp(x) to rounding, 0 below -87. tl.exp is off by up to |x| roundings, and powers of it by more."""
     low = x < -87.0
@@ -178,8 +169,14 @@ def exact_dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def wide_dot(a, b, PRECISION: tl.constexpr):
+    """The same, rounded once."""
+    return exact_dot(a, b, PRECISION).to(tl.float32)
+
+
+@triton.jit
 def small_rest(x, y):
-    """The same where x is near 0, so that powers of y count; 0 elsewhere."""
+    """The same as `exp_rest` where x is near 0, so that powers of y count; 0 elsewhere."""
     p = ((x / 120 + 1 / 24) * x + 1 / 6) * x + 0.5
     return tl.where(tl.abs(x) < 0.125, (x - (y - 1.0)) + x * x * p, 0.0)
 
