@@ -76,7 +76,8 @@ STEP = Recurrence(elements=8192, warps=4)
 
 
 LONG = 256
-"""Chunks of a sequence that every walk cuts into parts, where there are fewer programs than multiprocessors."""
+"""Chunks of a sequence that every walk cuts into parts, where there are fewer programs than multiprocessors; walks of
+gradients where they are at most half as many, since what they make for it costs them more."""
 SHORT = 16
 """Chunks from which on the walks that do most do: two launches more cost the host as much as they save elsewhere."""
 
