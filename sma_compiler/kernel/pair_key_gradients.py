@@ -45,7 +45,7 @@ class KeyGradient(PairGradient):
     @property
     def masked_stages(self) -> E:
         """Two at most: masks take registers, which the loop of whole tiles would lack as well."""
-        return choose(size("STAGES") > 2, 2, size("STAGES"))
+        return choose(size("STAGES") >= 3, 2, size("STAGES"))
 
     def _head(
         self,
