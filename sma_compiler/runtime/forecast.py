@@ -259,16 +259,20 @@ def at_length(sizes: Mapping[str, int], time: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the cost model says at some sizes on a device. Printing it shows the table."""
+    """What the cost model says at some sizes on a device. Printing it shows the table.
+
+    picks: what plan="auto" takes, without gradients and with them.
+    """
 
     device: Device
     dtype: str
     sizes: Mapping[str, int]
     plans: tuple[Forecast, ...]
     crossovers: tuple[Crossover, ...]
+    picks: tuple[Pick, Pick]
 
     def __str__(self) -> str:
-        lines = [f"predicted on {self.device.name}, {self.dtype}"]
+        lines = [f"predicted on {self.device.name}, {self.dtype}; constants: {self.device.measured}"]
         for one in self.plans:
             trained = "-" if one.training is None else _milliseconds(one.training)
             bound = ""
@@ -278,7 +282,9 @@ class Outlook:
             name = f"{one.backend} {one.plan}"
             lines.append(f"  {name:<20}{_milliseconds(one.forward):>12}  with gradients {trained:>12}{bound}")
         wins = [f"from T = {one.time} on {one.backend} {one.plan}" for one in self.crossovers]
-        return "\n".join([*lines, f"  fastest: {'; '.join(wins)}"])
+        lines.append(f"  fastest: {'; '.join(wins)}")
+        lines.append("  auto takes {0.backend} {0.plan}, with gradients {1.backend} {1.plan}".format(*self.picks))
+        return "\n".join(lines)
 
     def data(self) -> dict[str, object]:
         """For programs."""
@@ -288,7 +294,9 @@ class Outlook:
         ]
         wins = [{"time": one.time, "backend": one.backend, "plan": one.plan} for one in self.crossovers]
         measured = self.device.measured
-        return {"device": self.device.name, "measured": measured, "dtype": self.dtype, "plans": plans, "fastest": wins}
+        picks = [pick._asdict() for pick in self.picks]
+        found = {"device": self.device.name, "measured": measured, "dtype": self.dtype, "plans": plans}
+        return {**found, "fastest": wins, "auto": picks}
 
 
 def outlook(
@@ -308,7 +316,8 @@ def outlook(
         if axis in axes:
             known.setdefault(axis, size)
     given = program, known, numbers, dtype, device, target
-    return Outlook(device, dtype, known, tuple(forecast(*given)), tuple(crossovers(*given)))
+    picks = auto_pick(*given, training=False), auto_pick(*given, training=True)
+    return Outlook(device, dtype, known, tuple(forecast(*given)), tuple(crossovers(*given)), picks)
 
 
 def _milliseconds(seconds: float) -> str:

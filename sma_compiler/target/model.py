@@ -36,6 +36,10 @@ ALLOWED = 256
 """Bytes of a thread's spills that cost nothing to speak of."""
 NORMALISED = 1.2
 """What the divisors of rows add to a walk."""
+RECURRENT = 3.0
+"""Instructions of a recurrence for each number of the state and position."""
+RECURRENT_BACKWARD = 4.0
+"""How much longer than its forward pass the gradients of a recurrence take."""
 BACKWARD_SUMS = 1.3
 """What sums over pairs for gates add to a walk of gradients."""
 
@@ -139,7 +143,7 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     outer = max(1, chosen.elements // inner)
     programs = shape.batch * shape.head * math.ceil(shape.value / outer)
     elements = BYTES[shape.dtype]
-    work = 3.0 * inner * outer  # of a position, each an instruction of a thread
+    work = RECURRENT * inner * outer  # of a position, each an instruction of a thread
     units = {
         "simple": programs * shape.time * work / device.simple,
         "memory": programs * shape.time * (2 * inner + 2 * outer) * elements / (CACHE * device.bandwidth),
@@ -151,7 +155,7 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     alone = shape.time * (device.latency / (1 + chosen.stages) + work / (32 * chosen.warps) / CLOCK)
     seconds = max(math.ceil(waves) * alone, *units.values()) + device.launch
     part = Part("forward", seconds, programs, resident, waves, units)
-    return Predicted((part,), (Part("walks", 4.0 * seconds, programs, resident, waves, units),))
+    return Predicted((part,), (Part("walks", RECURRENT_BACKWARD * seconds, programs, resident, waves, units),))
 
 
 def waits(stages: int, device: Device) -> float:
