@@ -54,8 +54,8 @@ H100 = Device(
     shared=232448,
     registers=65536,
     latency=1.1e-6,
-    host=5e-5,
-    host_backward=2.5e-4,
+    host=4e-5,
+    host_backward=2e-4,
     measured="2026-11-21: copies and matrix products; 2026-11-22: fitted to the emitted kernels",
 )
 
