@@ -161,6 +161,7 @@ def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
         edges=edges,
         channels=any(term.axes for term in member.terms) if member else False,
         weighed=weighed,
+        stabilised=program.kernels.stabilised,
     )
 
 

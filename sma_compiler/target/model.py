@@ -21,7 +21,7 @@ from sma_compiler.plan.devices import Device
 from sma_compiler.target.resources import Resources
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-TENSOR_CORES = 0.33
+TENSOR_CORES = 0.324
 """Part of the rate of a large matrix product that products of tiles reach, in a loop that waits for each."""
 PAIRS, VALUES, STATE = 10.0, 8.0, 3.0
 """Simple operations for each pair of a chunk, each value of a tile and chunk, each number of the state and chunk."""
@@ -34,13 +34,13 @@ SPILL = 1.5
 """How much slower a turn is where a program's tiles do not fit into its registers."""
 ALLOWED = 256
 """Bytes of a thread's spills that cost nothing to speak of."""
-NORMALISED = 1.2
+NORMALISED = 1.77
 """What the divisors of rows add to a walk."""
-RECURRENT = 3.0
+RECURRENT = 13.9
 """Instructions of a recurrence for each number of the state and position."""
-RECURRENT_BACKWARD = 4.0
+RECURRENT_BACKWARD = 3.64
 """How much longer than its forward pass the gradients of a recurrence take."""
-BACKWARD_SUMS = 1.3
+BACKWARD_SUMS = 6.52
 """What sums over pairs for gates add to a walk of gradients."""
 
 
@@ -52,6 +52,7 @@ class Shape:
     that hold any, of tiles so small that their size does not matter; edges: what is added for each row or column that
     tiles have. channels: whether gates differ by channel of the keys or values.
     weighed: whether the quadratic plan has weights of pairs.
+    stabilised: whether states are sums in units of the largest exponential.
     """
 
     batch: int
@@ -69,6 +70,7 @@ class Shape:
     edges: float = 0.0
     channels: bool = False
     weighed: bool = False
+    stabilised: bool = False
 
     def live_at(self, side: float) -> float:
         """The part of the tiles with sides of so many rows and columns that hold any pairs."""
@@ -156,11 +158,6 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     seconds = max(math.ceil(waves) * alone, *units.values()) + device.launch
     part = Part("forward", seconds, programs, resident, waves, units)
     return Predicted((part,), (Part("walks", RECURRENT_BACKWARD * seconds, programs, resident, waves, units),))
-
-
-def waits(stages: int, device: Device) -> float:
-    """Seconds that a turn waits for what it reads, where so many turns are in flight."""
-    return device.latency * (1.0 if stages < 3 else 0.0)
 
 
 def _stream(role: str, shape: Shape, device: Device, bytes_: float) -> Part:

@@ -14,14 +14,16 @@ from sma_compiler.kernel.config import Config, power_of_two
 from sma_compiler.plan.devices import Device
 from sma_compiler.target.model import BYTES, Part, Predicted, Shape
 
-WALK, GRADIENTS = 1.15, 1.75
+WALK, GRADIENTS = 1.06, 1.75
 """How much longer than its reading and writing a kernel takes: one that walks, and one that makes gradients."""
 TURN = 1.4e-6
 """Seconds of a turn of a walk, at least."""
 EMPTY = 0.07
 """The time of a kernel that finds that another did its chunks, as a part of the time of the other."""
-STEP = {"forward": 12.0, "again": 9.5, "back": 106.0}
+STEP = {"forward": 18.0, "again": 9.5, "back": 67.3}
 """Instructions of a scan for each number of the state and position."""
+STABILISED = 8.8
+"""How many times as many they are for sums in units of the largest exponential."""
 HELD, WIDE = 64, 32
 """Numbers of a tile that a thread holds, and values that a program has, beyond which a scan is slower."""
 SCANS = 20
@@ -70,6 +72,7 @@ def channelled(shape: Shape, configs: Mapping[str, Config], device: Device) -> P
 def scanned(shape: Shape, configs: Mapping[str, Config], device: Device) -> Predicted:
     """Positions one after another, of gates that differ by both axes."""
     numbers = float(shape.batch * shape.time * shape.head * shape.value * power_of_two(shape.key))
+    numbers *= STABILISED if shape.stabilised else 1.0
 
     def part(role: str, config: Config) -> Part:
         held = config.chunk * config.outer * power_of_two(shape.key) / (32 * config.warps)

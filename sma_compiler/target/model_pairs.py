@@ -12,16 +12,18 @@ from dataclasses import dataclass
 
 from sma_compiler.kernel.config import PairConfig, power_of_two
 from sma_compiler.plan.devices import Device
-from sma_compiler.target.model import ALLOWED, BYTES, CACHE, MOST_REGISTERS, SPILL, Part, Predicted, Shape, waits
+from sma_compiler.target.model import ALLOWED, BYTES, CACHE, MOST_REGISTERS, SPILL, Part, Predicted, Shape
 from sma_compiler.target.resources import Resources
 
-PRODUCTS = 0.85
+PRODUCTS = 0.892
 """Part of the rate of a large matrix product that products of tiles reach."""
-HIDDEN = 0.5
+HIDDEN = 0.866
 """Part of the other units' work that hides behind products."""
-WEIGHED = 6.0
+WEIGHED = 12.6
 """Simple operations for each pair that a mask's weight adds."""
-TURN = 1.0e-7
+WAIT = 1.0e-6
+"""Seconds that a tile waits for what it reads, where it is not prefetched."""
+TURN = 6.67e-08
 """Seconds of a tile, whatever is in it, where the next one is prefetched."""
 
 
@@ -67,7 +69,7 @@ def _part(role: str, shape: Shape, config: PairConfig, device: Device, used: Map
         "cache": other * (key + value) * BYTES[shape.dtype] * device.processors / (CACHE * device.bandwidth),
     }
     beside = (each["exponentials"] + each["simple"]) * HIDDEN
-    alone = each["tensor cores"] + beside + TURN + waits(config.stages, device)
+    alone = each["tensor cores"] + beside + TURN + WAIT * (config.stages < 3)
     resident, spills = _room(role, side, config, key, value, shape, device, used)
 
     def lasts(o: int) -> float:
