@@ -19,7 +19,8 @@ class Device:
     next to nothing. step: one position of a recurrence written in torch, without its arithmetic. launch: one kernel.
     processors: multiprocessors (cores). shared: bytes of shared memory of each. registers: of each, 32-bit.
     latency: of one turn of a kernel's loop, whatever is in it. host, host_backward: what a call of kernels and its
-    gradients take the host at least. measured: when, or where the numbers are from.
+    gradients take the host at least. torch: how many times as long as its parts a plan of torch takes.
+    measured: when, or where the numbers are from.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Device:
     latency: float
     host: float
     host_backward: float
+    torch: float
     measured: str
 
 
@@ -56,6 +58,7 @@ H100 = Device(
     latency=2.12e-06,
     host=4e-5,
     host_backward=2e-4,
+    torch=2.81,
     measured="2026-11-21: copies and matrix products; 2026-11-22: fitted to the emitted kernels",
 )
 
@@ -75,6 +78,7 @@ GPU = Device(
     latency=1.5e-6,
     host=6e-5,
     host_backward=3e-4,
+    torch=1.5,
     measured="never: four fifths of the data sheet of an A100, the middle of the GPUs that Triton runs on",
 )
 
@@ -94,6 +98,7 @@ CPU = Device(
     latency=0.0,
     host=0.0,
     host_backward=0.0,
+    torch=1.0,
     measured="2026-11-22: one core of an AMD EPYC server, torch 2.13",
 )
 

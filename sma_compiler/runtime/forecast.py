@@ -70,10 +70,11 @@ def torch_forecast(
 ) -> Forecast:
     """A plan of the torch backend."""
     axes = {axis for decl in program.op.params for axis in decl.dims}
-    own = {axis: size for axis, size in sizes.items() if axis in axes}
-    counts = {**own, **{name: concrete(n) for name, n in numbers.items() if isinstance(n, int)}}
-    chosen = program.choose(plan, own, numbers, device)
-    forward = sum(seconds(choice, chosen[choice.site.node], counts, device) for choice in program.plans.choices)
+    used = {axis: size for axis, size in sizes.items() if axis in axes}
+    counts = {**used, **{name: concrete(n) for name, n in numbers.items() if isinstance(n, int)}}
+    chosen = program.choose(plan, used, numbers, device)
+    own = (seconds(choice, chosen[choice.site.node], counts, device) for choice in program.plans.choices)
+    forward = device.torch * sum(own)
     return Forecast("torch", plan, forward, BACKWARD * forward)
 
 

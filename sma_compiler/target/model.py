@@ -21,7 +21,7 @@ from sma_compiler.plan.devices import Device
 from sma_compiler.target.resources import Resources
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-TENSOR_CORES = 0.324
+TENSOR_CORES = 0.339
 """Part of the rate of a large matrix product that products of tiles reach, in a loop that waits for each."""
 PAIRS, VALUES, STATE = 10.0, 8.0, 3.0
 """Simple operations for each pair of a chunk, each value of a tile and chunk, each number of the state and chunk."""
@@ -34,7 +34,9 @@ SPILL = 1.5
 """How much slower a turn is where a program's tiles do not fit into its registers."""
 ALLOWED = 256
 """Bytes of a thread's spills that cost nothing to speak of."""
-NORMALISED = 1.77
+PREFETCHED = 0.6
+"""The part of a turn's latency that is left where three stages are in flight."""
+NORMALISED = 1.84
 """What the divisors of rows add to a walk."""
 RECURRENT = 13.9
 """Instructions of a recurrence for each number of the state and position."""
@@ -292,7 +294,7 @@ def _grid(
         "cache": turn.moved / (CACHE * device.bandwidth / device.processors),
         "memory": turn.distinct / (device.bandwidth / device.processors),
     }
-    latency = device.latency * (1.0 if config.stages < 3 else 0.6)
+    latency = device.latency * (1.0 if config.stages < 3 else PREFETCHED)
     alone = each["tensor cores"] + each["exponentials"] / 2 + each["simple"] + latency
 
     def lasts(o: int) -> float:

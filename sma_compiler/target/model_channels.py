@@ -20,7 +20,7 @@ TURN = 1.4e-6
 """Seconds of a turn of a walk, at least."""
 EMPTY = 0.07
 """The time of a kernel that finds that another did its chunks, as a part of the time of the other."""
-STEP = {"forward": 18.0, "again": 9.5, "back": 67.3}
+STEP = {"forward": 18.0, "again": 9.5, "back": 48.9}
 """Instructions of a scan for each number of the state and position."""
 STABILISED = 8.8
 """How many times as many they are for sums in units of the largest exponential."""

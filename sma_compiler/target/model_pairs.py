@@ -17,11 +17,11 @@ from sma_compiler.target.resources import Resources
 
 PRODUCTS = 0.892
 """Part of the rate of a large matrix product that products of tiles reach."""
-HIDDEN = 0.866
+HIDDEN = 0.673
 """Part of the other units' work that hides behind products."""
 WEIGHED = 12.6
 """Simple operations for each pair that a mask's weight adds."""
-WAIT = 1.0e-6
+WAIT = 8.11e-07
 """Seconds that a tile waits for what it reads, where it is not prefetched."""
 TURN = 6.67e-08
 """Seconds of a tile, whatever is in it, where the next one is prefetched."""
