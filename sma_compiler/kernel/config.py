@@ -82,6 +82,8 @@ SHORT = 16
 """Chunks from which on the walks that do most do: two launches more cost the host as much as they save elsewhere."""
 
 
+SMALL_TILES = 4096
+"""Positions below which gradients of heads of 64 channels have small tiles: of others many would cross the diagonal."""
 RESIDENT = 12
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
 HELD = 32
@@ -347,6 +349,8 @@ def pairs_backward(
     elif wide > 128:
         queries = replace(forward, rows=32 if weighed else 64, columns=64, stages=1 if weighed else 2)
         keys = replace(queries, rows=64, columns=32)
+    elif wide <= 64 and sizes["time"] < SMALL_TILES:
+        queries = keys = replace(forward, rows=64, columns=64, warps=4, stages=2, held=False)
     else:
         queries = replace(
             forward, rows=128, columns=32 if tables else 64, warps=8, held=False, stages=2 if tables else 3

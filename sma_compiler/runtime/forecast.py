@@ -30,8 +30,8 @@ SIDES = (64, 128)
 """Of tiles that are counted."""
 GAIN = 1.2
 """How much faster than the usual kernels another plan is predicted to be, before it is taken for them."""
-RUNS = 8
-"""Of equal ids that a sequence is taken to have, where masks end at them."""
+RUNS = 4
+"""Of equal ids and equal lengths that a sequence is taken to have, where masks end at them."""
 SHORTEST, LONGEST = 16, 2**18
 """Lengths between which crossover points are looked for."""
 

@@ -34,8 +34,8 @@ SPILL = 1.5
 """How much slower a turn is where a program's tiles do not fit into its registers."""
 ALLOWED = 256
 """Bytes of a thread's spills that cost nothing to speak of."""
-PREFETCHED = 0.6
-"""The part of a turn's latency that is left where three stages are in flight."""
+PREFETCHED = {1: 1.0, 2: 0.7, 3: 0.6}
+"""The part of a turn's latency that is left, by the stages in flight."""
 NORMALISED = 1.84
 """What the divisors of rows add to a walk."""
 RECURRENT = 13.9
@@ -294,7 +294,7 @@ def _grid(
         "cache": turn.moved / (CACHE * device.bandwidth / device.processors),
         "memory": turn.distinct / (device.bandwidth / device.processors),
     }
-    latency = device.latency * (1.0 if config.stages < 3 else PREFETCHED)
+    latency = device.latency * PREFETCHED.get(config.stages, PREFETCHED[3])
     alone = each["tensor cores"] + each["exponentials"] / 2 + each["simple"] + latency
 
     def lasts(o: int) -> float:
