@@ -23,7 +23,7 @@ from sma_compiler.target.resources import Resources
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 TENSOR_CORES = 0.339
 """Part of the rate of a large matrix product that products of tiles reach, in a loop that waits for each."""
-PAIRS, VALUES, STATE = 10.0, 8.0, 3.0
+PAIRS, VALUES, STATE = 10.0, 8.0, 2.94
 """Simple operations for each pair of a chunk, each value of a tile and chunk, each number of the state and chunk."""
 CACHE = 3.0
 """How many times faster than memory the second-level cache is."""
@@ -34,7 +34,7 @@ SPILL = 1.5
 """How much slower a turn is where a program's tiles do not fit into its registers."""
 ALLOWED = 256
 """Bytes of a thread's spills that cost nothing to speak of."""
-PREFETCHED = {1: 1.0, 2: 0.7, 3: 0.6}
+PREFETCHED = {1: 1.0, 2: 0.384, 3: 0.6}
 """The part of a turn's latency that is left, by the stages in flight."""
 NORMALISED = 1.84
 """What the divisors of rows add to a walk."""

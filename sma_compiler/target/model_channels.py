@@ -14,16 +14,18 @@ from sma_compiler.kernel.config import Config, power_of_two
 from sma_compiler.plan.devices import Device
 from sma_compiler.target.model import BYTES, Part, Predicted, Shape
 
-WALK, GRADIENTS = 1.06, 1.75
+WALK, GRADIENTS = 0.906, 1.87
 """How much longer than its reading and writing a kernel takes: one that walks, and one that makes gradients."""
 TURN = 1.4e-6
 """Seconds of a turn of a walk, at least."""
 EMPTY = 0.07
 """The time of a kernel that finds that another did its chunks, as a part of the time of the other."""
-STEP = {"forward": 18.0, "again": 9.5, "back": 48.9}
+STEP = {"forward": 17.1, "again": 9.5, "back": 45.7}
 """Instructions of a scan for each number of the state and position."""
-STABILISED = 8.8
+STABILISED = 9.16
 """How many times as many they are for sums in units of the largest exponential."""
+CUT = 1.5
+"""How much longer a scan of parts takes, whose states are made before."""
 HELD, WIDE = 64, 32
 """Numbers of a tile that a thread holds, and values that a program has, beyond which a scan is slower."""
 SCANS = 20
@@ -79,10 +81,12 @@ def scanned(shape: Shape, configs: Mapping[str, Config], device: Device) -> Pred
         slower = (1.0 + 0.2 * max(0.0, config.outer / WIDE)) * (1.0 + 0.5 * max(0.0, math.log2(held / HELD)))
         simple = numbers * STEP[role] * slower / device.simple
         tiles = math.ceil(shape.value / config.outer)
-        programs = max(shape.batch * shape.head * tiles, config.programs)
+        rows = shape.batch * shape.head * tiles
+        programs = max(rows, config.programs)
         waves = programs * config.warps / (device.processors * SCANS)
         few = max(1.0, 8 * device.processors / (programs * config.warps))  # too few to hide how long each step takes
-        seconds = simple * few + device.launch
+        cut = CUT if role == "forward" and programs > rows else 1.0
+        seconds = simple * few * cut + device.launch
         return Part(role, seconds, programs, SCANS, waves, {"simple": simple})
 
     roles = ("again", "back") if "back" in configs else ()

@@ -17,7 +17,7 @@ from sma_compiler.target.resources import Resources
 
 PRODUCTS = 0.892
 """Part of the rate of a large matrix product that products of tiles reach."""
-HIDDEN = 0.673
+HIDDEN = 0.66
 """Part of the other units' work that hides behind products."""
 WEIGHED = 12.6
 """Simple operations for each pair that a mask's weight adds."""
