@@ -59,7 +59,7 @@ H100 = Device(
     host=4e-5,
     host_backward=2e-4,
     torch=2.81,
-    measured="2026-11-21: copies and matrix products; 2026-11-22: fitted to the emitted kernels",
+    measured="2026-11-21: copies and matrix products; 2026-11-22: fitted to bench/measured/h100.json",
 )
 
 GPU = Device(
