@@ -78,7 +78,8 @@ MUTANTS = {
     "no anchor": ("chunked", "(b_anchor * tl.exp2(tl.sum(b_g_2, 0)))[None, :]", "0.0 * b_early"),
     "sums from the start": ("chunked", "sums_after(b_late - b_pairs,", "sums_before(b_late - b_pairs,"),
     "pairs twice": ("chunked", "y += more", "y += 2 * more"),
-    "no late ends": ("recurrent", "b_over = b_over + (b_late - b_early)", "b_over = b_over - b_early"),
+    "no late ends": ("recurrent", "b_across + b_late", "b_across"),
+    "nothing across": ("recurrent", "b_across + b_late", "b_late"),
     "one decay": ("recurrent", "b_decay[None, :]", "1.0"),
 }
 """For each the plan, a text of the file of gla and what takes its place."""
