@@ -16,6 +16,7 @@ from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel.cached import Cached, cached
 from sma_compiler.kernel.choices import read_plan
+from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
 from sma_compiler.kernel.pairs import pairs
@@ -189,9 +190,13 @@ class Kernels:
         """The plan whose kernels "auto" means at some sizes; None where there are none."""
         for plan in (usual(self.plans), "recurrent"):
             try:
-                self.emitted(plan, sizes, dtype, target)
+                own = self.emitted(plan, sizes, dtype, target).configs.get("recurrent")
             except NoTritonKernel:
                 continue
+            if plan == "chunked" and isinstance(own, Config):
+                # scans have parts only where the GPU would have too few programs
+                found = self.emitted("auto", sizes, dtype, target).configs["recurrent"]
+                return plan if isinstance(found, Config) and found.programs else "recurrent"
             return plan
         return None
 
