@@ -323,7 +323,7 @@ class CachedForward(CachedKernel):
         pair = PairLowering(b, leaves, paths, shared_nodes(self.pair_exprs()), b.let(self.live_name, live))
         if pairs.condition is not None:
             pair.seen = b.let(self.live_name, pair.value(pairs.condition) & live)
-        scores = b.let("b_s", self.product(state.q, columns.k))
+        scores = b.let("b_s", self.product(state.q, columns.k).to("fp32"))
         weights = self.online(pair, scores, state.scale, state.most, state.norm, state.y)
         b.set(state.y, dot(weights.to("dot"), columns.v, state.y))
 
