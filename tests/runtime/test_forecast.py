@@ -143,6 +143,19 @@ def test_auto_takes_the_usual_kernels_unless_others_are_much_faster(monkeypatch:
     assert picked(monkeypatch, quadratic=1.0, globally=1.3) == "triton quadratic"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "plan"),
+    [
+        ({"batch": 8, "time": 4096, "head": 5120, "key": 16}, "recurrent"),
+        ({"batch": 1, "time": 131072, "head": 1536, "key": 16}, "chunked"),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_scans_have_parts_only_where_programs_are_few(sizes: dict[str, int], plan: str, training: bool) -> None:
+    program = sma.library("mamba1").program
+    assert auto_pick(program, sizes, {}, "bfloat16", H100, "sm_90", training=training) == Pick("triton", plan)
+
+
 def test_what_auto_takes_is_asked_once_and_kept_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
