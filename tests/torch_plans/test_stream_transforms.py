@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo import nonstrict_trace
@@ -61,6 +61,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("plan", ["chunked", "recurrent"])
 @given(seed=st.integers(0, 10**6))
+@example(seed=2514)
 @settings(max_examples=40)
 def test_gradients_are_those_of_the_sum_over_all_pairs(plan: str, seed: int) -> None:
     case = random_case(seed)
@@ -72,7 +73,9 @@ def test_gradients_are_those_of_the_sum_over_all_pairs(plan: str, seed: int) -> 
     results = [expanded(x, case.sizes["time"], case.sizes["batch"]).data for x in (found, wanted)]
     weights = torch.randn(results[1].shape, generator=torch.Generator().manual_seed(seed)).double()
     totals = [(result * weights).sum() for result in results]
-    pairs = [torch.autograd.grad(total, leaves, allow_unused=True) for total in totals]
+    # rows that see nothing at all are constant
+    none = [None for _ in leaves]
+    pairs = [torch.autograd.grad(x, leaves, allow_unused=True) if x.requires_grad else none for x in totals]
     for name, ours, theirs in zip(names, *pairs, strict=True):
         if theirs is not None:
             ours = torch.zeros_like(theirs) if ours is None else ours
