@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +24,7 @@ from sma_compiler.cli.common import (
 from sma_compiler.draw.crossover import Curves, save_curves
 from sma_compiler.draw.gather import LENGTH, gather
 from sma_compiler.draw.render import check_target, save
-from sma_compiler.plan import devices
-from sma_compiler.runtime.forecast import SHORTEST, at_length, forecast, outlook
-from sma_compiler.runtime.op import CompiledOp
+from sma_compiler.runtime.forecast import SHORTEST, Case, forecast, outlook
 
 app = typer.Typer()
 
@@ -56,7 +53,8 @@ def draw(
     if crossover:
         row, target = find_rows(device)[-1]
         found = find_one(file, op_name)
-        save_curves(_curves(found, parse_shape(shape), parse_numbers(found.ir, numbers), dtype, row, target), out)
+        case = Case(found.program, parse_shape(shape), parse_numbers(found.ir, numbers), dtype, row, target)
+        save_curves(_curves(found.name, case), out)
         typer.echo(f"{out}: predicted times of {found.name} on {row.name}")
         return
     lowered = lower_one(file, op_name, "plans")
@@ -76,21 +74,14 @@ LENGTHS = tuple(SHORTEST * 2**n for n in range(14))
 """At which times are drawn."""
 
 
-def _curves(
-    op: CompiledOp,
-    sizes: Mapping[str, int],
-    numbers: Mapping[str, int | float],
-    dtype: str,
-    row: devices.Device,
-    target: str,
-) -> Curves:
+def _curves(name: str, case: Case) -> Curves:
     """Predicted times of every plan over the length."""
-    seen = outlook(op.program, sizes, numbers, dtype, row, target)
+    seen = outlook(case)
     points: dict[str, list[float]] = {f"{one.backend} {one.plan}": [] for one in seen.plans}
     for time in LENGTHS:
-        for one in forecast(op.program, at_length(seen.sizes, time), numbers, dtype, row, target):
+        for one in forecast(seen.case.at_length(time)):
             points[f"{one.backend} {one.plan}"].append(one.forward)
-    shown = " ".join(f"{axis}={n}" for axis, n in seen.sizes.items() if axis not in ("time", "lag"))
+    shown = " ".join(f"{axis}={n}" for axis, n in seen.case.sizes.items() if axis not in ("time", "lag"))
     wins = tuple((one.time, f"{one.backend} {one.plan}") for one in seen.crossovers)
-    curves = {name: tuple(found) for name, found in points.items()}
-    return Curves(f"{op.name}, {shown}, {dtype}, {row.name}: the cost model", LENGTHS, curves, wins)
+    curves = {plan: tuple(found) for plan, found in points.items()}
+    return Curves(f"{name}, {shown}, {case.dtype}, {case.device.name}: the cost model", LENGTHS, curves, wins)

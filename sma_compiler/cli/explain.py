@@ -27,7 +27,7 @@ from sma_compiler.cli.common import (
 from sma_compiler.cli.stages import KERNEL_STAGES, STAGES, at_shape, facts_data, plans_data
 from sma_compiler.emit.tile_counts import tile_counts
 from sma_compiler.errors import SmaError
-from sma_compiler.runtime.forecast import outlook
+from sma_compiler.runtime.forecast import Case, outlook
 from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.sizes import named_sizes
 from sma_compiler.target.stages import kernel_stage
@@ -59,7 +59,7 @@ def explain(
     for number, op in enumerate(find_all(file, op_name)):
         given = parse_numbers(op.ir, numbers)
         known = {**sizes, **{k: v for k, v in given.items() if isinstance(v, int)}}
-        seen = [outlook(op.program, sizes, given, dtype, *row) for row in find_rows(device)] if sizes else []
+        seen = [outlook(Case(op.program, sizes, given, dtype, *row)) for row in find_rows(device)] if sizes else []
         reports.append({**_data(op, known), "predicted": [one.data() for one in seen]})
         if not as_json:
             typer.echo(("\n" if number else "") + str(op.explain()))

@@ -14,8 +14,8 @@ from sma_compiler.kernel.scan_gradients import Leaves
 from sma_compiler.kernel.walk import Output, Walk
 
 
-class Back(Scan):
-    """Builds the kernel. leaves: what stands for cotangents in the outputs; every: see `Scan`."""
+class ScanGradient(Scan):
+    """A kernel of gradients. leaves: what stands for cotangents in the outputs; every: see `Scan`."""
 
     def __init__(
         self,
@@ -29,6 +29,10 @@ class Back(Scan):
     ) -> None:
         super().__init__(walk, host, tensors, reserved, parts, every)
         self.leaves = leaves
+
+
+class Back(ScanGradient):
+    """Builds the kernel."""
 
     def build(self, name: str) -> Function:
         """The kernel."""

@@ -25,13 +25,10 @@ from __future__ import annotations
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.build import MINUS_INFINITY, E, arange, call, lift, pointwise, size, where, zeros
 from sma_compiler.kernel.chunk import Loaded, Place, State
-from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.lower import wide_operand
 from sma_compiler.kernel.nodes import Name, Tile
 from sma_compiler.kernel.scan import LocalScan, Scan
-from sma_compiler.kernel.scan_back import Back
-from sma_compiler.kernel.scan_gradients import Leaves
-from sma_compiler.kernel.walk import Walk
+from sma_compiler.kernel.scan_back import Back, ScanGradient
 
 LOWEST = -1e30
 """The logarithm of a weight of 0, in kernels."""
@@ -164,24 +161,11 @@ class StabilisedParts(Columns, LocalScan):
         self.b.set(decay, call("gates_along", decays, decay, tile=_STATE))
 
 
-class StabilisedAgain(Stabilised):
+class StabilisedAgain(Stabilised, ScanGradient):
     """Builds the kernel that keeps states for the gradients, and sums up what each part hands to those before it.
 
-    leaves: what stands for cotangents. Rows divide by what the part begins with, too, so this is known no earlier.
+    Rows divide by what the part begins with, too, so that sum is known no earlier.
     """
-
-    def __init__(
-        self,
-        walk: Walk,
-        host: Host,
-        tensors: Tensors,
-        reserved: frozenset[str],
-        parts: bool,
-        every: int,
-        leaves: Leaves,
-    ) -> None:
-        super().__init__(walk, host, tensors, reserved, parts, every)
-        self.leaves = leaves
 
     def exprs(self) -> tuple[Expr, ...]:
         """See `Scan`."""

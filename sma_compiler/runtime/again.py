@@ -14,13 +14,11 @@ from torch.nn import Parameter
 from sma_compiler.runtime.args import bind, self_check
 from sma_compiler.runtime.direct import Direct
 from sma_compiler.runtime.execute import Call, autocast, execute, wanted_kernel
-from sma_compiler.runtime.program import Program
+from sma_compiler.runtime.program import Outputs, Program
 from sma_compiler.runtime.replay import TAPES, alike, form, plain
 from sma_compiler.runtime.state import State
 from sma_compiler.runtime.triton import kernel_for, make_job, whole
 from sma_compiler.torch_plans.run import result_dtype
-
-Outputs = tuple[Tensor | State, ...]
 
 
 def replayable(x: Tensor) -> bool:
@@ -68,8 +66,7 @@ def execute_again(
     held = None if state is None else (state.spec_hash, *state)
     key = call, len(positional), tuple(named), held, len(packs), casting, tuple(parts)
     if not training:
-        found: Outputs = program.replays.call(key, inputs, run)
-        return found
+        return program.replays.call(key, inputs, run)
     if held or packs or call.want_state or call.want_lse or call.step:
         return run()
     known = key, alike(inputs)

@@ -27,7 +27,7 @@ class Direct:
         self.job = job
         self.kernel = kernel
         self.order = tuple(order)
-        self.replays = Replays()
+        self.replays = Replays[tuple[Tensor, ...]]()
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """The result, differentiable."""
@@ -36,10 +36,7 @@ class Direct:
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The result, and the divisors of a normalised op."""
-        found: tuple[Tensor, ...] = self.replays.call(
-            "forward", tensors, lambda: launches.forward(self.job, self.kernel, tensors)
-        )
-        return found
+        return self.replays.call("forward", tensors, lambda: launches.forward(self.job, self.kernel, tensors))
 
     def backward(self, needs: tuple[bool, ...], dy: Tensor, held: Sequence[Tensor], hooked: bool) -> Sequence[Tensor]:
         """The gradients that are needed. held: the tensors, then what was saved beside them.
@@ -52,8 +49,7 @@ class Direct:
             return launches.backward(self.job, self.kernel, held[:own], dy, held[own:], (), needs)
 
         key: Hashable = needs, form(dy), tuple([form(x) for x in held]) if hooked else None
-        found: tuple[Tensor, ...] = self.replays.call(key, (*held, dy), run)
-        return found
+        return self.replays.call(key, (*held, dy), run)
 
 
 class _Context(Protocol):

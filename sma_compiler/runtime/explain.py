@@ -114,16 +114,14 @@ class Explanation:
     def choice(self) -> str:
         """The plan that "auto" takes for every contraction at the sizes asked about."""
         from sma_compiler.emit.source import DEFAULTS  # loads what emits kernels
-        from sma_compiler.runtime.forecast import auto_pick
+        from sma_compiler.runtime.forecast import Case, auto_pick
 
         sizes = {"batch": 1, "time": 1, "head": 1, "key": 1, "value": 1, **self.sizes}
         asked = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
         choices = self.program.plans.choices
-        at = class_sizes({**DEFAULTS, **self.sizes})
+        case = Case(self.program, class_sizes({**DEFAULTS, **self.sizes}), {}, "bfloat16", H100, "sm_90")
         reason = self.program.kernels.refusal("auto", self.sizes)
-        picks = (
-            auto_pick(self.program, at, {}, "bfloat16", H100, "sm_90", training=training) for training in (False, True)
-        )
+        picks = (auto_pick(case, training=training) for training in (False, True))
         on_gpus = (
             f"torch: {reason}" if reason else ", with gradients ".join(dict.fromkeys(" ".join(one) for one in picks))
         )

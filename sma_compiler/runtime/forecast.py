@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -34,6 +34,22 @@ RUNS = 4
 """Of equal ids and equal lengths that a sequence is taken to have, where masks end at them."""
 SHORTEST, LONGEST = 16, 2**18
 """Lengths between which crossover points are looked for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is predicted: an op at sizes, on a device. target: of kernels; "": there are none."""
+
+    program: Program
+    sizes: Mapping[str, int]
+    numbers: Mapping[str, int | float]
+    dtype: str
+    device: Device
+    target: str = ""
+
+    def at_length(self, time: int) -> Case:
+        """With another length; a table of distances is as long."""
+        return replace(self, sizes={**self.sizes, "time": time} | ({"lag": time} if "lag" in self.sizes else {}))
 
 
 @dataclass(frozen=True)
@@ -179,34 +195,19 @@ def _live(program: Program, known: Mapping[str, int], dtype: str) -> tuple[float
     return (parts[0] - edges * SIDES[0]) / runs, edges
 
 
-def forecast(
-    program: Program,
-    sizes: Mapping[str, int],
-    numbers: Mapping[str, int | float],
-    dtype: str,
-    device: Device,
-    target: str = "",
-) -> list[Forecast]:
-    """Every legal plan on every backend, the fastest forward pass first. target: of kernels; "": there are none."""
-    found = [torch_forecast(program, plan.name, sizes, numbers, device) for plan in program.plans.legal]
-    for plan in PLANS if target and dtype in ("bfloat16", "float16", "float32") else ():
+def forecast(case: Case) -> list[Forecast]:
+    """Every legal plan on every backend, the fastest forward pass first."""
+    program, sizes, device = case.program, case.sizes, case.device
+    found = [torch_forecast(program, plan.name, sizes, case.numbers, device) for plan in program.plans.legal]
+    for plan in PLANS if case.target and case.dtype in ("bfloat16", "float16", "float32") else ():
         try:
-            found.append(kernel_forecast(program, plan, sizes, dtype, device, target))
+            found.append(kernel_forecast(program, plan, sizes, case.dtype, device, case.target))
         except NoTritonKernel:
             continue
     return sorted(found, key=lambda one: one.forward)
 
 
-def auto_pick(
-    program: Program,
-    sizes: Mapping[str, int],
-    numbers: Mapping[str, int | float],
-    dtype: str,
-    device: Device,
-    target: str,
-    *,
-    training: bool,
-) -> Pick:
+def auto_pick(case: Case, *, training: bool) -> Pick:
     """What plan="auto" takes where there is no record: the usual kernels, or what is predicted to be much faster.
 
     training: whether gradients are wanted, too.
@@ -216,28 +217,22 @@ def auto_pick(
         found = one.training if training else one.forward
         return math.inf if found is None else found
 
-    known = {**sizes, **{name: concrete(n) for name, n in numbers.items() if isinstance(n, int)}}
-    every = forecast(program, known, numbers, dtype, device, target)
+    integers = {name: concrete(n) for name, n in case.numbers.items() if isinstance(n, int)}
+    every = forecast(replace(case, sizes={**case.sizes, **integers}))
     found = {Pick(one.backend, one.plan): seconds_of(one) for one in every}
-    usual = Pick("triton", (program.kernels.auto(sizes, dtype, target) if target else None) or "")
+    kernels = case.program.kernels
+    usual = Pick("triton", (kernels.auto(case.sizes, case.dtype, case.target) if case.target else None) or "")
     best = min(found, key=lambda pick: found[pick])
     if found.get(usual, math.inf) < GAIN * found[best]:
         return usual
     return best if best.backend == "triton" or usual in found else Pick("torch", "auto")
 
 
-def crossovers(
-    program: Program,
-    sizes: Mapping[str, int],
-    numbers: Mapping[str, int | float],
-    dtype: str,
-    device: Device,
-    target: str = "",
-) -> list[Crossover]:
+def crossovers(case: Case) -> list[Crossover]:
     """Which plan's forward pass wins from which length on: doubled until that changes, then halved between."""
 
     def best(time: int) -> tuple[str, str]:
-        first = forecast(program, at_length(sizes, time), numbers, dtype, device, target)[0]
+        first = forecast(case.at_length(time))[0]
         return first.backend, first.plan
 
     found = [Crossover(1, *best(SHORTEST))]
@@ -254,11 +249,6 @@ def crossovers(
     return found
 
 
-def at_length(sizes: Mapping[str, int], time: int) -> dict[str, int]:
-    """The sizes with another length; a table of distances is as long."""
-    return {**sizes, "time": time} | ({"lag": time} if "lag" in sizes else {})
-
-
 @dataclass(frozen=True)
 class Outlook:
     """What the cost model says at some sizes on a device. Printing it shows the table.
@@ -266,15 +256,14 @@ class Outlook:
     picks: what plan="auto" takes, without gradients and with them.
     """
 
-    device: Device
-    dtype: str
-    sizes: Mapping[str, int]
+    case: Case
     plans: tuple[Forecast, ...]
     crossovers: tuple[Crossover, ...]
     picks: tuple[Pick, Pick]
 
     def __str__(self) -> str:
-        lines = [f"predicted on {self.device.name}, {self.dtype}; constants: {self.device.measured}"]
+        device = self.case.device
+        lines = [f"predicted on {device.name}, {self.case.dtype}; constants: {device.measured}"]
         for one in self.plans:
             trained = "-" if one.training is None else _milliseconds(one.training)
             bound = ""
@@ -295,31 +284,23 @@ class Outlook:
             for one in self.plans
         ]
         wins = [{"time": one.time, "backend": one.backend, "plan": one.plan} for one in self.crossovers]
-        measured = self.device.measured
-        picks = [pick._asdict() for pick in self.picks]
-        found = {"device": self.device.name, "measured": measured, "dtype": self.dtype, "plans": plans}
+        device, picks = self.case.device, [pick._asdict() for pick in self.picks]
+        found = {"device": device.name, "measured": device.measured, "dtype": self.case.dtype, "plans": plans}
         return {**found, "fastest": wins, "auto": picks}
 
 
-def outlook(
-    program: Program,
-    sizes: Mapping[str, int],
-    numbers: Mapping[str, int | float],
-    dtype: str,
-    device: Device,
-    target: str = "",
-) -> Outlook:
+def outlook(case: Case) -> Outlook:
     """Every legal plan at some sizes, and which wins from which length on. Sizes that are missing: `DEFAULTS`."""
-    axes = {axis for decl in program.op.params for axis in decl.dims}
-    known = {axis: size for axis, size in {**DEFAULTS, **sizes}.items() if axis in axes or axis in sizes}
+    axes = {axis for decl in case.program.op.params for axis in decl.dims}
+    known = {axis: size for axis, size in {**DEFAULTS, **case.sizes}.items() if axis in axes or axis in case.sizes}
     if "lag" in axes:
         known.setdefault("lag", known["time"])
     for axis, size in (("mode", 4), ("level", known["time"].bit_length() + 1)):
         if axis in axes:
             known.setdefault(axis, size)
-    given = program, known, numbers, dtype, device, target
-    picks = auto_pick(*given, training=False), auto_pick(*given, training=True)
-    return Outlook(device, dtype, known, tuple(forecast(*given)), tuple(crossovers(*given)), picks)
+    case = replace(case, sizes=known)
+    picks = auto_pick(case, training=False), auto_pick(case, training=True)
+    return Outlook(case, tuple(forecast(case)), tuple(crossovers(case)), picks)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -207,8 +207,7 @@ def _replayed(
 ) -> tuple[Tensor, ...]:
     if not plain(tensors):
         return run()
-    found: tuple[Tensor, ...] = kernel.replays.call((key, tuple([form(x) for x in tensors])), tensors, run)
-    return found
+    return kernel.replays.call((key, tuple([form(x) for x in tensors])), tensors, run)
 
 
 @contextmanager

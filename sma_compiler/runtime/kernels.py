@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from sma_compiler.ir.canonical import spec_hash
 from sma_compiler.ir.nodes import Op
@@ -46,7 +47,7 @@ class Kernel:
 
     name: str
     module: ModuleType
-    replays: Replays = field(default_factory=Replays)
+    replays: Replays[tuple[Tensor, ...]] = field(default_factory=Replays)
 
     @property
     def forward(self) -> Callable[..., Any]:

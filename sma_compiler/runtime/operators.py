@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 import torch
 
@@ -22,11 +21,12 @@ SCHEMAS = {
 """op: which, by its handle. how: the plan and the precision, then `state` and `norm` where these are wanted."""
 
 
-def _later(name: str) -> Callable[..., Any]:
+def _later(name: str) -> Callable[..., object]:
     """A function of `opaque`."""
 
-    def call(*args: Any) -> Any:  # noqa: ANN401
-        return getattr(import_module("sma_compiler.runtime.opaque"), name)(*args)
+    def call(*args: object) -> object:
+        found: Callable[..., object] = getattr(import_module("sma_compiler.runtime.opaque"), name)
+        return found(*args)
 
     return call
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sma_compiler.call_errors import NoStates, RefusedPlan, UnknownPlan
@@ -19,9 +20,14 @@ from sma_compiler.plan.cost import pick
 from sma_compiler.plan.devices import CPU, Device, device_row
 from sma_compiler.runtime.kernels import Kernels
 from sma_compiler.runtime.replay import Replays
+from sma_compiler.runtime.state import State
 
 if TYPE_CHECKING:
     from sma_compiler.runtime.direct import Direct
+
+
+Outputs = tuple[Tensor | State, ...]
+"""What a call gives: the result, then the state where it is wanted, or the logarithms of what rows sum to."""
 
 
 class Program:
@@ -62,7 +68,7 @@ class Program:
         return Kernels(self.op, self.plans)
 
     @cached_property
-    def replays(self) -> Replays:
+    def replays(self) -> Replays[Outputs]:
         """The forms of whole calls without gradients that were made before."""
         return Replays()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,19 @@ from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sma_compiler.runtime.tape import Allocation, Interpreted, Launch, Operation, Slot, Step, Tape
+from sma_compiler.runtime.tape import (
+    Allocation,
+    Compilable,
+    CompiledKernel,
+    Found,
+    Interpreted,
+    Launch,
+    Operation,
+    Slot,
+    Step,
+    Tape,
+    TritonKernel,
+)
 
 TAPES = 1024
 """Forms that are remembered; beyond them all are forgotten."""
@@ -28,8 +40,8 @@ STEPS = 200
 ALIGNMENT = 16
 """What Triton specialises kernels for: whether addresses are multiples of this."""
 
-Run = Callable[[], Any]
-"""The call in full, with the tensors that are given beside it."""
+Nested = TypeVar("Nested")
+"""Tensors and constants in lists, tuples, dicts, and what else torch knows the parts of."""
 
 
 class _Recording(threading.local):
@@ -45,11 +57,11 @@ _recording = _Recording()
 class Tap:
     """A Triton kernel of an emitted file. Its launches go onto the tape of the thread, where one is recorded."""
 
-    def __init__(self, kernel: Any) -> None:  # noqa: ANN401 (a JITFunction, or the interpreter's)
+    def __init__(self, kernel: TritonKernel) -> None:
         self.kernel = kernel
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
-        launch: Callable[..., object] = self.kernel[grid]
+        launch = self.kernel[grid]
         _recording.launches += 1
         tape = _recording.tape
         if tape is None:
@@ -102,21 +114,29 @@ class Recorder(TorchDispatchMode):
             else:
                 self.steps.append(Operation(func, *slotted, made, single=isinstance(found, Tensor)))
             if func.is_view and isinstance(found, Tensor) and isinstance(args[0], Tensor) and not self.broken:
-                base, offset = self._places.get(slotted[0][0].number, (slotted[0][0].number, 0))
+                slot = slotted[0][0]
+                assert isinstance(slot, Slot)
+                base, offset = self._places.get(slot.number, (slot.number, 0))
                 self._places[made[0]] = base, offset + found.data_ptr() - args[0].data_ptr()
         return found
 
     def launched(
-        self, kernel: object, compiled: object, grid: tuple[int, ...], args: Sequence[object], keywords: dict[str, Any]
+        self,
+        kernel: TritonKernel,
+        compiled: CompiledKernel | None,
+        grid: tuple[int, ...],
+        args: Sequence[object],
+        keywords: dict[str, object],
     ) -> None:
         """Note a launch. compiled: None where Triton interprets the kernel."""
         given = self._slotted(args), self._slotted(keywords)
         if compiled is None:
             self.steps.append(Interpreted(kernel, grid, *given))
         else:
+            assert isinstance(kernel, Compilable)
             self.steps.append(Launch(kernel, compiled, grid, *given, self._places))
 
-    def tape(self, results: Any) -> Tape | None:  # noqa: ANN401
+    def tape(self, results: Found) -> Tape[Found] | None:
         """The tape, where the call can be replayed."""
         slotted = self._slotted(results)
         if self.broken or len(self.steps) > STEPS:
@@ -137,8 +157,10 @@ class Recorder(TorchDispatchMode):
             self._known.append(x)
         return len(self._known) - 1
 
-    def _slotted(self, values: Any) -> Any:  # noqa: ANN401
-        return pytree.tree_map_only(Tensor, self._slot, values)
+    def _slotted(self, values: Nested) -> Nested:
+        """The same with slots for tensors."""
+        found: Nested = pytree.tree_map_only(Tensor, self._slot, values)
+        return found
 
     def _slot(self, x: Tensor) -> Slot | Tensor:
         if id(x) not in self._numbers:
@@ -147,11 +169,11 @@ class Recorder(TorchDispatchMode):
         return Slot(self._numbers[id(x)])
 
 
-class Replays:
-    """The tapes of a function, by the form of what it is given."""
+class Replays(Generic[Found]):
+    """The tapes of a function that returns what the type Found says, by the form of what it is given."""
 
     def __init__(self) -> None:
-        self._tapes: dict[Hashable, Tape | None] = {}
+        self._tapes: dict[Hashable, Tape[Found] | None] = {}
         self._seen: set[Hashable] = set()
 
     def clear(self) -> None:
@@ -159,7 +181,7 @@ class Replays:
         self._tapes.clear()
         self._seen.clear()
 
-    def call(self, key: Hashable, inputs: Sequence[Tensor | None], run: Run) -> Any:  # noqa: ANN401
+    def call(self, key: Hashable, inputs: Sequence[Tensor | None], run: Callable[[], Found]) -> Found:
         """`run()`, or a tape of it. key: `form` of the inputs, and whatever else `run` depends on."""
         if _recording.tape is not None:
             return run()

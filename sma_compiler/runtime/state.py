@@ -45,8 +45,6 @@ class State(Mapping[str, Tensor]):
     def items(self) -> ItemsView[str, Tensor]:
         return self._tensors.items()
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __eq__(self, other: object) -> bool:
         """Whether the same tensor objects sit under the same names; compare values tensor by tensor."""
         if not isinstance(other, State):

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from inspect import Signature
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +38,50 @@ QUICK: dict[object, Callable[..., Any]] = {
 """What does the same as an operation, and takes less time on the host."""
 
 
+Found = TypeVar("Found")
+"""What a call returns."""
+
+
+class Launcher(Protocol):
+    """What Triton 3.6 hands a launch to."""
+
+    launch: Callable[..., object]
+    launch_cooperative_grid: bool
+    launch_pdl: bool
+    global_scratch_size: int
+    profile_scratch_size: int
+
+
+class CompiledKernel(Protocol):
+    """A kernel that Triton compiled: `kernel[grid]` launches it. function: the driver's handle of it."""
+
+    run: Launcher
+    function: int
+    packed_metadata: object
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
+
+
+class TritonKernel(Protocol):
+    """A kernel of an emitted file: `kernel[grid]` launches it, and gives what was compiled; None: interpreted."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., CompiledKernel | None]: ...
+
+
+@runtime_checkable
+class Compilable(TritonKernel, Protocol):
+    """A kernel that Triton does not interpret."""
+
+    signature: Signature
+
+
+class Hooks(Protocol):
+    """What Triton tells of launches, where anything wants to be told."""
+
+    launch_enter_hook: object
+    launch_exit_hook: object
+
+
 @dataclass(frozen=True)
 class Slot:
     """Stands for a tensor in what a tape holds: an input, or what a step before made."""
@@ -57,7 +102,7 @@ class Code:
         """One more statement."""
         self.lines.append(f"    {text}")
 
-    def value(self, x: Any) -> str:  # noqa: ANN401 (tensors by slots, constants, lists and tuples of them)
+    def value(self, x: object) -> str:
         """An expression for a value: slots, and what holds them, are made anew in every call."""
         if isinstance(x, Slot):
             return f"t{x.number}"
@@ -86,7 +131,7 @@ class Code:
             self.line(f"p{number} = t{number}.data_ptr()")
         return f"p{number} + {offset}" if offset else f"p{number}"
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> str:
+    def arguments(self, args: Sequence[object], keywords: Mapping[str, object]) -> str:
         """The arguments of a call."""
         named = (f"{name}={self.value(x)}" for name, x in keywords.items())
         return ", ".join([*map(self.value, args), *named])
@@ -94,9 +139,9 @@ class Code:
     def function(self, parameters: str) -> Callable[..., Any]:
         """The lines as a function."""
         text = "\n".join([f"def play({parameters}):", *self.lines])
-        space = dict(self.names)
+        space: dict[str, Any] = dict(self.names)
         exec(compile(text, "<tape>", "exec"), space)
-        found: Callable[..., Any] = space["play"]  # type: ignore[assignment]
+        found: Callable[..., Any] = space["play"]
         return found
 
 
@@ -167,8 +212,8 @@ class Launch:
 
     def __init__(
         self,
-        kernel: Any,  # noqa: ANN401 (a JITFunction)
-        compiled: Any,  # noqa: ANN401 (a CompiledKernel)
+        kernel: Compilable,
+        compiled: CompiledKernel,
         grid: tuple[int, ...],
         args: Sequence[object],
         keywords: Mapping[str, object],
@@ -192,9 +237,9 @@ class Launch:
     @property
     def bare(self) -> bool:
         """Whether the driver's launcher is known, and needs nothing but what is given here."""
-        run: Any = getattr(self.compiled, "run", None)
+        run: Launcher | None = getattr(self.compiled, "run", None)
         known = type(run).__name__ == "CudaLauncher" and triton_version().startswith(KNOWN_LAUNCHER)
-        return known and not (run.global_scratch_size or run.profile_scratch_size)
+        return run is not None and known and not (run.global_scratch_size or run.profile_scratch_size)
 
     def move(self, places: Mapping[int, tuple[int, int]]) -> None:
         """Let tensors lie elsewhere: in the tensor of another number, so many bytes behind its begin."""
@@ -228,7 +273,7 @@ class Interpreted:
 
     def __init__(
         self,
-        kernel: Any,  # noqa: ANN401 (an InterpretedFunction)
+        kernel: TritonKernel,
         grid: tuple[int, ...],
         args: Sequence[object],
         keywords: Mapping[str, object],
@@ -250,10 +295,13 @@ class Interpreted:
 Step = Operation | Allocation | Launch | Interpreted
 
 
-class Tape:
-    """What a call did, and how its results are made of what it made. inputs: how many tensors it is given."""
+class Tape(Generic[Found]):
+    """What a call did, and how its results, of the type Found, are made of what it made.
 
-    def __init__(self, steps: Sequence[Step], results: Any, inputs: int, device: torch.device) -> None:  # noqa: ANN401
+    results: these, with slots for their tensors. inputs: how many tensors it is given.
+    """
+
+    def __init__(self, steps: Sequence[Step], results: object, inputs: int, device: torch.device) -> None:
         self.results = results
         self.wanted = _numbers(results)
         self.steps = _pooled(_needed(steps, set(self.wanted)), self.wanted, device)
@@ -262,7 +310,7 @@ class Tape:
         self._bare = any(isinstance(step, Launch) and step.bare for step in self.steps)
         self._play = self._function(bare=self._bare)
 
-    def play(self, inputs: Sequence[Tensor | None]) -> Any:  # noqa: ANN401 (what the recorded call returned)
+    def play(self, inputs: Sequence[Tensor | None]) -> Found:
         """Do the same with other tensors of the same form."""
         play = self._function(bare=False) if self._bare and _hooked() else self._play
         if self.index is None:
@@ -272,7 +320,7 @@ class Tape:
                 return play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
         return play(inputs, torch._C._cuda_getCurrentRawStream(self.index))
 
-    def _function(self, *, bare: bool) -> Callable[..., Any]:
+    def _function(self, *, bare: bool) -> Callable[[Sequence[Tensor | None], int | None], Found]:
         code = Code(bare=bare)
         code.line("".join(f"t{number}, " for number in range(self.inputs)) + "= inputs")
         last = {number: at for at, step in enumerate(self.steps) for number in (*step.made, *step.reads)}
@@ -285,7 +333,7 @@ class Tape:
         return code.function("inputs, stream")
 
 
-def _numbers(values: Any) -> set[int]:  # noqa: ANN401 (slots and constants, nested)
+def _numbers(values: object) -> set[int]:
     """Of the tensors that are mentioned."""
     return {x.number for x in pytree.tree_leaves(values) if isinstance(x, Slot)}
 
@@ -297,10 +345,11 @@ def _hooked() -> bool:
 
 
 @cache
-def _options() -> Any:  # noqa: ANN401 (Triton's, of its runtime)
+def _options() -> Hooks:
     from triton import knobs
 
-    return knobs.runtime
+    found: Hooks = knobs.runtime
+    return found
 
 
 def _needed(steps: Sequence[Step], wanted: set[int]) -> tuple[Step, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,23 @@ def quicken() -> None:
     """From now on Triton asks for what was remembered; a hash that is not is made by Triton itself."""
     from triton.runtime import cache as names
 
-    module: Any = names
-    hashed = getattr(module, "triton_key", None)
-    if hasattr(hashed, "cache_info"):  # as in Triton 3: made once in a process
-        module.triton_key = lru_cache(lambda: known_key(hashed, Path(module.__file__).parents[1]))
+    module: Any = names  # whose hash is replaced
+    hashed: Callable[[], str] | None = getattr(module, "triton_key", None)
+    if hashed is not None and hasattr(hashed, "cache_info"):  # as in Triton 3: made once in a process
+        module.triton_key = lru_cache(partial(known_key, hashed, Path(module.__file__).parents[1]))
 
 
-def known_key(hashed: Any, folder: Path) -> str:  # noqa: ANN401 (Triton's function)
-    """The hash of the package in a folder: as it was remembered, or else as `hashed` gives it."""
+def known_key(hashed: Callable[[], str], folder: Path) -> str:
+    """The hash of the package in a folder: as it was remembered, or else as `hashed`, Triton's own, gives it."""
     try:
         key = signature(folder)
         found = remembered(key)
         if found is None:
-            found = str(hashed())
+            found = hashed()
             remember(key, found)
         return found
     except (OSError, UnsafeCache):
-        return str(hashed())
+        return hashed()
 
 
 def signature(folder: Path) -> str:

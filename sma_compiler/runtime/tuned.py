@@ -73,9 +73,9 @@ def _foresee(program: Program, arguments: Arguments, training: bool) -> Pick | N
     text = remembered(key)
     if text is not None:
         return Pick(*text.split())
-    from sma_compiler.runtime.forecast import auto_pick  # loads what emits kernels
+    from sma_compiler.runtime.forecast import Case, auto_pick  # loads what emits kernels
 
-    pick = auto_pick(program, sizes, arguments.numbers, *given, training=training)
+    pick = auto_pick(Case(program, sizes, arguments.numbers, *given), training=training)
     if pick != Pick("torch", "auto"):
         remember(key, f"{pick.backend} {pick.plan}\n")
     return pick

@@ -10,11 +10,11 @@ import importlib.util
 import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,23 @@ _POINTERS = {
     torch.int64: "*i64",
     torch.bool: "*i1",
 }
+
+
+class KernelParameter(Protocol):
+    """A parameter of a kernel, as Triton describes it."""
+
+    name: str
+    default: object
+    has_default: bool
+    is_constexpr: bool
+
+
+class JitFunction(Protocol):
+    """A kernel of an emitted file, as Triton holds it."""
+
+    __name__: str
+    params: Sequence[KernelParameter]
+    arg_names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class Compiled:
 class _Recorder:
     """Stands for a kernel: `kernel[grid](...)` notes the launch."""
 
-    def __init__(self, kernel: Any, launches: list[Launch]) -> None:  # noqa: ANN401 (a JITFunction)
+    def __init__(self, kernel: JitFunction, launches: list[Launch]) -> None:
         self.kernel = kernel
         self.launches = launches
 
@@ -146,7 +163,7 @@ def _at_one_position(op: Op, arguments: Mapping[str, Tensor | int | float]) -> d
     return found
 
 
-def compile_launch(kernel: Any, launch: Launch, target: str) -> Compiled:  # noqa: ANN401 (a JITFunction)
+def compile_launch(kernel: JitFunction, launch: Launch, target: str) -> Compiled:
     """Compile one kernel as a launch specialises it."""
     import triton
     from triton.backends.compiler import GPUTarget

@@ -11,7 +11,15 @@ from sma_compiler.emit.source import DEFAULTS, PLANS
 from sma_compiler.kernel.choices import FIXED, FORWARD, PAIRS, WALKS, Choices
 from sma_compiler.kernel.config import AnyConfig, Config, PairConfig, Recurrence, power_of_two
 from sma_compiler.kernel.errors import NoTritonKernel
-from sma_compiler.runtime.forecast import Forecast, auto_pick, configured, kernel_forecast, shape_of, torch_forecast
+from sma_compiler.runtime.forecast import (
+    Case,
+    Forecast,
+    auto_pick,
+    configured,
+    kernel_forecast,
+    shape_of,
+    torch_forecast,
+)
 from sma_compiler.runtime.kernels import class_sizes
 from sma_compiler.runtime.records import Pick
 from sma_compiler.tune.report import Candidate
@@ -55,7 +63,8 @@ def candidates(at: Situation, limit: int) -> list[Candidate]:
 def auto_candidate(at: Situation, *, training: bool) -> Candidate:
     """What plan="auto" takes where there is no record: without gradients, or with them."""
     program = at.program
-    found = auto_pick(program, class_sizes(at.sizes), at.numbers, at.dtype, at.row, at.target, training=training)
+    case = Case(program, class_sizes(at.sizes), at.numbers, at.dtype, at.row, at.target)
+    found = auto_pick(case, training=training)
     if found != Pick("torch", "auto"):
         return Candidate(*found)
     chosen = program.choose("auto", at.sizes, at.numbers, at.row)

@@ -17,7 +17,7 @@ from sma_compiler.plan.devices import CPU, GPU, H100, device_row
 from sma_compiler.runtime import forecast as module
 from sma_compiler.runtime import records, tuned
 from sma_compiler.runtime.args import bind
-from sma_compiler.runtime.forecast import Forecast, at_length, auto_pick, crossovers, forecast, kernel_forecast, outlook
+from sma_compiler.runtime.forecast import Case, Forecast, auto_pick, crossovers, forecast, kernel_forecast, outlook
 from sma_compiler.runtime.records import Pick
 from sma_compiler.runtime.usage import keep, known
 from sma_compiler.target.model import Shape, chunked, occupancy, roof
@@ -130,7 +130,7 @@ def picked(monkeypatch: pytest.MonkeyPatch, *, training: bool = False, **forward
     ]
     monkeypatch.setattr(module, "forecast", lambda *_: found)
     program = sma.library("linear_attention").program
-    return " ".join(auto_pick(program, WIDE, {}, "bfloat16", H100, "sm_90", training=training))
+    return " ".join(auto_pick(Case(program, WIDE, {}, "bfloat16", H100, "sm_90"), training=training))
 
 
 def test_auto_takes_the_usual_kernels_unless_others_are_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,8 @@ def test_auto_takes_the_usual_kernels_unless_others_are_much_faster(monkeypatch:
 @pytest.mark.parametrize("training", [False, True])
 def test_scans_have_parts_only_where_programs_are_few(sizes: dict[str, int], plan: str, training: bool) -> None:
     program = sma.library("mamba1").program
-    assert auto_pick(program, sizes, {}, "bfloat16", H100, "sm_90", training=training) == Pick("triton", plan)
+    case = Case(program, sizes, {}, "bfloat16", H100, "sm_90")
+    assert auto_pick(case, training=training) == Pick("triton", plan)
 
 
 def test_what_auto_takes_is_asked_once_and_kept_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,18 +181,19 @@ def test_what_auto_takes_is_asked_once_and_kept_for_other_processes(monkeypatch:
 def test_crossover_points_are_where_the_fastest_plan_changes(name: str) -> None:
     program = sma.library(name).program
     sizes = {"batch": 1, "time": 64, "head": 2, "key": 16, "value": 16, "mode": 4}
-    found = crossovers(program, sizes, {}, "float32", CPU)
+    case = Case(program, sizes, {}, "float32", CPU)
+    found = crossovers(case)
     assert all(one.plan != other.plan for one, other in pairwise(found))
     for one in found[1:]:
-        assert forecast(program, at_length(sizes, one.time), {}, "float32", CPU)[0].plan == one.plan
-        before = forecast(program, at_length(sizes, one.time * 15 // 16 - 1), {}, "float32", CPU)[0]
+        assert forecast(case.at_length(one.time))[0].plan == one.plan
+        before = forecast(case.at_length(one.time * 15 // 16 - 1))[0]
         assert before.plan != one.plan
 
 
 def test_the_model_of_the_cpu_takes_what_auto_takes() -> None:
     op = sma.library("simple_gla")
     sizes = {"batch": 1, "time": 4096, "head": 4, "key": 32, "value": 32}
-    first = outlook(op.program, sizes, {}, "float32", CPU).plans[0]
+    first = outlook(Case(op.program, sizes, {}, "float32", CPU)).plans[0]
     assert set(op.program.choose("auto", sizes, {}).values()) == {first.plan}
 
 

@@ -25,6 +25,8 @@ def test_a_mapping_in_order(state: State) -> None:
     assert state.tensors is not state.tensors
     with pytest.raises(TypeError):
         state["position"] = torch.zeros(3)  # type: ignore[index]
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(state)
 
 
 def test_repr_lists_the_tensors(state: State) -> None:
