@@ -23,13 +23,14 @@ FASTER = Goal(1.0, 1.0)
 def peer_row(row: AutoRow) -> Row | None:
     """A shape as the speed tables have theirs, with the peers that the op has there; None: it has none.
 
-    Their queries and keys may be shared among heads, as those of state-space models are, or not at all.
+    Their queries and keys are shared among heads where those of the tables are, too.
     """
     known = {one.spec: one for one in reversed(ROWS)}
     sizes = {**row.sizes, "group": row.sizes.get("group", row.sizes["head"])}
-    if row.op not in known or (sizes["group"] != sizes["head"] and row.op != "mamba2"):
+    table = known.get(row.op)
+    if table is None or (sizes["group"] != sizes["head"] and table.sizes["group"] == table.sizes["head"]):
         return None
-    return replace(known[row.op], name=row.name, sizes=sizes, forward=FASTER, both=FASTER, beside=())
+    return replace(table, name=row.name, sizes=sizes, forward=FASTER, both=FASTER, beside=())
 
 
 def peer_times(row: Row, arguments: Arguments, timer: Timer = by_events) -> dict[str, tuple[float, float]]:

@@ -86,7 +86,7 @@ SMALL_TILES = 4096
 """Positions below which gradients of heads of 64 channels have small tiles: of others many would cross the diagonal."""
 RESIDENT = 12
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
-HELD = 32
+AT_ONCE = 32
 """Programs that a multiprocessor holds at most."""
 
 
@@ -294,7 +294,7 @@ def columns(sizes: Mapping[str, int], *, narrow: bool, parts: bool) -> Config:
     programs = sizes["batch"] * -(-sizes["value"] // outer)
     cut = parts or (programs < 8 * MULTIPROCESSORS and sizes["time"] >= 2048)
     found = Config(chunk=1, outer=outer, warps=1, stages=1 if narrow else 3, every=8)
-    return replace(found, programs=HELD * MULTIPROCESSORS if cut else 0)
+    return replace(found, programs=AT_ONCE * MULTIPROCESSORS if cut else 0)
 
 
 def pairs(

@@ -17,7 +17,7 @@ from sma_compiler.verify.samples import samples
 
 LONG = 131072
 SEEDS = 8
-LARGE = 48.0
+LARGE = 60.0
 """The size of the entries of q and k that makes some of their scores exceed 1e4."""
 
 
