@@ -7,30 +7,35 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from runtime.stand_in import gated, gated_backward, use
+from runtime.stand_in import SPEC, gated, gated_backward, use
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import sma_compiler as sma
 from sma_compiler.backend_errors import NoDoubleBackward, NoForwardMode
+from sma_compiler.driver import compile_source
 from sma_compiler.runtime import opaque
 from sma_compiler.runtime.job import Job
+from sma_compiler.source import Source
 
 SCALE = 0.5
 Tensors = tuple[Tensor, ...]
 
 
-@pytest.fixture
-def op(monkeypatch: pytest.MonkeyPatch) -> sma.CompiledOp:
+@pytest.fixture(params=[None, pytest.param("cuda", marks=pytest.mark.gpu)], ids=["stand_in", "gpu"])
+def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[sma.CompiledOp]:
+    """The op behind a stand-in for its kernels, and on a GPU behind the kernels themselves."""
     torch._dynamo.reset()
-    return use(monkeypatch)
+    torch.set_default_device(request.param)
+    yield compile_source(Source(SPEC, "gated.sma")) if request.param else use(monkeypatch)
+    torch.set_default_device(None)
 
 
 def inputs(batch: int = 2, time: int = 7, heads: int = 2) -> Tensors:
@@ -224,7 +229,7 @@ def test_checkpoints(op: sma.CompiledOp, reentrant: bool) -> None:
 
 def test_autocast_casts_values_and_leaves_gates(op: sma.CompiledOp) -> None:
     q, k, v, g = own = leaves(inputs())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(q.device.type, dtype=torch.bfloat16):
         y = op(*own, SCALE, backend="triton")
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, op(q.bfloat16(), k.bfloat16(), v.bfloat16(), g, SCALE, backend="triton"))
