@@ -232,13 +232,16 @@ def fake_forward(*call: Unpack[Call]) -> list[Tensor]:
 
 
 def launch_backward(*call: Unpack[tuple[Unpack[Call], Unpack[Gradient]]]) -> list[Tensor]:
-    """What `sma::backward` gives: the gradients that are needed, of parameters, then of the initial state."""
+    """What `sma::backward` gives: the gradients that are needed, of parameters, then of the initial state.
+
+    Inductor holds operators to what their fakes promise: contiguous tensors that begin at a multiple of 16 bytes.
+    """
     job, given = _called(call[:7])
     dy, saved, dstates, needs = call[7:]
     own = (*given.params, *given.states, *given.packs)
     found = launches.backward(job, job.kernel_for(given.params), own, dy, saved, dstates, needs)
     wanted = [x for x, need in zip(own, needs, strict=True) if need]
-    return [grad.to(x.dtype).contiguous() for grad, x in zip(found, wanted, strict=True)]
+    return launches.aligned([grad.to(x.dtype).contiguous() for grad, x in zip(found, wanted, strict=True)])
 
 
 def fake_backward(*call: Unpack[tuple[Unpack[Call], Unpack[Gradient]]]) -> list[Tensor]:

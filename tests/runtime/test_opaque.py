@@ -97,6 +97,23 @@ def test_kernels_are_given_tensors_that_begin_at_16_bytes(monkeypatch: pytest.Mo
     assert places == [0] * 18
 
 
+def test_the_operator_gives_gradients_that_begin_at_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shift(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.cat((x.flatten()[:2], x.flatten()))[2:].view(x.shape)
+
+    @functools.wraps(gated_backward)
+    def shifted(*args: Tensor, **keywords: object) -> tuple[Tensor | None, ...]:
+        return tuple(shift(x) for x in gated_backward(*args, **keywords))  # type: ignore[misc, arg-type]
+
+    module = ModuleType("shifted")
+    module.gated, module.gated_backward = gated, shifted  # type: ignore[attr-defined]
+    op, given = use(monkeypatch, module), inputs()
+    job = Job(op.program, "chunked", "ieee", (SCALE,), want_state=False, want_norm=False, states=0, packed=False)
+    arguments = (*opaque._names(job), *opaque._tensors(job, job.split(given)))
+    found = torch.ops.sma.backward(*arguments, torch.randn(2, 7, 2, 3), [], [], [True] * 4)
+    assert [x.data_ptr() % 16 for x in found] == [0] * 4
+
+
 def test_only_what_is_needed_is_asked_for(op: sma.CompiledOp) -> None:
     q, k, v, g = inputs()
     g.requires_grad_()
