@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from functools import cache, cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 Outputs = tuple[Tensor | State, ...]
 """What a call gives: the result, then the state where it is wanted, or the logarithms of what rows sum to."""
+
+PLAIN = " ()[]{},:;=*+-/<>@!|&^~?."
+"""Characters that stand for themselves in a handle, as letters, digits and `_` do."""
 
 
 class Program:
@@ -79,8 +83,11 @@ class Program:
 
     @cached_property
     def handle(self) -> str:
-        """A string that `program_of` finds the program by: the op's name, and the text of its spec."""
-        found = f"{self.op.name}\n{self.op.span.source.text}"
+        """A string that `program_of` finds the program by: the op's name, and the text of its spec.
+
+        Inductor writes it into comments of the kernels that it makes: one line, without quotes.
+        """
+        found = f"{self.op.name} {quote(self.op.span.source.text, safe=PLAIN)}"
         _programs.setdefault(found, self)
         return found
 
@@ -162,9 +169,9 @@ _programs: dict[str, Program] = {}
 def program_of(handle: str) -> Program:
     """The program with this handle; compiled, where a graph that was saved by another process names it."""
     if handle not in _programs:
-        name, _, text = handle.partition("\n")
+        name, _, text = handle.partition(" ")
         interface = import_module("sma_compiler.interface")  # a layer above, which need not be loaded yet
-        _programs[handle] = interface.compile(text, name).program
+        _programs[handle] = interface.compile(unquote(text), name).program
     return _programs[handle]
 
 

@@ -23,6 +23,7 @@ from sma_compiler.backend_errors import NoDoubleBackward, NoForwardMode
 from sma_compiler.driver import compile_source
 from sma_compiler.runtime import opaque
 from sma_compiler.runtime.job import Job
+from sma_compiler.runtime.program import program_of
 from sma_compiler.source import Source
 
 SCALE = 0.5
@@ -156,6 +157,16 @@ def test_compiles_whole_forward_and_backward(op: sma.CompiledOp, backend: str) -
         own = leaves(given)
         found.append(torch.autograd.grad(each(*own), own))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_handles_are_one_line_without_quotes() -> None:
+    text = "# 100 % 'plain'; \u03bb\n" + SPEC.replace("attend(", "attend(\n        ") + '# it\'s "said"\n'
+    program = compile_source(Source(text, "gated.sma")).program
+    assert program.handle.startswith("gated ")
+    assert program.handle.isascii()
+    assert not set("\n'\"\\") & set(program.handle)
+    program_of.__globals__["_programs"].pop(program.handle)
+    assert program_of(program.handle) == program
 
 
 def test_one_graph_serves_many_lengths(op: sma.CompiledOp) -> None:
