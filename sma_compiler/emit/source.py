@@ -234,7 +234,8 @@ def _recurrent(
     else:
         exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
-        back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, _kernel)
+        wide = partial(_of_sums, wide=config.wide_products(dtype, target))
+        back = gradients(member, plans, common, lambda _: common, Recurrent, (), reserved, wide)
     helpers = ["scan_parts_kernel"] if scans and (common.programs or (cut and not member.stabilised)) else []
     helpers += ["scan_sums_kernel"] if member.stabilised and (common.programs or cut) else []
     how = "chunked, positions in parts" if plan != "recurrent" and cut else "recurrent"
@@ -286,6 +287,12 @@ def _kernel(builder: Maker, name: str, wide: bool = False) -> Kernel:
     uses = mentioned(function.body)
     builder.arguments.restrict(uses)
     return Kernel(function, builder.arguments, uses)
+
+
+def _of_sums(builder: Maker, name: str, wide: bool) -> Kernel:
+    """The same; only that of a walk that makes sums for gates has products in fp64."""
+    sums = isinstance(builder, Recurrent) and builder.walk.sums is not None
+    return _kernel(builder, name, wide and sums)
 
 
 def _helpers(builders: Iterable[Maker]) -> set[str]:

@@ -175,6 +175,12 @@ def wide_dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def wide_row(x, s):
+    """The sum over the first axis of products in fp64, rounded once."""
+    return tl.sum(x.to(tl.float64) * s.to(tl.float64), 0).to(tl.float32)
+
+
+@triton.jit
 def small_rest(x, y):
     """The same as `exp_rest` where x is near 0, so that powers of y count; 0 elsewhere."""
     p = ((x / 120 + 1 / 24) * x + 1 / 6) * x + 0.5

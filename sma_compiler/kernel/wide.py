@@ -1,7 +1,8 @@
-"""Matrix products of fp32 operands in fp64, where a GPU has tensor cores for it that are as fast as its fp32 units.
+"""Products of fp32 operands in fp64, where a GPU has tensor cores for it that are as fast as its fp32 units.
 
 Triton sums fp32 products one after another; those of a row that are later subtracted from each other, or are all that a
-row has, would then be off by more than what torch sums in parts.
+row has, would then be off by more than what torch sums in parts. So would gradients of strong log gates, where one row
+times a state is most of the sum.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _DOT = Attribute(None, Name(None, "tl"), "dot")
 
 
 def widened(function: Function) -> Function:
-    """A kernel with its products by `wide_dot`."""
+    """A kernel with its products by `wide_dot`, and those of a row and a state by `wide_row`."""
     return replace(function, body=tuple(_statement(x) for x in function.body))
 
 
@@ -52,6 +53,8 @@ def _expr(expr: Expr) -> Expr:
         case Call(tile=tile, fn=fn, args=(a, b, *total), keywords=keywords) if fn == _DOT:
             made = Call(tile, Name(None, "wide_dot"), (a, b, *(value for _, value in keywords)))
             return Binary(tile, "+", total[0], made) if total else made
+        case Call(fn=Name(name="sum_first"), args=(Binary(op="*", left=row, right=state),)):
+            return replace(expr, fn=Name(None, "wide_row"), args=(row, state))
         case Binary(op="-", right=Call(fn=Name(name="wide_dot"), args=(a, Unary(op="-", x=b), *more)) as made):
             return replace(expr, op="+", right=replace(made, args=(a, b, *more)))
     return expr

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from kernel.specs import compiled
 
+from sma_compiler.interface import library
 from sma_compiler.kernel.build import E, call, dot, path
 from sma_compiler.kernel.nodes import Do, Function, Name, Tile
 from sma_compiler.kernel.wide import widened
+
+WALKS = ("gla", "simple_gla")
 
 
 def tile(name: str, dtype: str = "dot") -> E:
@@ -28,3 +31,12 @@ def test_files_have_one_kind_of_product(dtype: str, target: str, *, wide: bool) 
     text = compiled("simple_gla").source("chunked", {}, dtype, target)
     assert ("wide_dot(" in text) == wide
     assert text.count("tl.dot(") == 2 * wide or not wide
+
+
+@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize(
+    ("dtype", "target", "wide"), [("float32", "sm_90", 3), ("float32", "sm_80", 0), ("bfloat16", "sm_90", 0)]
+)
+def test_rows_of_sums_for_gates_are_products_in_fp64(name: str, dtype: str, target: str, wide: int) -> None:
+    text = library(name).source("recurrent", {}, dtype, target)
+    assert text.count("wide_row(b_") == wide
