@@ -8,6 +8,7 @@ from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.check import UNUSED
 from sma_compiler.kernel.config import PairConfig
 from sma_compiler.kernel.host import SIZES, Host, Tensors, suffix
+from sma_compiler.kernel.linear import plain
 from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.pair_paths import chunked, end_of
@@ -37,7 +38,8 @@ def pair_names(pairs: Pairs, host: Host) -> PairNames:
         for late in (True, False) if chunked(pairs, along) else ():
             name = f"{'late' if late else 'early'}{suffix(along.number, len(pairs.linear.terms))}"
             within[along.number, late] = path(fresh(name))
-    return PairNames(runs, whole, within)
+    fading = {} if pairs.fading is None else {False: path(fresh("since")), True: path(fresh("until"))}
+    return PairNames(runs, whole, within, fading)
 
 
 class Ahead:
@@ -70,6 +72,7 @@ class Ahead:
                 for end in ("row", "col"):
                     if (along.number, end) in self.names.whole:
                         self._whole(along, end, constants)
+            self._fading(constants)
             b.section("")
 
     def _whole(self, along: Along, end: str, constants: Mapping[str, Operand]) -> None:
@@ -83,6 +86,19 @@ class Ahead:
             wanted.append(visited and chunked(self.pairs, along) and end_of(self.pairs, along, late) == end)
             made.append(names.within[along.number, late] if wanted[-1] else unused)
         self.b.assign(made, path("whole").call(*given, constants["C"], *wanted, self.host.pack))
+
+    def _fading(self, constants: Mapping[str, Operand]) -> None:
+        """Make the bounds of pairs of which a path leaves something."""
+        pairs, host, whole = self.pairs, self.host, self.names.whole
+        if pairs.fading is None:
+            return
+        self.b.section("Between which positions it leaves anything that fp32 holds")
+        number = pairs.fading.number
+        made = [self.names.fading[False], self.names.fading[True] if self.columns else path(UNUSED)]
+        operands = [host.parameters[plain(x).name] for x in (pairs.linear.q, pairs.linear.k)]
+        cut, _ = whole.get((number, "cut_row"), (lift(None), None))
+        given = [*operands, host.number(pairs.scale), whole[number, "row"][0], cut]
+        self.b.assign(made, path("fading").call(*given, constants["C"], self.columns, host.pack))
 
     def ragged(self, constants: Mapping[str, Operand]) -> E:
         """Whether some chunk may be short."""

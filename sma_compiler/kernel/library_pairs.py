@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sma_compiler.kernel.library import find_chunk
+from sma_compiler.kernel.library import find_chunk, sequence
 
 
 @triton.jit
@@ -134,6 +134,117 @@ def whole(inner, total, cut, cuts, chunk, late, early, cu_seqlens):
     grid = (slots, batch * heads)
     whole_kernel[grid](*given, *made, *sizes, C=chunk, BLOCK=256, num_warps=1)
     return high, low, count, *ends
+
+
+@triton.jit
+def lengths_kernel(x_ptr, y_ptr, stride_b, stride_t, stride_h, T, D, BT: tl.constexpr, BD: tl.constexpr):
+    """The largest sum of squares of a row, of those of a block."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    d = tl.arange(0, BD)
+    i_h = tl.program_id(1).to(tl.int64)
+    i_b = tl.program_id(2).to(tl.int64)
+    at = x_ptr + i_b * stride_b + i_h * stride_h + t.to(tl.int64)[:, None] * stride_t + d[None, :]
+    x = tl.load(at, mask=(t < T)[:, None] & (d < D)[None, :], other=0).to(tl.float32)
+    largest = tl.max(tl.sum(x * x, 1), 0)
+    tl.store(y_ptr + (i_b * tl.num_programs(1) + i_h) * tl.num_programs(0) + tl.program_id(0), largest)
+
+
+def lengths(x):
+    """The largest sum of squares of a row, by blocks: [B, G, blocks] of x [B, T, G, D]."""
+    batch, time, heads, width = x.shape
+    y = torch.empty((batch, heads, triton.cdiv(time, 64)), dtype=torch.float32, device=x.device)
+    given = (x, y, x.stride(0), x.stride(1), x.stride(2), time, width)
+    lengths_kernel[(y.shape[2], heads, batch)](*given, BT=64, BD=triton.next_power_of_2(width), num_warps=4)
+    return y
+
+
+@triton.jit
+def longest(p, N, BLOCK: tl.constexpr):
+    """The root of the largest of N entries."""
+    o_n = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], dtype=tl.float32)
+    for first in range(0, N, BLOCK):
+        largest = tl.maximum(largest, tl.load(p + first + o_n, mask=first + o_n < N, other=0.0))
+    return tl.sqrt(tl.max(largest, 0))
+
+
+@triton.jit
+def fading_kernel(
+    q_ptr,
+    k_ptr,
+    row_ptr,
+    cut_ptr,
+    cu_ptr,
+    since_ptr,
+    until_ptr,
+    scale,
+    T,
+    S,
+    BLOCKS,
+    Q_SHARED: tl.constexpr,
+    K_SHARED: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program tells between which chunks the pairs of a chunk's positions have weights that fp32 holds."""
+    row = tl.program_id(1).to(tl.int64)
+    i_s, t0, end = find_chunk(cu_ptr, row, tl.program_id(0), T, S, C)
+    if t0 >= end:
+        return
+    _, begin, _, _ = sequence(cu_ptr, i_s, T, C)
+    last = tl.minimum(t0 + C, end) - 1
+    p_row = row_ptr + row * T
+    # Scores differ by at most twice the product of lengths; a row sees itself without decay. In log2
+    product = longest(q_ptr + row // Q_SHARED * BLOCKS, BLOCKS, BLOCK) * longest(
+        k_ptr + row // K_SHARED * BLOCKS, BLOCKS, BLOCK
+    )
+    first_row = tl.load(p_row + t0)
+    last_row = tl.load(p_row + last)
+    least = -(2.02 * 1.4426950408889634 * tl.abs(scale) * product + 128.0 + tl.abs(last_row) * 1e-6)
+    o_n = tl.arange(0, BLOCK)
+    before = (t0 - begin) // C
+    gone = tl.zeros([BLOCK], dtype=tl.int32)
+    for first in range(0, before, BLOCK):
+        at = begin + (first + o_n) * C + (C - 1)
+        inside = first + o_n < before
+        fades = first_row - tl.load(p_row + at, mask=inside, other=0.0) < least
+        if cut_ptr is not None:
+            cut = tl.load(cut_ptr + row * T + at, mask=inside, other=0)
+            fades = fades | (cut != tl.load(cut_ptr + row * T + t0))
+        gone += (fades & inside).to(tl.int32)
+    t = t0 + tl.arange(0, C)
+    since = begin + tl.sum(gone, 0) * C
+    tl.store(since_ptr + row * T + t, tl.zeros([C], dtype=tl.int32) + since, mask=t < end)
+    if until_ptr is not None:
+        after = tl.cdiv(end - t0, C) - 1
+        held = tl.zeros([BLOCK], dtype=tl.int32)
+        for first in range(0, after, BLOCK):
+            at = t0 + (1 + first + o_n) * C
+            inside = first + o_n < after
+            fades = tl.load(p_row + at, mask=inside, other=0.0) - last_row < least
+            if cut_ptr is not None:
+                cut = tl.load(cut_ptr + row * T + at, mask=inside, other=0)
+                fades = fades | (cut != tl.load(cut_ptr + row * T + last))
+            held += (inside & (fades == 0)).to(tl.int32)
+        until = tl.minimum(t0 + (1 + tl.sum(held, 0)) * C, end)
+        tl.store(until_ptr + row * T + t, tl.zeros([C], dtype=tl.int32) + until, mask=t < end)
+
+
+def fading(q, k, scale, row, cut, chunk, columns, cu_seqlens):
+    """Where pairs begin and (`columns`) end to have weights that are no 0 in fp32, for every position: [B, H, T].
+
+    row, cut: the running sums of log gates, none of them above 0, and of cuts, [B, H, T]. By the lengths of q and k.
+    """
+    batch, heads, time = row.shape
+    since = torch.empty(row.shape, dtype=torch.int32, device=row.device)
+    until = torch.empty_like(since) if columns else None
+    of_q, of_k = lengths(q), lengths(k)
+    slots = triton.cdiv(time, chunk) if cu_seqlens is None else time // chunk + cu_seqlens.shape[0] - 1
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    given = (of_q, of_k, row, cut, cu_seqlens, since, until, scale, time, sequences, of_q.shape[2])
+    shared = {"Q_SHARED": heads // q.shape[2], "K_SHARED": heads // k.shape[2]}
+    fading_kernel[(slots, batch * heads)](*given, **shared, C=chunk, BLOCK=128, num_warps=4)
+    return since, until
 
 
 def along_paths(late, early, late_closed, early_closed):

@@ -215,6 +215,12 @@ class PairKernel(PathKernel):
             first = b.let("first", (lowest - begin) // wide)
             stop = where(lowest < end, call("tl.cdiv", end - begin, wide, tile=Tile("int32")), first)
         stop = b.let("stop", stop)
+        if self.faded is not None and self.own == "i":  # a path leaves nothing of what comes before
+            left = (self.faded - begin) // wide
+            first = b.let("first", left if support.lo is None else pointwise("tl.maximum", first, left, dtype="int32"))
+        elif self.faded is not None:
+            left = call("tl.cdiv", self.faded - begin, wide, tile=Tile("int32"))
+            b.set(stop, pointwise("tl.minimum", stop, left, dtype="int32"))
         if not self.pairs.support.exact:
             over(first, stop, masked=True)
             return
@@ -223,9 +229,13 @@ class PairKernel(PathKernel):
             shared = self.in_chunks(place, clipped(support.lo, place.last, begin), follows=True)
             shared = call("tl.cdiv", shared - begin, wide, tile=Tile("int32"))
             near = b.let("near", pointwise("tl.minimum", shared, stop, dtype="int32"))
+            if self.faded is not None and self.own == "i":
+                b.set(near, pointwise("tl.maximum", near, first, dtype="int32"))
         shared = self.in_chunks(place, clipped(support.hi, place.start, place.span.end), follows=False)
         shared = b.named("shared", shared)
         far = b.let("far", (shared - begin) // wide)
+        if self.faded is not None and self.own == "j":
+            b.set(far, pointwise("tl.minimum", far, stop, dtype="int32"))
         if support.lo is not None:
             b.set(far, pointwise("tl.maximum", far, near, dtype="int32"))
         b.space()

@@ -52,6 +52,7 @@ class PathKernel(Maker):
         self.path_rows: dict[tuple[int, str], E] = {}
         self.origins: dict[int, tuple[E, ...]] = {}
         self.gap: E | None = None
+        self.faded: E | None = None
 
     def start_paths(self, place: Place, inputs: Inputs) -> None:
         """Take the addresses of what was made ahead of paths, of one head, and what comes before the own tile."""
@@ -85,6 +86,12 @@ class PathKernel(Maker):
                     )
                     for part in ("row", "low_row")
                 )
+
+        if self.pairs.fading is not None:
+            rows = self.own == "i"
+            made = self.arguments.pointer("since" if rows else "until", self.names.fading[not rows])
+            at = made + inputs.row() * length + (place.start if rows else place.last)
+            self.faded = b.let("faded", call("tl.load", at, tile=Tile("int32")))
 
     def path_end(self, along: Along, side: Side) -> tuple[E, E | None]:
         """log2 of the decay from the start of the own tile to one end of a path, and how many cuts come before it.

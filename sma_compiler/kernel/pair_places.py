@@ -22,12 +22,14 @@ class PairNames:
     runs: where the runs of equal ids begin or (True) end, [B, T]. whole: by path, the exponents of its ends and their
     counts of cuts from the first position on, [B, H, T], and what these lose where they are rounded.
     within: the decays between late (True) or early ends and the first or last position of their chunks, [B, H, T].
+    fading: from where rows and (True) up to where columns have weights that are no 0, [B, H, T], of a path that fades.
     groups: how many heads of k and v a program of their gradients tells apart.
     """
 
     runs: dict[tuple[Turns, bool], E] = field(default_factory=dict)
     whole: dict[tuple[int, str], tuple[E, E]] = field(default_factory=dict)
     within: dict[tuple[int, bool], E] = field(default_factory=dict)
+    fading: dict[bool, E] = field(default_factory=dict)
 
 
 @dataclass

@@ -33,7 +33,7 @@ from sma_compiler.ir.nodes import (
 )
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import FUNCTIONS, Linear, Term, axes_refused, foreign, is_tensor, static_number
-from sma_compiler.kernel.support import Support, Turns, support, turns_of
+from sma_compiler.kernel.support import Shift, Support, Turns, support, turns_of
 from sma_compiler.mask.algebra import by_distance, constant
 from sma_compiler.mask.guards import Guard, Guards, Piece
 from sma_compiler.mask.nodes import Gate
@@ -141,6 +141,21 @@ class Pairs:
         whose gradients nearly cancel, have wrong ones. In fp32 kernels sum over the pairs once more instead.
         """
         return self.softmax and not self.wide and self.op.result is self.linear.attend
+
+    @property
+    def fading(self) -> Along | None:
+        """The path that leaves nothing of far pairs, and whose gates say where: it alone weighs pairs under a softmax,
+        none of its gates is above 1, a row that sees anything sees itself, and the lengths of operands bound scores.
+        """
+        hi, linear = self.support.hi, self.linear
+        if self.wide or not (self.softmax and self.support.exact and self.paths and isinstance(hi, Shift)):
+            return None
+        along, gate = self.paths[0], self.paths[0].gate
+        behind = along.early == "j" and (gate.query_closed, gate.key_closed) == (True, False)
+        axes = {"batch", "time", "head", "key"}
+        alone = self.weight is along.leaf and all(is_tensor(x) and set(x.axes) == axes for x in (linear.q, linear.k))
+        sees_itself = constant(hi.by) == 1
+        return along if behind and alone and sees_itself and bounds(gate.log)[1] <= 0 else None
 
     @property
     def exprs(self) -> tuple[Expr, ...]:
