@@ -17,7 +17,8 @@ from sma_compiler.plan.choose import Plans
 class TileCounts:
     """Tiles of rows by columns, of one head and sequence. operations: of the forward products, all heads and sequences.
 
-    dense: those of all tiles. runs: whether there are fewer where ids change: they count as one run here.
+    dense: those of all tiles. runs: whether there are fewer where ids change: they count as one run here. fades:
+    whether there are fewer where decays leave nothing that fp32 holds.
     """
 
     rows: int
@@ -26,12 +27,14 @@ class TileCounts:
     operations: int
     dense: int
     runs: bool
+    fades: bool
 
     def __str__(self) -> str:
         found = self.tiles
         counted = f"{found.full} full, {found.partial} partial, {found.skipped} skipped"
         left = f"{self.operations:.3g} of {self.dense:.3g} FLOPs forward"
         less = "; less where ids change" if self.runs else ""
+        less += "; less where decays leave nothing" if self.fades else ""
         return f"quadratic tiles of {self.rows} x {self.columns} a head: {counted}; {left}{less}"
 
 
@@ -64,4 +67,12 @@ def _counted(found: Pairs, sizes: Mapping[str, int], chosen: config.PairConfig) 
     each = 2 * chosen.rows * chosen.columns * (sizes["key"] + sizes["value"]) * sizes["batch"] * sizes["head"]
     visited = tiles.full + tiles.partial
     every = visited + tiles.skipped
-    return TileCounts(chosen.rows, chosen.columns, tiles, each * visited, each * every, bool(found.support.runs))
+    return TileCounts(
+        chosen.rows,
+        chosen.columns,
+        tiles,
+        each * visited,
+        each * every,
+        bool(found.support.runs),
+        found.fading is not None,
+    )

@@ -137,24 +137,38 @@ def whole(inner, total, cut, cuts, chunk, late, early, cu_seqlens):
 
 
 @triton.jit
-def lengths_kernel(x_ptr, y_ptr, stride_b, stride_t, stride_h, T, D, BT: tl.constexpr, BD: tl.constexpr):
+def lengths_kernel(
+    x_ptr,
+    y_ptr,
+    stride_b,
+    stride_t,
+    stride_h,
+    T,
+    D,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+):
     """The largest sum of squares of a row, of those of a block."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     d = tl.arange(0, BD)
     i_h = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    at = x_ptr + i_b * stride_b + i_h * stride_h + t.to(tl.int64)[:, None] * stride_t + d[None, :]
+    p_x = x_ptr + i_b * stride_b + i_h * stride_h
+    at = p_x + t.to(tl.int64)[:, None] * stride_t + d[None, :]
     x = tl.load(at, mask=(t < T)[:, None] & (d < D)[None, :], other=0).to(tl.float32)
     largest = tl.max(tl.sum(x * x, 1), 0)
-    tl.store(y_ptr + (i_b * tl.num_programs(1) + i_h) * tl.num_programs(0) + tl.program_id(0), largest)
+    line = i_b * tl.num_programs(1) + i_h
+    tl.store(y_ptr + line * tl.num_programs(0) + tl.program_id(0), largest)
 
 
 def lengths(x):
     """The largest sum of squares of a row, by blocks: [B, G, blocks] of x [B, T, G, D]."""
     batch, time, heads, width = x.shape
-    y = torch.empty((batch, heads, triton.cdiv(time, 64)), dtype=torch.float32, device=x.device)
+    shape = (batch, heads, triton.cdiv(time, 64))
+    y = torch.empty(shape, dtype=torch.float32, device=x.device)
     given = (x, y, x.stride(0), x.stride(1), x.stride(2), time, width)
-    lengths_kernel[(y.shape[2], heads, batch)](*given, BT=64, BD=triton.next_power_of_2(width), num_warps=4)
+    wide = triton.next_power_of_2(width)
+    lengths_kernel[shape[::-1]](*given, BT=64, BD=wide, num_warps=4)
     return y
 
 
@@ -164,7 +178,8 @@ def longest(p, N, BLOCK: tl.constexpr):
     o_n = tl.arange(0, BLOCK)
     largest = tl.zeros([BLOCK], dtype=tl.float32)
     for first in range(0, N, BLOCK):
-        largest = tl.maximum(largest, tl.load(p + first + o_n, mask=first + o_n < N, other=0.0))
+        n = first + o_n
+        largest = tl.maximum(largest, tl.load(p + n, mask=n < N, other=0.0))
     return tl.sqrt(tl.max(largest, 0))
 
 
@@ -195,12 +210,12 @@ def fading_kernel(
     last = tl.minimum(t0 + C, end) - 1
     p_row = row_ptr + row * T
     # Scores differ by at most twice the product of lengths; a row sees itself without decay. In log2
-    product = longest(q_ptr + row // Q_SHARED * BLOCKS, BLOCKS, BLOCK) * longest(
-        k_ptr + row // K_SHARED * BLOCKS, BLOCKS, BLOCK
-    )
+    of_q = longest(q_ptr + row // Q_SHARED * BLOCKS, BLOCKS, BLOCK)
+    of_k = longest(k_ptr + row // K_SHARED * BLOCKS, BLOCKS, BLOCK)
+    reach = 2.02 * 1.4426950408889634 * tl.abs(scale) * of_q * of_k
     first_row = tl.load(p_row + t0)
     last_row = tl.load(p_row + last)
-    least = -(2.02 * 1.4426950408889634 * tl.abs(scale) * product + 128.0 + tl.abs(last_row) * 1e-6)
+    least = -(reach + 128.0 + tl.abs(last_row) * 1e-6)
     o_n = tl.arange(0, BLOCK)
     before = (t0 - begin) // C
     gone = tl.zeros([BLOCK], dtype=tl.int32)
@@ -213,8 +228,8 @@ def fading_kernel(
             fades = fades | (cut != tl.load(cut_ptr + row * T + t0))
         gone += (fades & inside).to(tl.int32)
     t = t0 + tl.arange(0, C)
-    since = begin + tl.sum(gone, 0) * C
-    tl.store(since_ptr + row * T + t, tl.zeros([C], dtype=tl.int32) + since, mask=t < end)
+    since = tl.full([C], begin, tl.int32) + tl.sum(gone, 0) * C
+    tl.store(since_ptr + row * T + t, since, mask=t < end)
     if until_ptr is not None:
         after = tl.cdiv(end - t0, C) - 1
         held = tl.zeros([BLOCK], dtype=tl.int32)
@@ -226,8 +241,8 @@ def fading_kernel(
                 cut = tl.load(cut_ptr + row * T + at, mask=inside, other=0)
                 fades = fades | (cut != tl.load(cut_ptr + row * T + last))
             held += (inside & (fades == 0)).to(tl.int32)
-        until = tl.minimum(t0 + (1 + tl.sum(held, 0)) * C, end)
-        tl.store(until_ptr + row * T + t, tl.zeros([C], dtype=tl.int32) + until, mask=t < end)
+        until = tl.full([C], t0 + C, tl.int32) + tl.sum(held, 0) * C
+        tl.store(until_ptr + row * T + t, tl.minimum(until, end), mask=t < end)
 
 
 def fading(q, k, scale, row, cut, chunk, columns, cu_seqlens):
@@ -239,11 +254,15 @@ def fading(q, k, scale, row, cut, chunk, columns, cu_seqlens):
     since = torch.empty(row.shape, dtype=torch.int32, device=row.device)
     until = torch.empty_like(since) if columns else None
     of_q, of_k = lengths(q), lengths(k)
-    slots = triton.cdiv(time, chunk) if cu_seqlens is None else time // chunk + cu_seqlens.shape[0] - 1
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    given = (of_q, of_k, row, cut, cu_seqlens, since, until, scale, time, sequences, of_q.shape[2])
+    sequences, slots = batch, triton.cdiv(time, chunk)
+    if cu_seqlens is not None:
+        sequences = cu_seqlens.shape[0] - 1
+        slots = time // chunk + sequences
+    given = (of_q, of_k, row, cut, cu_seqlens, since, until)
+    sizes = (scale, time, sequences, of_q.shape[2])
     shared = {"Q_SHARED": heads // q.shape[2], "K_SHARED": heads // k.shape[2]}
-    fading_kernel[(slots, batch * heads)](*given, **shared, C=chunk, BLOCK=128, num_warps=4)
+    grid = (slots, batch * heads)
+    fading_kernel[grid](*given, *sizes, **shared, C=chunk, BLOCK=128, num_warps=4)
     return since, until
 
 

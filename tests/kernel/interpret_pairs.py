@@ -30,14 +30,27 @@ SHAPES = {
     "even": ("float16", {"batch": 1, "time": 80, "head": 1, "key": 16, "value": 16}, 1),
     "one": ("float32", {"batch": 1, "time": 1, "head": 1, "key": 3, "value": 5}, 1),
     "large": ("float16", {"batch": 1, "time": 80, "head": 1, "key": 16, "value": 16}, 1),
+    "fading": ("float16", {"batch": 1, "time": 150, "head": 2, "key": 16, "value": 16}, 1),
 }
 """dtype, sizes, and how many heads q, k and v have."""
-HALF = (*LIBRARY[::2], "alibi", "forgetting", "bias", "squared_relu", "relative", "strided", "both_levels")
+HALF = (
+    *LIBRARY[::2],
+    "alibi",
+    "forgetting",
+    "bias",
+    "squared_relu",
+    "relative",
+    "strided",
+    "both_levels",
+    "fading_window",
+)
 """The ops that are run in fp16 as well."""
 ONCE = ("attention", "forgetting", "squared_relu")
 """The ops that are run at a single position."""
 SHARP = ("attention", "forgetting")
 """The ops that are run with scores of some hundreds, so that one position outweighs all others of most rows."""
+FADING = ("forgetting", "fading_window")
+"""The ops that are run with gates so small that tiles are skipped."""
 PACKED = ("prefix_in_document", "relative", "log_linear")
 """The ops that are run as a pack, with other strides, and for one gradient at a time."""
 STARTS = (0, 1, 1, 20, 75)
@@ -65,19 +78,24 @@ MUTANTS = {
     "cut rows": ("bias", 'tl.where(m_clear, b_inside + gap_2, -float("inf"))', "b_inside + gap_2"),
     "cuts inside": ("bias", "clear = cut == tl.load(", "clear = cut < 99 + tl.load("),
     "no gap": ("bias", "tl.load(p_low_col + at) - low_row_0", "row_0 - tl.load(p_col + at)"),
+    "skipped rows": ("forgetting", "other=0.0) < least", "other=0.0) < 0.01 * least"),
+    "skipped columns": ("forgetting", "- last_row < least", "- last_row < 0.01 * least"),
     "nothing lost": ("attention", "dy.to(tl.float32) * (y + lost)", "dy.to(tl.float32) * y"),
 }
 """For each the op, a text of its file and what takes its place."""
 LARGE = ("nothing lost",)
 """Those of scores of some hundreds."""
+SKIPPED = ("skipped rows", "skipped columns")
+"""Those of gates so small that tiles are skipped."""
 NARROW = ("no start", "no rows' exponents", "cut rows", "cuts inside", "no gap")
 """Those of fp16 files."""
 RESULT = ("batch", "time", "head", "value")
 TILE = 16
 
 
-def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int, large: bool = False) -> Arguments:
+def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int, shape: str = "") -> Arguments:
     """Random arguments; gates are log gates from 0 to -0.5, some of them -1e3 and -inf; ids make runs."""
+    large = shape == "large"
     torch.manual_seed(0)
     found: Arguments = {}
     for decl in op.params:
@@ -94,6 +112,8 @@ def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int, large: bool
             value = -0.5 * torch.rand(shape)
         elif decl.name in ("gamma", "s", "slope"):
             value = 0.5 + 0.4 * torch.rand(shape)
+        elif decl.name == "f" and shape == "fading":
+            value = value - 7
         elif decl.name in "qkv":
             value = (value * 28 if large and decl.name != "v" else value).to(getattr(torch, dtype))
         found[decl.name] = value
@@ -126,7 +146,7 @@ def error(found: Tensor, expected: Tensor, least: float = 0.3) -> float:
 def run(op: CompiledOp, made: ModuleType, shape: str) -> dict[str, float]:
     """The errors of the result and of every gradient."""
     dtype, sizes, group = SHAPES[shape]
-    given = arguments(op.ir, sizes, dtype, group, shape == "large")
+    given = arguments(op.ir, sizes, dtype, group, shape)
     wide: Arguments = {}
     leaves: dict[str, Tensor] = {}
     for name, x in given.items():
@@ -198,12 +218,13 @@ def main(names: list[str]) -> None:
             mutated, old, new = MUTANTS[name]
             op = compiled(mutated)
             shape = "large" if name in LARGE else "even" if name in NARROW else "odd"
+            shape = "fading" if name in SKIPPED else shape
             found[name] = run(op, module(op, SHAPES[shape][0], old, new), shape)
             continue
         op = compiled(name)
         made = {dtype: module(op, dtype) for dtype in ("float32", "float16")[: 1 + (name in HALF)]}
         for shape, (dtype, _, _) in SHAPES.items():
-            if dtype in made and name in {"one": ONCE, "large": SHARP}.get(shape, (name,)):
+            if dtype in made and name in {"one": ONCE, "large": SHARP, "fading": FADING}.get(shape, (name,)):
                 found[f"{name} {shape}"] = run(op, made[dtype], shape)
         if name in PACKED:
             found[f"{name} packed"] = packed(op, made["float32"])

@@ -25,6 +25,10 @@ PAIR_SPECS = {
 op document_window(q, k, v, doc: int[time], w: int):
     return attend((0 <= i - j < w) * documents(doc), q, k, v, normalize=softmax, scale=1 / sqrt(key))
 """,
+    "fading_window": """
+op fading_window(q, k, v, f: [time, head], w: int):
+    return attend(window(w) * decay(logsigmoid(f)), q, k, v, normalize=softmax, scale=1 / sqrt(key))
+""",
     "both_ways": """
 op both_ways(q, k, v, doc: int[time]):
     return attend(documents(doc), q, k, v, normalize=softmax, scale=1 / sqrt(key))
