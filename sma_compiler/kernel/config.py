@@ -333,11 +333,13 @@ def pairs_backward(
     computed: bool,
     sums: bool,
     tables: bool,
+    near: bool = False,
 ) -> Mapping[str, PairConfig]:
     """The configurations of the quadratic gradients, by kernel.
 
     weighed, paths, computed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks
-    pairs up.
+    pairs up. near: whether only pairs near to one another are live: where a program has so few tiles to go over, two
+    programs on a multiprocessor, of four warps, hide where they begin and end.
     """
     forward = pairs(sizes, dtype, target, weighed=weighed, paths=paths, computed=computed)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
@@ -357,6 +359,8 @@ def pairs_backward(
         )
         narrow = sums and tables
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3)
+        if near and wide > 64 and not (narrow or computed):
+            keys = replace(keys, rows=32, columns=64, warps=4)
         if not (weighed or computed):
             queries = replace(queries, rows=64, warps=4, held=True)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

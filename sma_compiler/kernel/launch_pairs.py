@@ -8,7 +8,7 @@ from sma_compiler.kernel.build import E, Operand, choose, lift, path, sequence
 from sma_compiler.kernel.check import UNUSED
 from sma_compiler.kernel.config import PairConfig
 from sma_compiler.kernel.host import SIZES, Host, Tensors, suffix
-from sma_compiler.kernel.linear import plain
+from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.maker import pinned
 from sma_compiler.kernel.nodes import Function, Parameter
 from sma_compiler.kernel.pair_paths import chunked, end_of
@@ -95,7 +95,7 @@ class Ahead:
         self.b.section("Between which positions it leaves anything that fp32 holds")
         number = pairs.fading.number
         made = [self.names.fading[False], self.names.fading[True] if self.columns else path(UNUSED)]
-        operands = [host.parameters[plain(x).name] for x in (pairs.linear.q, pairs.linear.k)]
+        operands = [host.parameters[node.name] for x in (pairs.linear.q, pairs.linear.k) for node in tensors_of((x,))]
         cut, _ = whole.get((number, "cut_row"), (lift(None), None))
         given = [*operands, host.number(pairs.scale), whole[number, "row"][0], cut]
         self.b.assign(made, path("fading").call(*given, constants["C"], self.columns, host.pack))

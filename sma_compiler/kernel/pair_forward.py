@@ -97,6 +97,11 @@ class PairForward(PairKernel):
             v = self.operand(other, linear.v, "v", "value")
             pair = self.lowering(place, own, other, static, visit, seen)
             scores = b.let("b_s", self.product(q, k))
+            if visit.partial is not None:
+                with b.scope(), b.branch(visit.partial):
+                    live = self.live_pairs(place, own, other, seen)
+                    assert live is not None
+                    b.set(scores, where(live, scores, MINUS_INFINITY))
             if most is not None and norm is not None:
                 clear = None if left is None or visit.masked else left.clear
                 weights = self.online(pair, scores, scale, most, norm, y, clear, top)
@@ -125,6 +130,11 @@ class PairForward(PairKernel):
         """Whether scores are scaled as their maximum is subtracted, in one operation."""
         pairs = self.pairs
         return not pairs.wide and pairs.weight is None and _positive(pairs.scale)
+
+    @property
+    def joined(self) -> bool:
+        """Where programs have few tiles to go over, and scores alone weigh pairs, a second loop would cost more."""
+        return self._scales and self.pairs.support.exact and self.pairs.support.lo is not None
 
     def _leave_out(self, own: Side) -> LeftOut | None:
         """Leave the rows' own exponents of a path out, which a softmax does not see, where they only add to others."""

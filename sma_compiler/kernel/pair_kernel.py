@@ -181,7 +181,8 @@ class PairKernel(PathKernel):
     def visits(self, place: Place, body: Callable[[Visit], None]) -> None:
         """Go over the tiles that the own one sees something of; `body` builds what is done with one.
 
-        Those that every own position sees whole come first, then those on either side of them.
+        Those that every own position sees whole come first, then those on either side of them; where all are `joined`,
+        they come in order.
         """
         b, wide = self.b, size(self.extent[False])
         letter = LETTERS[self.other]
@@ -197,10 +198,13 @@ class PairKernel(PathKernel):
             stages = self.masked_stages if masked else size("STAGES")
             steps = call("tl.range", first, stop, tile=Tile("int32"), num_stages=stages)
             with b.scope(), b.loop(f"i_{letter}", steps, Tile("int32")) as tile:
-                if skip is not None:
+                partial: E | None = None
+                if skip is not None and self.joined:
+                    partial = (tile < skip[0]) | (tile >= skip[1])
+                elif skip is not None:
                     near, far = skip
                     tile = b.let(f"n_{letter}", tile + where(tile < near, 0, far - near))
-                body(Visit(b.let(f"{letter}0", begin + tile * wide), masked))
+                body(Visit(b.let(f"{letter}0", begin + tile * wide), masked, partial))
 
         support = self.support
         b.section(
@@ -239,6 +243,9 @@ class PairKernel(PathKernel):
         if support.lo is not None:
             b.set(far, pointwise("tl.maximum", far, near, dtype="int32"))
         b.space()
+        if self.joined:
+            over(first, stop, masked=True, skip=(near, far))
+            return
         over(near, far, masked=False)
         b.space()
         if support.lo is None:
@@ -251,7 +258,7 @@ class PairKernel(PathKernel):
     ) -> PairLowering:
         """What the expressions of a tile's pairs are lowered by. static: what does not vary in time."""
         b, pairs = self.b, self.pairs
-        live = self._live(place, own, other, seen) if visit.masked else None
+        live = self.live_pairs(place, own, other, seen) if visit.masked and visit.partial is None else None
         leaves: dict[Expr, E] = static.bound()
         for side in (own, other):
             leaf = pairs.i if side.letter == "i" else pairs.j
@@ -299,6 +306,11 @@ class PairKernel(PathKernel):
         return (own_ramp, -ramp) if late else (-own_ramp, ramp)
 
     @property
+    def joined(self) -> bool:
+        """Whether one loop goes over all tiles, and pairs are masked under a branch."""
+        return False
+
+    @property
     def masked_stages(self) -> E:
         """How many tiles are in flight where some pairs are not live."""
         return size("STAGES")
@@ -312,7 +324,7 @@ class PairKernel(PathKernel):
         """The expressions that are lowered for pairs."""
         return self.pairs.exprs
 
-    def _live(self, place: Place, own: Side, other: Side, seen: Seen) -> E | None:
+    def live_pairs(self, place: Place, own: Side, other: Side, seen: Seen) -> E | None:
         """Where own positions see other ones, by the support."""
         if not self.pairs.support.exact:
             return None if other.valid is None else other.laid(other.valid)

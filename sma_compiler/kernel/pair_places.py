@@ -80,10 +80,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Visit:
-    """A tile that is visited. masked: whether some of its pairs may not be live."""
+    """A tile that is visited. masked: whether some of its pairs may not be live. partial: what tells so in a kernel, of
+    a loop over all tiles; None: nothing does.
+    """
 
     start: E
     masked: bool
+    partial: E | None = None
 
 
 @dataclass

@@ -173,15 +173,16 @@ def part(op: Op, given: Arguments, start: int, stop: int) -> Arguments:
     return {name: x[:, start:stop] if name in long and isinstance(x, Tensor) else x for name, x in given.items()}
 
 
-def packed(op: CompiledOp, made: ModuleType) -> dict[str, float]:
+def packed(op: CompiledOp, made: ModuleType, shape: str = "odd") -> dict[str, float]:
     """How far a pack is from its sequences alone, other strides from these, one gradient from all of them."""
-    dtype, sizes, group = SHAPES["odd"]
-    given = arguments(op.ir, sizes, dtype, group)
+    dtype, sizes, group = SHAPES[shape]
+    given = arguments(op.ir, sizes, dtype, group, shape)
     launch, backward = getattr(made, op.name), getattr(made, f"{op.name}_backward")
-    starts = torch.tensor(STARTS, dtype=torch.int32)
-    spans = [span for span in pairwise(STARTS) if span[0] < span[1]]
+    begun = [*STARTS[:-1], sizes["time"]]
+    starts = torch.tensor(begun, dtype=torch.int32)
+    spans = [span for span in pairwise(begun) if span[0] < span[1]]
     alone = torch.cat([launch(**part(op.ir, given, *span)) for span in spans], 1)
-    dy = torch.randn(alone.shape)
+    dy = torch.randn(alone.shape).to(alone.dtype)
     found = {"y packed": error(launch(**given, cu_seqlens=starts), alone.double())}
     whole = backward(dy, **given, cu_seqlens=starts)
     pieces = [backward(dy[:, a:b], **part(op.ir, given, a, b)) for a, b in spans]
@@ -228,6 +229,8 @@ def main(names: list[str]) -> None:
                 found[f"{name} {shape}"] = run(op, made[dtype], shape)
         if name in PACKED:
             found[f"{name} packed"] = packed(op, made["float32"])
+        if name in FADING:
+            found[f"{name} joined"] = packed(op, made["float16"], "fading")
     print(json.dumps(found))
 
 
