@@ -36,6 +36,7 @@ SHAPES = {
 HALF = (
     *LIBRARY[::2],
     "alibi",
+    "document",
     "forgetting",
     "bias",
     "squared_relu",

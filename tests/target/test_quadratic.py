@@ -15,17 +15,17 @@ from sma_compiler.target.compile import compile_text
 SHAPE = {"B": 4, "T": 8192, "H": 16, "K": 128, "V": 128, "lag": 512}
 ROLES = {
     "attention": ["forward", "dq", "dkv"],
+    "sliding_window": ["forward", "dq", "dkv"],
     "forgetting": ["gates", "forward", "gates", "dq", "dkv", "chain"],
     "relative": ["gates", "forward", "gates", "dq", "dkv", "lags", "chain"],
 }
 
-HELPERS = ("whole_kernel", "total_kernel")
-"""Kernels of helpers: what paths sum to, from what their chunks do, and gradients that positions share."""
+HELPERS = ("whole_kernel", "lengths_kernel", "fading_kernel", "total_kernel")
+"""Kernels of helpers: what paths sum to, from what their chunks do, what they leave anything of, and gradients that
+positions share."""
 
 
-@pytest.mark.parametrize(
-    ("name", "width"), [(name, width) for name in ("attention", "forgetting", "relative") for width in (64, 128, 256)]
-)
+@pytest.mark.parametrize(("name", "width"), [(name, width) for name in ROLES for width in (64, 128, 256)])
 def test_kernels_hold_their_tiles(name: str, width: int) -> None:
     op = compiled(name)
     shape = {**SHAPE, "K": width, "V": width}
@@ -41,8 +41,9 @@ def test_kernels_hold_their_tiles(name: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
-def test_other_targets(target: str) -> None:
-    op = compiled("document_window")
+@pytest.mark.parametrize("name", ["document_window", "fading_window"])
+def test_other_targets(name: str, target: str) -> None:
+    op = compiled(name)
     text = op.source("quadratic", SHAPE, target=target)
     starts = torch.empty(9, dtype=torch.int32, device="meta")
     shape = {**SHAPE, "B": 1}
