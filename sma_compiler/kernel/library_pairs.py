@@ -139,36 +139,51 @@ def whole(inner, total, cut, cuts, chunk, late, early, cu_seqlens):
 @triton.jit
 def lengths_kernel(
     x_ptr,
+    row_ptr,
     y_ptr,
     stride_b,
     stride_t,
     stride_h,
     T,
     D,
+    SHARED: tl.constexpr,
     BT: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The largest sum of squares of a row, of those of a block."""
+    """The largest sum of squares of a row, of those of a block; 0 where nothing fades.
+
+    row_ptr: running sums of log gates, of the SHARED heads that have x in common.
+    """
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     d = tl.arange(0, BD)
     i_h = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    p_x = x_ptr + i_b * stride_b + i_h * stride_h
-    at = p_x + t.to(tl.int64)[:, None] * stride_t + d[None, :]
-    x = tl.load(at, mask=(t < T)[:, None] & (d < D)[None, :], other=0).to(tl.float32)
-    largest = tl.max(tl.sum(x * x, 1), 0)
     line = i_b * tl.num_programs(1) + i_h
+    least = 0.0
+    for h in range(SHARED):
+        p_row = row_ptr + (line * SHARED + h) * T
+        least = tl.minimum(least, tl.load(p_row + T - 1) - tl.load(p_row))
+    largest = 0.0
+    if least < -128.0:
+        p_x = x_ptr + i_b * stride_b + i_h * stride_h
+        at = p_x + t.to(tl.int64)[:, None] * stride_t + d[None, :]
+        inside = (t < T)[:, None] & (d < D)[None, :]
+        x = tl.load(at, mask=inside, other=0).to(tl.float32)
+        largest = tl.max(tl.sum(x * x, 1), 0)
     tl.store(y_ptr + line * tl.num_programs(0) + tl.program_id(0), largest)
 
 
-def lengths(x):
-    """The largest sum of squares of a row, by blocks: [B, G, blocks] of x [B, T, G, D]."""
+def lengths(x, row):
+    """The largest sum of squares of a row, by blocks: [B, G, blocks] of x [B, T, G, D].
+
+    row: the running sums of log gates, [B, H, T].
+    """
     batch, time, heads, width = x.shape
     shape = (batch, heads, triton.cdiv(time, 64))
     y = torch.empty(shape, dtype=torch.float32, device=x.device)
-    given = (x, y, x.stride(0), x.stride(1), x.stride(2), time, width)
-    wide = triton.next_power_of_2(width)
-    lengths_kernel[shape[::-1]](*given, BT=64, BD=wide, num_warps=4)
+    given = (x, row, y, x.stride(0), x.stride(1), x.stride(2), time, width)
+    wide, shared = triton.next_power_of_2(width), row.shape[1] // heads
+    lengths_kernel[shape[::-1]](*given, SHARED=shared, BT=64, BD=wide, num_warps=4)
     return y
 
 
@@ -253,7 +268,7 @@ def fading(q, k, scale, row, cut, chunk, columns, cu_seqlens):
     batch, heads, time = row.shape
     since = torch.empty(row.shape, dtype=torch.int32, device=row.device)
     until = torch.empty_like(since) if columns else None
-    of_q, of_k = lengths(q), lengths(k)
+    of_q, of_k = lengths(q, row), lengths(k, row)
     sequences, slots = batch, triton.cdiv(time, chunk)
     if cu_seqlens is not None:
         sequences = cu_seqlens.shape[0] - 1
