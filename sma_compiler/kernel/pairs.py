@@ -33,7 +33,7 @@ from sma_compiler.ir.nodes import (
 )
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import FUNCTIONS, Linear, Term, axes_refused, foreign, is_tensor, static_number
-from sma_compiler.kernel.support import Several, Shift, Support, Turns, support, turns_of
+from sma_compiler.kernel.support import Run, Several, Shift, Support, Turns, support, turns_of
 from sma_compiler.mask.algebra import by_distance, constant
 from sma_compiler.mask.guards import Guard, Guards, Piece
 from sma_compiler.mask.nodes import Gate
@@ -146,7 +146,7 @@ class Pairs:
     def near(self) -> bool:
         """Whether columns are seen by rows near to them only."""
         lo = self.support.lo
-        bound = any(isinstance(one, Shift) for one in (lo.bounds if isinstance(lo, Several) else (lo,)))
+        bound = any(isinstance(one, Shift | Run) for one in (lo.bounds if isinstance(lo, Several) else (lo,)))
         return bound or self.fading is not None
 
     @property
