@@ -18,19 +18,31 @@ from sma_compiler.tune.setting import from_shape
 from sma_compiler.tune.timers import Timer, by_events
 
 FASTER = Goal(1.0, 1.0)
+OTHERS = {
+    "simple_gla": "fla chunk_simple_gla",
+    "lightning": "fla chunk_lightning_attn",
+    "hgrn2": "fla chunk_gla, hgrn2",
+    "delta_net": "fla chunk_delta_rule",
+    "gated_delta_net": "fla chunk_gated_delta_rule",
+    "kda": "fla chunk_kda",
+    "rwkv7": "fla chunk_rwkv7",
+    "prefix_lm": "flex, prefix",
+}
+"""The peers of ops that the speed tables leave out, from the same packages."""
+FIXED = {"lightning": ("s",)}
+"""What peers take no gradients of."""
 
 
 def peer_row(row: AutoRow) -> Row | None:
-    """A shape as the speed tables have theirs, with the peers that the op has there; None: it has none.
-
-    Their queries and keys are shared among heads where those of the tables are, too.
-    """
-    known = {one.spec: one for one in reversed(ROWS)}
-    sizes = {**row.sizes, "group": row.sizes.get("group", row.sizes["head"])}
-    table = known.get(row.op)
-    if table is None or (sizes["group"] != sizes["head"] and table.sizes["group"] == table.sizes["head"]):
+    """A shape as the speed tables have theirs, with the peers that the op has there or elsewhere; None: it has none."""
+    sizes = {**row.sizes, "group": row.sizes.get("group", row.sizes.get("head", 1))}
+    table = next((one for one in ROWS if one.spec == row.op), None)
+    if table is None and row.op not in OTHERS:
         return None
-    return replace(table, name=row.name, sizes=sizes, forward=FASTER, both=FASTER, beside=())
+    goals = {"forward": FASTER, "both": FASTER}
+    if table is None:
+        return Row(row.name, row.op, sizes, (OTHERS[row.op],), **goals, fixed=FIXED.get(row.op, ()))
+    return replace(table, name=row.name, sizes=sizes, beside=(), **goals)
 
 
 def peer_times(row: Row, arguments: Arguments, timer: Timer = by_events) -> dict[str, tuple[float, float]]:

@@ -96,6 +96,22 @@ def _elu() -> Peer:
     return Peer(lambda x: attend({"q": F.elu(x["q"]) + 1, "k": F.elu(x["k"]) + 1, "v": x["v"]}))
 
 
+def _hgrn2() -> Peer:
+    """Gated linear attention whose keys are what the gates leave."""
+    attend = _fla("gla", "chunk_gla", ("g",), scale=1.0).run
+    return Peer(lambda x: attend({**x, "k": (1 - x["g"].exp()).to(x["q"].dtype)}))
+
+
+def _rwkv7() -> Peer:
+    attend = _get("fla.ops.rwkv7", "chunk_rwkv7")
+
+    def run(x: Arguments) -> Tensor:
+        y: Tensor = attend(x["q"], x["w"], x["k"], x["v"], x["a"], x["b"])[0]
+        return y
+
+    return Peer(run)
+
+
 def _forgetting() -> Peer:
     attend = _fla("forgetting_attn", "parallel_forgetting_attn", ("f",)).run
     return Peer(lambda x: attend({**x, "f": F.logsigmoid(x["f"])}))
@@ -108,6 +124,11 @@ def _causal(_: Arguments) -> Mod:
 def _window(x: Arguments) -> Mod:
     width = x["w"]
     return lambda _b, _h, i, j: (i >= j) & (i - j < width)
+
+
+def _prefix(x: Arguments) -> Mod:
+    seen = x["n"]
+    return lambda _b, _h, i, j: (i >= j) | (j < seen)
 
 
 def _documents(x: Arguments) -> Mod:
@@ -134,7 +155,9 @@ def _flex(mask: Callable[[Arguments], Mod], score: Callable[[Arguments], Mod] | 
         return {**turned, "blocks": made, "score": score(x) if score else None}
 
     def run(x: Arguments) -> Tensor:
-        found: Tensor = attend(x["q"], x["k"], x["v"], score_mod=x["score"], block_mask=x["blocks"])
+        shared = x["q"].shape[1] != x["k"].shape[1]
+        options = {"score_mod": x["score"], "block_mask": x["blocks"], "enable_gqa": shared}
+        found: Tensor = attend(x["q"], x["k"], x["v"], **options)
         return found
 
     return Peer(run, given, lambda y: y.transpose(1, 2))
@@ -160,13 +183,21 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "fla chunk_linear_attn": lambda: _fla("linear_attn", "chunk_linear_attn", normalize=False),
     "fla chunk_linear_attn, normalized": lambda: _fla("linear_attn", "chunk_linear_attn", normalize=True, scale=1.0),
     "fla chunk_linear_attn, elu + 1, normalized": _elu,
+    "fla chunk_simple_gla": lambda: _fla("simple_gla", "chunk_simple_gla", ("g",)),
+    "fla chunk_lightning_attn": lambda: _fla("lightning_attn", "chunk_lightning_attn", layer_idx=0, num_layers=12),
     "fla chunk_gla": lambda: _fla("gla", "chunk_gla", ("g",)),
+    "fla chunk_gla, hgrn2": _hgrn2,
     "fla chunk_rwkv6": lambda: _fla("rwkv6", "chunk_rwkv6", ("w", "u"), scale=1.0),
+    "fla chunk_rwkv7": _rwkv7,
+    "fla chunk_delta_rule": lambda: _fla("delta_rule", "chunk_delta_rule", ("beta",)),
+    "fla chunk_gated_delta_rule": lambda: _fla("gated_delta_rule", "chunk_gated_delta_rule", ("g", "beta")),
+    "fla chunk_kda": lambda: _fla("kda", "chunk_kda", ("g", "beta")),
     "fla parallel_forgetting_attn": _forgetting,
     "flex, causal": lambda: _flex(_causal),
     "flex, window": lambda: _flex(_window),
     "flex, documents": lambda: _flex(_documents),
     "flex, alibi": lambda: _flex(_causal, _alibi),
+    "flex, prefix": lambda: _flex(_prefix),
     "cudnn, causal": _cudnn,
 }
 """How to import each, by the name that rows use. Raises PeerMissing."""
