@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 import sma_compiler as sma
 from sma_compiler.bench import auto
-from sma_compiler.bench.auto import ForeignMeasurements, Found, Timed, read, run_rows, write
+from sma_compiler.bench.auto import Beside, ForeignMeasurements, Found, Timed, read, run_rows, write
 from sma_compiler.bench.auto_peers import peer_row, peer_times
 from sma_compiler.bench.auto_plan import situation_at
 from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
-from sma_compiler.bench.peers import PEERS, Peer
-from sma_compiler.bench.verdict import Summary, Verdict, judge, summary
+from sma_compiler.bench.peers import PEERS, Arguments, Peer, PeerMissing
+from sma_compiler.bench.verdict import Rival, Summary, Verdict, judge, rival, summary
+from sma_compiler.cli.bench_auto import peers_text
 from sma_compiler.cli.main import app
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.plan.devices import CPU, H100
@@ -107,7 +108,7 @@ def test_the_summary_counts_every_measurement() -> None:
     assert summary(rows, [one, other]) == Summary(2 / 3, 1.6, 2, 1)
     assert not summary(rows, [one, other]).kept
     assert summary(rows, [other]).kept
-    beside = replace(other, peer="p", peer_forward=3.0)
+    beside = replace(other, rival=Rival("p", 3.0, None, 1.0, 2.0))
     assert summary(rows, [one, beside]).least == 3.0
 
 
@@ -142,11 +143,15 @@ def test_candidates_are_measured_again_where_their_kernels_changed(
     run_rows([SMALL], path, "cpu", None, lambda _: None)
     (found,) = read(path).values()
     changed = replace(found, candidates=(replace(found.candidates[0], file="other"), *found.candidates[1:]))
-    write(path, {SMALL.name: replace(changed, peers={"one": (1.0, 2.0)})})
+    beside = {
+        "peers": {"one": Beside(1.0, 2.0), "two": Beside(reason="missing")},
+        "called": Beside(0.5, 1.5, date="now"),
+    }
+    write(path, {SMALL.name: replace(changed, **beside)})
     again = run_rows([SMALL], path, "cpu", None, lambda _: None)[SMALL.name]
     assert measured == 2 * [SMALL.name]
     assert sorted(map(str, again.candidates)) == sorted(map(str, found.candidates))
-    assert again.peers == {"one": [1.0, 2.0]}
+    assert {"peers": again.peers, "called": again.called} == beside
 
 
 def test_peers_are_measured_where_they_have_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +159,9 @@ def test_peers_are_measured_where_they_have_the_shape(monkeypatch: pytest.Monkey
     own = rows["mamba2-B8-T4096-H80-K128-V64-G1"]
     assert own is not None
     assert (own.peers, own.sizes["group"]) == (("mamba_ssm",), 1)
-    assert rows["attention-B2-T4096-H32-K128-V128-G8"] is None
     assert rows["rwkv4-B8-T2048-H2048"] is None
-    assert sum(row is not None for row in rows.values()) >= 20
+    assert sum(row is not None for row in rows.values()) >= 30
+    assert {name for row in rows.values() if row for name in row.peers} <= set(PEERS)
     row = peer_row(AutoRow("retention", {"batch": 1, "time": 8, "head": 2, "key": 4, "value": 4}))
     assert row is not None
     call, given = row.op, row.inputs(row.sizes, "cpu")
@@ -164,10 +169,40 @@ def test_peers_are_measured_where_they_have_the_shape(monkeypatch: pytest.Monkey
     def times(runs: Mapping[str, Callable[[], object]]) -> dict[str, float | Exception]:
         return {name: float(run() is None) for name, run in runs.items()}
 
-    monkeypatch.setitem(PEERS, row.peers[0], lambda: Peer(lambda x: call(**x)))
-    assert peer_times(row, given, times) == {row.peers[0]: (1.0, 1.0)}
-    monkeypatch.setitem(PEERS, row.peers[0], lambda: Peer(lambda x: call(x["q"])))
-    assert peer_times(row, given, times) == {}
+    def without_gradients(x: Arguments) -> torch.Tensor:
+        if x["q"].requires_grad:
+            raise NotImplementedError("no gradients\nfor reasons")
+        return call(**x)
+
+    def missing() -> Peer:
+        raise PeerMissing("no such package")
+
+    for make, expected in (
+        (lambda: Peer(lambda x: call(**x)), (1.0, 1.0, "")),
+        (lambda: Peer(without_gradients), (1.0, None, "both: no gradients")),
+        (missing, (None, None, "no such package")),
+    ):
+        monkeypatch.setitem(PEERS, row.peers[0], make)
+        (found,) = peer_times(row, given, times).values()
+        assert (found.forward, found.both, found.reason) == expected
+
+
+def test_the_table_of_peers_tells_ratios_and_reasons() -> None:
+    row, other = AutoRow("retention", {"time": 8}), AutoRow("rwkv4", {"time": 8})
+    plain = Found(row.name, "a device", "1", "2", "", (Timed("triton", "chunked", forward=2e-3),))
+    known = {"one": Beside(3e-3, None, "both: no gradients", "2030-01-02T03:04:05Z"), "two": Beside(reason="missing")}
+    text = peers_text([row, other], {row.name: replace(plain, peers=known)})
+    assert ["one,", "two", "3.000", "2.000", "1.50", "-", "-", "-"] in [line.split()[1:] for line in text.splitlines()]
+    for words in (
+        "a device, torch 1, Triton 2; peers 2030-01-02",
+        "1 ratios, 0 below 1",
+        "both: no gradients; missing",
+    ):
+        assert words in text
+    assert text.endswith(f"no peer: {other.name}")
+    called = replace(plain, peers=known, called=Beside(4e-3, 9e-3))
+    assert rival(called).ratios == (0.75, None)
+    assert "1 ratios, 1 below 1" in peers_text([row], {row.name: called})
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

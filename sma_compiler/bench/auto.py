@@ -71,10 +71,24 @@ class Timed:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Seconds of another implementation, or of the op's own call beside it: forward, and with gradients.
+
+    reason: why there is none. date: UTC.
+    """
+
+    forward: float | None = None
+    both: float | None = None
+    reason: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True)
 class Found:
     """One shape. torch, triton: the versions. date: UTC, of what was measured last. seconds: that it took.
 
-    peers: seconds of other implementations, forward and with gradients. error: why there is nothing.
+    peers: other implementations. called: the op under plan="auto" of the same arguments, with the same gradients.
+    error: why there is nothing.
     """
 
     name: str
@@ -85,7 +99,8 @@ class Found:
     candidates: tuple[Timed, ...] = ()
     seconds: float = 0.0
     error: str = ""
-    peers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    peers: Mapping[str, Beside] = field(default_factory=dict)
+    called: Beside = Beside()
 
 
 def read(path: Path) -> dict[str, Found]:
@@ -96,12 +111,18 @@ def read(path: Path) -> dict[str, Found]:
     """
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        rows = ({**one, "candidates": tuple(Timed(**x) for x in one["candidates"])} for one in data["rows"])
-        return {one["name"]: Found(**one) for one in rows}
+        return {one["name"]: _found(one) for one in data["rows"]}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
         raise ForeignMeasurements(path, error) from None
+
+
+def _found(one: dict[str, Any]) -> Found:
+    candidates = tuple(Timed(**x) for x in one["candidates"])
+    peers = {name: Beside(**x) for name, x in one["peers"].items()}
+    called = Beside(**one.get("called", {}))
+    return Found(**{**one, "candidates": candidates, "peers": peers, "called": called})
 
 
 def write(path: Path, found: Mapping[str, Found]) -> None:
@@ -109,12 +130,18 @@ def write(path: Path, found: Mapping[str, Found]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for one in found.values():
-        timed = [{name: x for name, x in asdict(own).items() if x not in (None, "", {})} for own in one.candidates]
-        rows.append({**asdict(one), "candidates": timed})
+        plain = asdict(one)
+        timed = [_known(own) for own in plain["candidates"]]
+        peers = {name: _known(own) for name, own in plain["peers"].items()}
+        rows.append({**plain, "candidates": timed, "peers": peers, "called": _known(plain["called"])})
     handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write('{"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
     os.replace(draft, path)
+
+
+def _known(plain: dict[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in plain.items() if x not in (None, "", {})}
 
 
 def run_rows(
@@ -135,8 +162,8 @@ def run_rows(
         kept, own = planned[row.name]
         if own:
             new = measure_row(row, place, own)
-            peers = found[row.name].peers if row.name in found else {}
-            found[row.name] = replace(new, candidates=(*kept, *new.candidates), peers=peers)
+            old = found.get(row.name, new)
+            found[row.name] = replace(new, candidates=(*kept, *new.candidates), peers=old.peers, called=old.called)
             write(path, found)
     return found
 
@@ -188,8 +215,7 @@ def _measured(found: Found | None, place: torch.device) -> list[Timed]:
 def measure_row(row: AutoRow, device: torch.device, planned: list[Timed] | str) -> Found:
     """Candidates at one shape. They are not checked here, as those of `op.tune` are: what is best may be too good."""
     begun = time.monotonic()
-    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    blank = Found(row.name, device_name(device), torch.__version__, triton_version(), date)
+    blank = Found(row.name, device_name(device), torch.__version__, triton_version(), now())
     if isinstance(planned, str):
         return replace(blank, error=planned)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -204,6 +230,11 @@ def measure_row(row: AutoRow, device: torch.device, planned: list[Timed] | str) 
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return replace(blank, candidates=timed, seconds=round(time.monotonic() - begun, 2))
+
+
+def now() -> str:
+    """UTC."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _timed(setting: Setting, one: Timed, row: Row) -> Timed:

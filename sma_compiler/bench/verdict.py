@@ -17,10 +17,50 @@ WITHIN, SHARE, WORST = 1.15, 0.9, 1.6
 
 
 @dataclass(frozen=True)
+class Rival:
+    """Other implementations at a shape: the fastest's seconds beside ours, forward and with gradients.
+
+    Ours are those of a call under plan="auto" beside them, not tuned; without one, those of the best candidate.
+    reason: why a number of theirs is missing. date: UTC, of theirs.
+    """
+
+    name: str = ""
+    forward: float | None = None
+    both: float | None = None
+    our_forward: float | None = None
+    our_both: float | None = None
+    reason: str = ""
+    date: str = ""
+
+    @property
+    def ratios(self) -> tuple[float | None, float | None]:
+        """Their seconds over ours."""
+        return _ratio(self.forward, self.our_forward), _ratio(self.both, self.our_both)
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other
+
+
+def rival(found: Found) -> Rival:
+    """What was measured of other implementations at a shape."""
+    beside = found.peers.values()
+    return Rival(
+        ", ".join(found.peers),
+        min((one.forward for one in beside if one.forward), default=None),
+        min((one.both for one in beside if one.both), default=None),
+        found.called.forward or min((time for _, time in _forwards(found)), default=None),
+        found.called.both or min((time for _, time in _trainings(found)), default=None),
+        "; ".join(one.reason for one in beside if one.reason),
+        max((one.date for one in beside), default=""),
+    )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One shape. auto: what is taken, without and with gradients. best: what is best; then their seconds.
 
-    peer: the fastest other implementation, and its seconds. error: why there is nothing.
+    rival: other implementations beside ours. error: why there is nothing.
     """
 
     name: str
@@ -32,21 +72,13 @@ class Verdict:
     best_for_training: str = ""
     best_training: float | None = None
     error: str = ""
-    peer: str = ""
-    peer_forward: float | None = None
-    peer_training: float | None = None
+    rival: Rival = Rival()
 
     @property
     def ratios(self) -> tuple[float, ...]:
         """Seconds of auto's pick over those of the best: forward, and training where it was measured."""
         pairs = ((self.forward, self.best_forward), (self.training, self.best_training))
         return tuple(own / best for own, best in pairs if own is not None and best)
-
-    @property
-    def beside(self) -> tuple[float, ...]:
-        """Seconds of the peer over those of the best: forward, and training."""
-        pairs = ((self.peer_forward, self.best_forward), (self.peer_training, self.best_training))
-        return tuple(peer / best for peer, best in pairs if peer is not None and best)
 
 
 @dataclass(frozen=True)
@@ -84,13 +116,7 @@ def judge(row: AutoRow, found: Found) -> Verdict:
     best = min(_forwards(found), key=lambda item: item[1])
     trained = min(_trainings(found), key=lambda item: item[1], default=("", None))
     training = None if recorded is None or backward is None else recorded + backward
-    forwards, trainings = zip(*found.peers.values(), strict=True) if found.peers else ((), ())
-    return replace(
-        Verdict(row.name, auto, forward, *best, training, *trained),
-        peer=", ".join(found.peers),
-        peer_forward=min(forwards, default=None),
-        peer_training=min(trainings, default=None),
-    )
+    return replace(Verdict(row.name, auto, forward, *best, training, *trained), rival=rival(found))
 
 
 def _of(found: Found, at: Situation, own: Candidate, side: str, what: str) -> float | None:
@@ -131,5 +157,5 @@ def summary(rows: Sequence[AutoRow], judged: Sequence[Verdict]) -> Summary:
     own = [one for one in judged if one.ratios]
     ratios = [ratio for one in own for ratio in one.ratios]
     near = sum(ratio <= WITHIN for ratio in ratios)
-    least = min((ratio for one in own for ratio in one.beside), default=None)
+    least = min((ratio for one in judged for ratio in one.rival.ratios if ratio is not None), default=None)
     return Summary(near / max(len(ratios), 1), max(ratios, default=1.0), len(own), len(rows) - len(own), least)

@@ -83,7 +83,7 @@ def bench(
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Of --suite auto: then no further row is begun.")] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Of --suite auto: judge what its file holds; on any machine.")
+        bool, typer.Option("--report", help="Of --suite auto: tell what its file holds, or with --peers of them.")
     ] = False,
     as_json: Json = False,
 ) -> None:

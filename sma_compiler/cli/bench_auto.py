@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import typer
 from rich.table import Table
 
-from sma_compiler.bench.auto import read, run_rows
-from sma_compiler.bench.auto_peers import run_peers
-from sma_compiler.bench.auto_rows import AUTO_ROWS
-from sma_compiler.bench.verdict import SHARE, WITHIN, WORST, Summary, Verdict, summary, verdicts
+from sma_compiler.bench.auto import Found, read, run_rows
+from sma_compiler.bench.auto_peers import peer_row, run_peers
+from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
+from sma_compiler.bench.verdict import SHARE, WITHIN, WORST, Summary, Verdict, rival, summary, verdicts
 from sma_compiler.cli.common import console, print_json, progress
 from sma_compiler.errors import SmaError
 
@@ -30,7 +32,8 @@ def run_auto(
 ) -> bool:
     """Measure rows (all, or those whose names begin so), print the table; whether what is promised holds.
 
-    report: nothing is measured; the table is of what the file holds. peers: other implementations are measured, too.
+    report: nothing is measured; the table is of what the file holds. peers: other implementations are measured, too;
+    with `report` the table is of them.
     """
     rows = [row for row in AUTO_ROWS if not names or any(row.name.startswith(name) for name in names)]
     for name in names or ():
@@ -39,6 +42,9 @@ def run_auto(
     file = out or DEFAULT_FILE
     if report:
         found = read(file)
+        if peers and not as_json:
+            typer.echo(peers_text(rows, found))
+            return True
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with progress("measuring", len(rows)) as (bar, task):
@@ -57,24 +63,58 @@ def run_auto(
     return seen.kept
 
 
+def peers_text(rows: Sequence[AutoRow], found: Mapping[str, Found]) -> str:
+    """Ours beside other implementations, which device that was, when, and why numbers are missing."""
+    kept = [found[row.name] for row in rows if row.name in found]
+    rivals = [(one.name, own) for one in kept if (own := rival(one)).name]
+    devices = sorted({f"{one.device}, torch {one.torch}, Triton {one.triton}" for one in kept})
+    dates = sorted({own.date[:10] for _, own in rivals if own.date})
+    table = [("", "", "forward", "", "", "both", "", ""), ("shape", "peer", *2 * ("peer", "ours", "ratio"))]
+    for name, own in rivals:
+        forward, both = own.ratios
+        forwards = _milliseconds(own.forward), _milliseconds(own.our_forward), _ratio(forward)
+        table.append((name, own.name, *forwards, _milliseconds(own.both), _milliseconds(own.our_both), _ratio(both)))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            x.ljust(n) if i < 2 else x.rjust(n) for i, (x, n) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+    ratios = [ratio for _, own in rivals for ratio in own.ratios if ratio is not None]
+    slower = sum(ratio < 1 for ratio in ratios)
+    reasons = [f"{name}: {own.reason}" for name, own in rivals if own.reason]
+    without = [row.name for row in rows if peer_row(row) is None]
+    words = [
+        f"Milliseconds; ratio: the peer's over ours. {'; '.join(devices)}; peers {', '.join(dates)}",
+        *lines,
+        f"{len(ratios)} ratios, {slower} below 1",
+        *(["no number of a peer:", *(f"  {reason}" for reason in reasons)] if reasons else []),
+        *([f"no peer: {', '.join(without)}"] if without else []),
+    ]
+    return "\n".join(words)
+
+
+def _ratio(x: float | None) -> str:
+    return "-" if x is None else f"{x:.2f}"
+
+
 def _table(found: list[Verdict]) -> Table:
     table = Table(
-        title="Milliseconds without and with gradients; ratios: auto over the best, the peer over the best",
+        title="Milliseconds without and with gradients; ratios: auto over the best",
         title_justify="left",
         box=None,
         pad_edge=False,
         padding=(0, 2, 0, 0),
         header_style="bold",
     )
-    for name in ("shape", "auto", "forward", "best", "ratio", "training", "best", "ratio", "peer", "", "", ""):
+    for name in ("shape", "auto", "forward", "best", "ratio", "training", "best", "ratio", ""):
         table.add_column(name, no_wrap=name in ("shape", "auto"))
     for one in found:
-        ratios, beside = ([f"{x:.2f}" for x in own] + ["-", "-"] for own in (one.ratios, one.beside))
+        ratios = [f"{x:.2f}" for x in one.ratios] + ["-", "-"]
         forwards = _milliseconds(one.forward), _milliseconds(one.best_forward), ratios[0]
         trainings = _milliseconds(one.training), _milliseconds(one.best_training), ratios[1]
-        peers = " / ".join((_milliseconds(one.peer_forward), _milliseconds(one.peer_training)))
-        others = (one.peer, peers, " / ".join(beside[:2])) if one.peer else ("", "", "")
-        table.add_row(one.name, one.auto, *forwards, *trainings, *others, one.error)
+        table.add_row(one.name, one.auto, *forwards, *trainings, one.error)
     return table
 
 
