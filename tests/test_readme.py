@@ -45,7 +45,8 @@ def test_console_blocks_print_what_they_show(body: str, tmp_path: Path) -> None:
     command, shown = body.split("\n", 1)
     assert command.startswith("$ sma ")
     (tmp_path / "typo.sma").write_text(TYPO)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("examples", "sma_compiler"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     arguments = [sys.executable, "-m", "sma_compiler", *command.removeprefix("$ sma ").split()]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=ENV, check=False)
     printed = (done.stdout + done.stderr).strip()

@@ -112,7 +112,8 @@ def judge(row: AutoRow, found: Found) -> Verdict:
     )
     auto = " / ".join(dict.fromkeys(map(str, picks.values())))
     if forward is None:
-        return Verdict(row.name, auto, error=f"auto takes {picks[False]}, which was not measured")
+        known = (one.refused for one in found.candidates if f"{one.backend} {one.pick}" == str(picks[False]))
+        return Verdict(row.name, auto, error=f"auto takes {picks[False]}: {next(known, 'not measured')}")
     best = min(_forwards(found), key=lambda item: item[1])
     trained = min(_trainings(found), key=lambda item: item[1], default=("", None))
     training = None if recorded is None or backward is None else recorded + backward

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 import typer
@@ -84,15 +85,23 @@ def peers_text(rows: Sequence[AutoRow], found: Mapping[str, Found]) -> str:
     ratios = [ratio for _, own in rivals for ratio in own.ratios if ratio is not None]
     slower = sum(ratio < 1 for ratio in ratios)
     reasons = [f"{name}: {own.reason}" for name, own in rivals if own.reason]
+    told = {name for name, _ in rivals}
     without = [row.name for row in rows if peer_row(row) is None]
+    waiting = [row.name for row in rows if row.name not in {*told, *without}]
     words = [
         f"Milliseconds; ratio: the peer's over ours. {'; '.join(devices)}; peers {', '.join(dates)}",
         *lines,
         f"{len(ratios)} ratios, {slower} below 1",
         *(["no number of a peer:", *(f"  {reason}" for reason in reasons)] if reasons else []),
-        *([f"no peer: {', '.join(without)}"] if without else []),
+        *_wrapped("not measured", waiting),
+        *_wrapped("no peer", without),
     ]
     return "\n".join(words)
+
+
+def _wrapped(what: str, names: Sequence[str]) -> list[str]:
+    words = f"{what}: {', '.join(names)}"
+    return wrap(words, 120, subsequent_indent="  ", break_on_hyphens=False) if names else []
 
 
 def _ratio(x: float | None) -> str:
