@@ -18,7 +18,7 @@ from sma_compiler.bench.auto_peers import peer_row, peer_times
 from sma_compiler.bench.auto_plan import situation_at
 from sma_compiler.bench.auto_rows import AUTO_ROWS, AutoRow
 from sma_compiler.bench.peers import PEERS, Arguments, Peer, PeerMissing
-from sma_compiler.bench.verdict import Rival, Summary, Verdict, judge, rival, summary
+from sma_compiler.bench.verdict import Rival, Summary, Verdict, judge, rival, summary, verdicts
 from sma_compiler.cli.bench_auto import peers_text
 from sma_compiler.cli.main import app
 from sma_compiler.kernel.choices import Choices
@@ -27,6 +27,7 @@ from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import from_shape, situation
 from sma_compiler.tune.space import signatures
 
+ROOT = Path(__file__).parents[1]
 SMALL = AutoRow("simple_gla", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
 OTHER = AutoRow("attention", {"batch": 1, "time": 1024, "head": 8, "key": 32, "value": 32})
 
@@ -232,3 +233,16 @@ def test_rows_are_measured_by_plans_of_torch_on_a_cpu(tmp_path: Path) -> None:
     assert "auto is within 15% of the best" in again.stdout
     assert not (tmp_path / "cache" / "tune").exists()  # nothing is kept for calls to go by
     assert CliRunner().invoke(app, ["bench", "--suite", "auto", "--rows", "nothing"]).exit_code == 2
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    found = read(ROOT / "sma_compiler" / "bench" / "measured" / "h100.json")
+    judged = verdicts(AUTO_ROWS, found)
+    seen = summary(AUTO_ROWS, judged)
+    assert seen.kept
+    several = [one for one in judged if one.ratios and sum(not x.refused for x in found[one.name].candidates) > 1]
+    words = (
+        f"{seen.shapes} of the shapes are measured: {seen.share:.0%} of the measurements are within 15% of the best, "
+        f"at worst {seen.worst:.2f} times it; at {len(several)} of the shapes several candidates were measured."
+    )
+    assert words.replace("%", " %") in " ".join((ROOT / "README.md").read_text().split())
