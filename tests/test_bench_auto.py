@@ -235,14 +235,9 @@ def test_rows_are_measured_by_plans_of_torch_on_a_cpu(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["bench", "--suite", "auto", "--rows", "nothing"]).exit_code == 2
 
 
-def test_the_readme_tells_what_was_measured() -> None:
+def test_what_is_promised_holds_for_what_was_measured() -> None:
     found = read(ROOT / "sma_compiler" / "bench" / "measured" / "h100.json")
-    judged = verdicts(AUTO_ROWS, found)
-    seen = summary(AUTO_ROWS, judged)
+    seen = summary(AUTO_ROWS, verdicts(AUTO_ROWS, found))
     assert seen.kept
-    several = [one for one in judged if one.ratios and sum(not x.refused for x in found[one.name].candidates) > 1]
-    words = (
-        f"{seen.shapes} of the shapes are measured: {seen.share:.0%} of the measurements are within 15% of the best, "
-        f"at worst {seen.worst:.2f} times it; at {len(several)} of the shapes several candidates were measured."
-    )
-    assert words.replace("%", " %") in " ".join((ROOT / "README.md").read_text().split())
+    assert seen.least is not None
+    assert seen.least >= 1.0
