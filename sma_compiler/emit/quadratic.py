@@ -22,9 +22,9 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.pair_backward import pair_backward
 from sma_compiler.kernel.pair_forward import PairForward
-from sma_compiler.kernel.pair_gradients import QueryGradient
 from sma_compiler.kernel.pair_key_gradients import KeyGradient
 from sma_compiler.kernel.pair_lags import LagGradient
+from sma_compiler.kernel.pair_query_gradients import QueryGradient
 from sma_compiler.kernel.pairs import LARGEST, Pairs, pairs
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.walk import forward_walk
@@ -70,8 +70,8 @@ def quadratic(
     names = host(member.linear, held)
     walk = forward_walk(member.linear)
     read, named = pair_names(member, names), tensors(walk, names)
-    if member.loses:
-        named = replace(named, lost=path(names.builder.fresh("lost")))
+    if member.cancels:
+        named = replace(named, others=path(names.builder.fresh("others")))
     builders: dict[str, Maker] = {}
     if names.gates:
         builders["gates"] = Gates(walk.paths, names, held)

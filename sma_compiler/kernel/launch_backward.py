@@ -148,8 +148,8 @@ class BackwardLauncher(Launch):
         ]
 
     @property
-    def lost(self) -> E | None:
-        """What the result lost where it was rounded, where the kernels take it."""
+    def others(self) -> E | None:
+        """The share of each row that all but its largest weight have, where the kernels take it."""
         return None
 
     def _takes(self, decl: ParamDecl) -> bool:
@@ -274,15 +274,12 @@ class BackwardLauncher(Launch):
         options: dict[str, Operand] = {"initial_state": self.initial} if self.states else {}
         options |= {kept: True}
         options |= {"precision": self.precision} if self.rounds else {}
-        options |= {"return_lost": True} if self.lost is not None else {}
+        options |= {"return_others": True} if self.others is not None else {}
         call = path(op.name).call(*given, cu_seqlens=host.pack, **options)
         if self._takes(self.made.reads[1]):
             with b.branch(either(y.missing(), norm.missing())):
-                b.assign((y, norm) if self.lost is None else (y, norm, self.lost), call)
+                b.assign((y, norm) if self.others is None else (y, norm, self.others), call)
             b.set(y, path("dense").call(y))
-            if self.lost is not None:
-                with b.branch(self.lost.given()):
-                    b.set(self.lost, self.lost.attr("contiguous").call())
         else:
             with b.branch(norm.missing()):
                 b.assign((path(UNUSED), norm), call)

@@ -153,7 +153,7 @@ class PairLauncher(Launch):
         self.named = named
         fresh = self.b.fresh
         self.asked = path(fresh("return_lse" if pairs.softmax else "return_norm")) if named.norm is not None else None
-        self.keeps = path(fresh("return_lost")) if named.lost is not None else None
+        self.keeps = path(fresh("return_others")) if named.others is not None else None
 
     def build(self, kernels: Mapping[str, Kernel], config: PairConfig) -> Function:
         """The launcher. kernels: `forward`, and where gates vary in time `gates`."""
@@ -182,15 +182,15 @@ class PairLauncher(Launch):
                     self.asked, sequence([batch, time, heads]), path(f"torch.{self._kept()}"), self.first.attr("device")
                 ),
             )
-        if self.named.lost is not None and self.keeps is not None:
-            lost = path("new").call(self.keeps, y.attr("shape"), y.attr("dtype"), y.attr("device"))
-            b.set(self.named.lost, lost)
+        if self.named.others is not None and self.keeps is not None:
+            given = sequence([batch, heads, time]), path("torch.float32"), self.first.attr("device")
+            b.set(self.named.others, path("new").call(self.keeps, *given))
         self.before.make(kernels.get("gates"), constants)
         grid = sequence([self.before.tiles(config.rows), heads, batch])
         b.do(kernels["forward"].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
-        if self.keeps is not None and self.named.lost is not None:
+        if self.keeps is not None and self.named.others is not None:
             with b.branch(self.keeps):
-                b.give(sequence([y, norm, self.named.lost]))
+                b.give(sequence([y, norm, self.named.others]))
         if norm is None or self.asked is None:
             b.give(y)
         else:
@@ -211,8 +211,8 @@ class PairLauncher(Launch):
             )
             lines.append(f"    {name_of(self.asked)}: whether to return {what}, {self._kept()}, [B, T, H].")
         if self.keeps is not None:
-            what = "whether to return, besides, what y loses where it is rounded, for the gradients"
-            lines.append(f"    {name_of(self.keeps)}: {what}.")
+            what = "whether to return, besides, the share of each row that all but its largest weight have"
+            lines.append(f"    {name_of(self.keeps)}: {what}, float32, [B, H, T].")
         lines += [
             f"    {name_of(self.host.pack)}: a pack: [S + 1], where each of S sequences begins, and the end.",
             '    precision: of fp32 matrix products, "ieee" or "tf32".',

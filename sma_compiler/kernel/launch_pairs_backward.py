@@ -30,9 +30,8 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in (*back.sums, *back.lags)}
-    delta, logs, rest, lost = (
-        lift(None) if x is None else host.parameters[x.name] for x in (back.delta, back.logs, back.rest, back.lost)
-    )
+    leaves = back.delta, back.logs, back.rest, back.others, back.share, back.low, back.sole
+    delta, logs, rest, others, share, low, sole = (lift(None) if x is None else host.parameters[x.name] for x in leaves)
     one = lift(1)
     walks = {
         walk.name: Tensors(one, one, {output.name: written[output.name] for output in walk.outputs})
@@ -41,7 +40,8 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     walks[SUMS] = Tensors(one, one, sums)
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
     named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
-    return PairTensors(written, sums, delta, logs, rest, lost, path(fresh("groups")), path(fresh("dlse"))), named
+    rows = delta, logs, rest, others, share, low, sole
+    return PairTensors(written, sums, *rows, path(fresh("groups")), path(fresh("dlse"))), named
 
 
 class PairBackwardLauncher(BackwardLauncher):
@@ -90,22 +90,22 @@ class PairBackwardLauncher(BackwardLauncher):
             b.set(dlse, dlse.attr("contiguous").call())
 
     @property
-    def lost(self) -> E | None:
-        return None if self.back.lost is None else self.pair_names.lost
+    def others(self) -> E | None:
+        return None if self.back.others is None else self.pair_names.others
 
     def _parameters(self) -> list[Parameter]:
         found = super()._parameters()
-        if self.lost is not None:
-            found.append(Parameter(name_of(self.lost), default=lift(None).node, keyword=True))
+        if self.others is not None:
+            found.append(Parameter(name_of(self.others), default=lift(None).node, keyword=True))
         if self.before.pairs.softmax:
             found.append(Parameter(name_of(self.pair_names.dlse), default=lift(None).node, keyword=True))
         return found
 
     def _doc(self) -> list[str]:
         lines = super()._doc()
-        if self.lost is not None:
-            what = "what its result lost where it was rounded, as it returned that; None: nothing."
-            lines.insert(lines.index("Returns:") - 1, f"    {name_of(self.lost)}: {what}")
+        if self.others is not None:
+            what = "the share of each row that all but its largest weight have, as it returned that; None: enough."
+            lines.insert(lines.index("Returns:") - 1, f"    {name_of(self.others)}: {what}")
         if self.before.pairs.softmax:
             what = "the cotangent of the logarithms that it returned, [B, T, H]; None: 0."
             lines.insert(lines.index("Returns:") - 1, f"    {name_of(self.pair_names.dlse)}: {what}")
@@ -167,10 +167,14 @@ class PairBackwardLauncher(BackwardLauncher):
         for one in self.back.sums:
             shape = [batch, heads, time, *([] if one.table is None else [host.sizes["level"]])]
             b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, shape, summed))
-        for tensor in (self.pair_names.logs, self.pair_names.rest, self.pair_names.delta):
+        names = self.pair_names
+        for tensor in (names.logs, names.rest, names.share, names.low, names.delta):
             if tensor.node != lift(None).node:
-                dtype = summed if tensor is self.pair_names.delta and self.before.pairs.softmax else fp32
+                dtype = summed if tensor is names.delta and self.before.pairs.softmax else fp32
                 b.set(tensor, self.empty([batch, heads, time], dtype))
+        if self.back.sole is not None:
+            given = {"dtype": path("torch.int32"), "device": self.first.attr("device")}
+            b.set(names.sole, path("torch.zeros").call(sequence([batch, heads]), **given))
         keys = (*made.dk.outputs, *made.dv.outputs)
         sums = [self.by_chain] if self.back.sums else []
         of_keys = [*self._needed(output.name for output in keys), *sums]

@@ -34,33 +34,6 @@ def in_registers(x, HELD: tl.constexpr):
 
 
 @triton.jit
-def keep_lost(p, y, norm, rows, channels):
-    """Write what y loses where it is rounded, where one position may outweigh all others that a row sees.
-
-    p: [BM], the rows' addresses, whose first entries are NaN where nothing else is written.
-    """
-    lost = y - y.to(p.dtype.element_ty).to(tl.float32)
-    if tl.min(tl.where(rows & (norm > 0.0), norm, float("inf")), 0) < 2.0:
-        o_v = tl.arange(0, y.shape[1])
-        tl.store(p[:, None] + o_v[None, :], lost.to(p.dtype.element_ty), mask=channels)
-    else:
-        tl.store(p, tl.full([y.shape[0]], float("nan"), p.dtype.element_ty), mask=rows)
-
-
-@triton.jit
-def along_lost(along, dy, y, p, rows, channels):
-    """Less the sum of dy * y, `along`, with what y lost where that was kept."""
-    first = tl.load(p, mask=rows, other=float("nan")).to(tl.float32)
-    kept = tl.abs(first) < float("inf")
-    if tl.max(kept.to(tl.int32), 0) > 0:
-        o_v = tl.arange(0, y.shape[1])
-        lost = tl.load(p[:, None] + o_v[None, :], mask=channels, other=0.0)
-        lost = tl.where(kept[:, None], lost.to(tl.float32), 0.0)
-        along = -tl.sum(dy.to(tl.float32) * (y + lost), 1)
-    return along
-
-
-@triton.jit
 def whole_kernel(
     inner_ptr,
     total_ptr,

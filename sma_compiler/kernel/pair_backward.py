@@ -18,7 +18,7 @@ from sma_compiler.kernel.linear import varies
 from sma_compiler.kernel.pair_paths import chunked
 from sma_compiler.kernel.pairs import Along, End, Pairs, Table, adds
 from sma_compiler.kernel.score import LN2
-from sma_compiler.kernel.walk import RESULT, Output
+from sma_compiler.kernel.walk import Output
 from sma_compiler.source import NOWHERE
 
 AT = ("batch", "time", "head")
@@ -60,7 +60,10 @@ class PairBackward:
     delta: what is added to the cotangents of weights in each row; None: nothing is. logs: the logarithms of the sums of
     rows in base 2, as the kernels behind that of the queries' gradients read them; None: as they were kept. Where a
     path is a factor of all weights they hold besides what its exponents at rows lose where they are rounded.
-    lost: what the result lost where it was rounded; None: nothing that matters.
+    others: the share of each row that all but its largest weight have, as the forward pass kept it. share: what the
+    weights of rows are multiplied by, so that they sum to 1. low: what `delta` loses where it is rounded. sole: whether
+    weights of a head are to be multiplied, and cotangents that nearly cancel are subtracted from whole products. None:
+    nothing of this matters.
     rest: what such a path has inside the chunks of rows, less the logarithms; None: it is not told by chunks.
     sums: what is summed over pairs. lags: what is summed over pairs at the same distance, [S, H, lags]. paths: gates.
     ends: by the leaf that the chain rule reads, the sum that it stands for.
@@ -72,7 +75,10 @@ class PairBackward:
     delta: Param | None
     logs: Param | None
     rest: Param | None
-    lost: Param | None
+    others: Param | None
+    share: Param | None
+    low: Param | None
+    sole: Param | None
     sums: tuple[Sum, ...]
     lags: tuple[Sum, ...]
     paths: tuple[PathGradient, ...]
@@ -96,7 +102,8 @@ class PairBackward:
     def extra(self) -> tuple[ParamDecl, ...]:
         """The tensors that kernels of the backward pass read beside the parameters."""
         leaves = [path.leaf for path in self.paths] + [leaf for leaf, _ in self.ends]
-        leaves += [leaf for leaf in (self.delta, self.logs, self.rest, self.lost) if leaf is not None]
+        made = self.delta, self.logs, self.rest, self.others, self.share, self.low, self.sole
+        leaves += [leaf for leaf in made if leaf is not None]
         return (*self.made.reads, *(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in leaves))
 
 
@@ -130,10 +137,12 @@ class _PairGradients(Gradients):
         logs = self._leaf("logs", AT) if self.pairs.softmax and not self.pairs.wide else None
         holder = holds_logs(self.pairs)
         rest = self._leaf("rest", AT) if holder is not None and chunked(self.pairs, holder) else None
-        lost = self._leaf("lost", RESULT) if self.pairs.loses else None
+        kept = (("others", AT), ("share", AT), ("low", AT), ("sole", AT[::2]))
+        others, share, low, sole = (self._leaf(*one) if self.pairs.cancels else None for one in kept)
         sums, lags = tuple(self.sums), tuple(self.lags)
         gates, ends = tuple(self.gates), tuple(self.ends)
-        return PairBackward(self.pairs, made, self.cotangent, delta, logs, rest, lost, sums, lags, gates, ends)
+        rows = delta, logs, rest, others, share, low, sole
+        return PairBackward(self.pairs, made, self.cotangent, *rows, sums, lags, gates, ends)
 
     def _chain(self) -> Chain | None:
         """The sums over pairs, and the chain rule from them to the parameters."""

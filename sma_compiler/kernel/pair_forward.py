@@ -12,6 +12,7 @@ from sma_compiler.kernel.build import (
     E,
     call,
     exp2,
+    lift,
     path,
     pointwise,
     reduce_sum,
@@ -46,7 +47,7 @@ class PairForward(PairKernel):
     """Builds the kernel: one program for each tile of rows of each head.
 
     walk: what is written. tensors: its outputs, `norm`, what rows are divided by: under a softmax the logarithm, and
-    what its result loses where it is rounded.
+    what share of each row all but its largest weight have.
     """
 
     def __init__(
@@ -112,10 +113,13 @@ class PairForward(PairKernel):
             b.set(y, self.plus(y, weights.to("dot"), v))
 
         self.visits(place, body)
+        largest = lift(1.0)
         if norm is not None:
             b.section("Rows over the sum of their weights")
             if top is not None and most is not None and scale is not None:
-                self._unscaled(y, top, most, scale)
+                largest = self._unscaled(y, top, most, scale)
+        if pairs.softmax and norm is not None:
+            self._keep_others(inputs, own, norm, largest)
         self._finish(inputs, own, y, norm, most, None if left is None else left.exponent)
         doc = ("One program sums what the rows of one tile see, for one head.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
@@ -222,30 +226,28 @@ class PairForward(PairKernel):
                 b.set(y, y / pointwise("tl.maximum", pointwise("tl.abs", norm), 1.0).col)
             else:
                 b.set(y, y * where(norm.eq(0.0), 0.0, 1.0 / norm).col)
-            self._keep_lost(inputs, own, y, norm)
         own.lowering.bind(self.walk.result, y)
         for output in self.walk.outputs:
             self.write(inputs, own, output, self.tensors.outputs[output.name])
 
-    def _unscaled(self, y: E, top: E, most: E, scale: E) -> None:
-        """Undo what the weight of the largest score, which should be 1, loses as a matrix product rounds it."""
+    def _unscaled(self, y: E, top: E, most: E, scale: E) -> E:
+        """The weight of the largest score, which should be 1; undo what it loses as a matrix product rounds it."""
         b = self.b
         own = b.let("b_own", exp2(pointwise("tl.fma", top, scale, -most)))
-        b.set(own, where(most.eq(MINUS_INFINITY), 0.0, own / own.to("dot").to("fp32")))
-        b.set(y, y * own.col)
+        restored = b.let("b_restored", where(most.eq(MINUS_INFINITY), 0.0, own / own.to("dot").to("fp32")))
+        b.set(y, y * restored.col)
+        return own
 
-    def _keep_lost(self, inputs: Inputs, own: Side, y: E, norm: E) -> None:
-        """Write what the result loses where it is rounded, [B, T, H, V], where it is told from 0 in gradients."""
-        if self.tensors.lost is None:
+    def _keep_others(self, inputs: Inputs, own: Side, norm: E, largest: E) -> None:
+        """Write the share of each row that all but its largest weight have, [B, H, T]; of empty rows 1."""
+        if self.tensors.others is None:
             return
-        pointer = self.arguments.pointer("lost", self.tensors.lost)
+        pointer = self.arguments.pointer("others", self.tensors.others)
         with self.b.branch(pointer.given()):
-            base, stride = inputs.made("lost", pointer, "value")
-            at = base + own.positions.to("int64") * stride
-            self.b.helpers.add("keep_lost")
-            assert own.valid is not None
-            given = at, y, norm, own.valid, own.inside["value"]
-            self.b.do(call("keep_lost", *given, tile=Tile("ptr")))
+            length = self.arguments.integer("T", self.host.sizes["time"])
+            at = pointer + inputs.row() * length + own.positions
+            others = where(norm > 0.0, (norm - largest) / norm, 1.0)
+            self.b.do(call("tl.store", at, others, mask=own.valid, tile=Tile("ptr")))
 
     def _keep(self, inputs: Inputs, own: Side, norm: E) -> None:
         """Write what rows are divided by, [B, T, H]."""

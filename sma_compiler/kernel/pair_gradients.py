@@ -7,7 +7,6 @@ are divided, and D that of the divisor (under a softmax -dY . y), a pair's weigh
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Const, Expr
@@ -17,9 +16,7 @@ from sma_compiler.kernel.build import (
     E,
     arange,
     call,
-    lift,
     path,
-    pointwise,
     reduce_sum,
     size,
     where,
@@ -30,24 +27,22 @@ from sma_compiler.kernel.gates import LOG2E
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.lower import Lowering
-from sma_compiler.kernel.maker import program
-from sma_compiler.kernel.nodes import Function, Name, Tile
+from sma_compiler.kernel.nodes import Name, Tile
 from sma_compiler.kernel.pair_backward import PairBackward, Sum
 from sma_compiler.kernel.pair_kernel import PairKernel
-from sma_compiler.kernel.pair_paths import EXTENTS, end_of
-from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
+from sma_compiler.kernel.pair_paths import EXTENTS
+from sma_compiler.kernel.pair_places import PairNames, Side
 from sma_compiler.kernel.pairs import Along, Pairs
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.score import PairLowering
-from sma_compiler.kernel.support import value
 
 
 @dataclass(frozen=True)
 class PairTensors:
     """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped.
 
-    logs, rest, lost: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows under a softmax, or
-    None.
+    logs, rest, others, share, low, sole: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows
+    under a softmax, or None.
     """
 
     outputs: dict[str, E]
@@ -55,9 +50,23 @@ class PairTensors:
     delta: E
     logs: E
     rest: E
-    lost: E
+    others: E
+    share: E
+    low: E
+    sole: E
     groups: E
     dlse: E
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What rows have, laid out along a tile: the logarithm of the sum of their weights in base 2, the cotangent of
+    their divisor, what that loses where it is rounded, and what their weights are multiplied by. None: nothing."""
+
+    lse: E | None = None
+    delta: E | None = None
+    low: E | None = None
+    share: Callable[[], E] | None = None
 
 
 class PairGradient(PairKernel):
@@ -142,24 +151,32 @@ class PairGradient(PairKernel):
             ("delta", self.back.delta, self.tensors.delta),
             ("logs", self.back.logs, self.tensors.logs),
             ("rest", self.back.rest, self.tensors.rest),
+            ("share", self.back.share, self.tensors.share),
+            ("low", self.back.low, self.tensors.low),
         ):
             if leaf is not None:
                 at = self.arguments.pointer(name, tensor) + inputs.row() * length
                 self.handed[name] = self.b.let(f"p_{name}", at)
+        if self.back.sole is not None and self.own == "j":
+            sole = call("tl.load", self.arguments.pointer("sole", self.tensors.sole) + inputs.row(), tile=Tile("int32"))
+            self.barred = self.b.let("sole", sole) > 0
 
     def _handed(self, name: str, side: Side) -> E:
         """What was handed on of the rows of one end."""
         dtype = "fp64" if name == "delta" and self.pairs.softmax and self.pairs.wide else "fp32"
         return self.b.let(f"b_{name}", self.vector(self.handed[name], side, dtype))
 
-    def rows_of(self, side: Side) -> tuple[E | None, E | None]:
-        """The logarithms of the sums of rows and the cotangents of their divisors, laid out along a tile."""
+    def rows_of(self, side: Side) -> Rows:
+        """What rows have, laid out along a tile; weights of tiles that are live as a whole have no factors."""
         lse = None
         if self.back.holds_logs is None:
             lse = self.rows_lse(side) if self.back.logs is None else self._handed("logs", side)
         delta = None if self.back.delta is None else self._handed("delta", side)
         laid = [None if x is None else self.laid(side, x) for x in (lse, delta)]
-        return laid[0], laid[1]
+        if self.back.low is None or side.valid is None:
+            return Rows(laid[0], laid[1])
+        low = self.laid(side, self._handed("low", side))
+        return Rows(laid[0], laid[1], low, lambda: self.laid(side, self._handed("share", side)))
 
     def low(self, along: Along, side: Side, end: str) -> E:
         """What exponents lose where they are rounded; of rows with the logarithms of their sums."""
@@ -179,36 +196,45 @@ class PairGradient(PairKernel):
         scores: E,
         dweights: Callable[[E], E],
         scale: E | None,
-        rows: tuple[E | None, E | None],
+        rows: Rows,
         *,
         summed: bool = True,
     ) -> tuple[E, E]:
         """The weights of a tile's pairs and the cotangents of their scores.
 
-        dweights: makes the products of cotangents, once the weights are known. rows: what rows have, laid out along the
-        tile: the logarithm of the sum, and the cotangent of the divisor. summed: whether pairs are added to the sums.
+        dweights: makes the products of cotangents, once the weights are known. rows: what rows have. summed: whether
+        pairs are added to the sums.
         """
         b, pairs = self.b, self.pairs
-        lse, delta = rows
+        lse, delta = rows.lse, rows.delta
 
         def cotangents(weights: E) -> E:
             found = dweights(weights)
             if delta is not None:
-                # in fp32 apart from the product: what Triton sees is no sum, which would begin with delta
-                added = found - -delta if pairs.wide else found + delta
+                # where these may cancel, apart from the product: Triton sees no sum, which would begin with delta
+                apart = pairs.wide or (self.back.share is not None and pair.seen is not None)
+                added = found - -delta if apart else found + delta
+                added = added if rows.low is None or pair.seen is None else added + rows.low
                 lone = pair.seen is not None and self.constant_rows
                 b.set(found, where(delta < INFINITY, added, 0.0) if lone else added)
             return found
 
         if pairs.softmax:
-            scores = self.exponents(pair, scores, scale, wide=pairs.wide)
-            if self.ramp is not None:
-                scores, lse = self._ramped(scores, lse)
-            if lse is not None:
-                scores = (scores - lse).to("fp32")
+            if self.back.share is not None and pair.seen is not None:
+                scores = self._near(pair, scores, scale, lse)
+            else:
+                scores = self.exponents(pair, scores, scale, wide=pairs.wide)
+                if self.ramp is not None:
+                    scores, lse = self._ramped(scores, lse)
+                if lse is not None:
+                    scores = (scores - lse).to("fp32")
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
             weights = b.let("b_p", pair.exp2(scores))
+            if rows.share is not None and delta is not None:  # bf16 rounds more than large logarithms do
+                with b.branch(path("tl.float16").eq(path("DOT"))):
+                    alone = (weights > 0.5).to("fp32")
+                    b.set(weights, where(delta < INFINITY, weights * rows.share(), alone))
             ds = cotangents(weights)
             b.set(ds, weights * ds)
             if summed:
@@ -242,6 +268,22 @@ class PairGradient(PairKernel):
         if slope is not None:
             b.set(ds, ds * slope)
         return weights, ds
+
+    def _near(self, pair: PairLowering, scores: E, scale: E | None, lse: E | None) -> E:
+        """Exponents where these may be large: logarithms are subtracted first, so that little is rounded."""
+        (logs, self.logs), ramp = (self.logs, None), self.ramp
+        less = lse if logs is None else logs
+        found = scores if scale is None else scores * scale
+        found = found if less is None else found - less
+        if ramp is not None:
+            return found + (ramp[0].col + ramp[1].row)
+        if self.pairs.weight is None:
+            return found
+        return found + self.b.named("b_bias", pair.scaled(self.pairs.weight))
+
+    def holds_logs(self, along: Along) -> bool:
+        """See `PathKernel.holds_logs`."""
+        return self.back.share is not None and along is self.back.holds_logs
 
     def _ramped(self, scores: E, lse: E | None) -> tuple[E, E | None]:
         """Exponents with what own ends add to a ramp, or the logarithms of own rows less that."""
@@ -305,6 +347,11 @@ class PairGradient(PairKernel):
     def _first_sum(self) -> E:
         return self.arguments.pointer(self.summed[0].tensor, self.tensors.sums[self.summed[0].tensor])
 
+    def scale_sums(self, share: E) -> None:
+        """Multiply the sums by what the weights of rows are to be."""
+        for total in self.totals.values():
+            self.b.set(total, total * share.among(total.tile.shape))
+
     def write_sums(self, inputs: Inputs, own: Side) -> None:
         """Write the sums of one head, [B, H, T]."""
         if not self.summed:
@@ -320,158 +367,6 @@ class PairGradient(PairKernel):
                     places = (inputs.row() * length + own.positions).col * count
                     at, mask = pointer + (places + levels.row), own.valid.col & (levels < count).row
                 self.b.do(call("tl.store", at, self.totals[one.tensor], mask=mask, tile=Tile("ptr")))
-
-
-class QueryGradient(PairGradient):
-    """Builds the kernel of the queries' gradients; it also keeps what the others read of rows, [B, H, T]."""
-
-    first = True
-
-    def build(self, name: str) -> Function:
-        """The kernel."""
-        b, linear, walk = self.b, self.pairs.linear, self.back.made.dq
-        place = self.place()
-        inputs = self.inputs(place, b.let("i_h", program(1).to("int64")))
-        b.section("Where the rows of this head begin")
-        outputs = tuple(output.expr for output in walk.outputs)
-        offset = () if self.back.made.dk.offset is None else self.back.made.dk.offset[1:]
-        kept = () if self.lse is None else (self.lse,)
-        read = () if self.twice else offset
-        at_rows = (linear.q, self.dn, *read, *kept, *outputs)
-        every = (*at_rows, linear.k, linear.v, *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
-        static = inputs.static((*every, *self.pair_exprs()))
-        scale = self.scale(static)
-        b.section("The rows of this program")
-        own = self.own_side(place, inputs, static, at_rows)
-        q = self.in_registers("q", self.operand(own, linear.q, "q", "key"))
-        dn = self.in_registers("dn", self.operand(own, self.dn, "dn", "value"))
-        lse = self._logs(inputs, own)
-        seen = self.see(place, own)
-        rows: tuple[E | None, E | None] = (None if lse is None else lse.col, None)
-
-        def tiles(visit: Visit) -> tuple[PairLowering, E, E, E]:
-            """What is had of a tile: its pairs, their keys, scores, and products of cotangents with values."""
-            other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
-            k = self.operand(other, linear.k, "k", "key")
-            v = self.operand(other, linear.v, "v", "value")
-            pair = self.lowering(place, own, other, static, visit, seen)
-            return pair, k, b.let("b_s", self.product(q, k)), b.let("b_dp", self.product(dn, v))
-
-        if self.twice and self.back.made.along is not None:
-            total = b.let("b_along", zeros("BM", dtype="fp64"))
-
-            def weigh(visit: Visit) -> None:
-                pair, _, scores, dweights = tiles(visit)
-                given = None if self.pairs.softmax else b.let("b_given", dweights)
-                weights, ds = self.pair(pair, scores, lambda _: dweights, scale, rows, summed=False)
-                b.set(total, total + reduce_sum((ds if given is None else weights * given).to("fp64"), 1))
-
-            self.visits(place, weigh)
-            own.lowering.bind(self.back.made.along, -total if self.pairs.softmax else -total.to("fp32"))
-        delta = None
-        if offset:
-            offset_of = own.lowering.value(offset[0])
-            delta = b.let(
-                "b_delta",
-                b.helper("keep", offset_of, own.valid or lift(True), lift(True), dtype=offset_of.tile.dtype),
-            )
-            self._add_lost(inputs, own, dn, delta)
-            self._finish(place, inputs, own, seen, delta)
-            self._hand_on(inputs, own, "delta", self.tensors.delta, delta)
-        dq = b.let("b_dq", zeros("BM", "BK"))
-        self.start_sums()
-        rows = (rows[0], None if delta is None else delta.col)
-
-        def body(visit: Visit) -> None:
-            pair, k, scores, dweights = tiles(visit)
-            _, ds = self.pair(pair, scores, lambda _: dweights, scale, rows)
-            b.set(dq, self.plus(dq, ds.to("dot"), k))
-
-        self.visits(place, body)
-        b.section("Output")
-        own.lowering.bind(walk.result, scaled_by(self, dq, static))
-        for output in walk.outputs:
-            self.write(inputs, own, output, self.tensors.outputs[output.name])
-        self.write_sums(inputs, own)
-        doc = ("One program sums the gradients of one tile of queries over the keys that they see.",)
-        return b.function(name, doc, self.arguments.parameters, jit=True)
-
-    def _alone(self, place: Place, own: Side, seen: Seen) -> E:
-        """Which own positions see one other at most."""
-        bounds = InKernel(self.arguments, self.host, self.names, place, own.valid)
-        lo, hi = seen.lo, seen.hi
-        if lo is None and self.support.lo is not None:
-            lo = value(self.support.lo, own.positions, bounds)
-        if hi is None and self.support.hi is not None:
-            hi = pointwise("tl.minimum", value(self.support.hi, own.positions, bounds), place.span.end, dtype="int32")
-        first = place.begin if lo is None else pointwise("tl.maximum", lo, place.begin, dtype="int32")
-        return (place.span.end if hi is None else hi) - first < 2
-
-    def _add_lost(self, inputs: Inputs, own: Side, dn: E, delta: E) -> None:
-        """Add what is left of a row that one pair dominates, which the result lost where it was rounded."""
-        b = self.b
-        if self.back.lost is None:
-            return
-        pointer = self.arguments.pointer("lost", self.tensors.lost)
-        with b.branch(pointer.given()):
-            base, stride = inputs.made("lost", pointer, "value")
-            at = base + own.positions.to("int64") * stride
-            b.helpers.add("along_lost")
-            y = own.lowering.value(self.back_leaf(1))
-            given = delta, dn, y, at, own.valid or lift(True), own.inside["value"]
-            b.set(delta, call("along_lost", *given, tile=delta.tile))
-
-    def _finish(self, place: Place, inputs: Inputs, own: Side, seen: Seen, delta: E) -> None:
-        """Add the cotangents of logarithms of rows to those of divisors; without them rows of one pair are constant."""
-        b = self.b
-        rest: AbstractContextManager[None] = nullcontext()
-        if self.lse is not None:
-            pointer = self.arguments.pointer("dlse", self.tensors.dlse)
-            with b.branch(pointer.given()):
-                base, stride = inputs.made("dlse", pointer, None)
-                given = call("tl.load", base + own.positions * stride, mask=own.valid, other=0, tile=delta.tile)
-                b.set(delta, delta + given)
-            rest = b.branch(pointer.missing())
-        if self.constant_rows:
-            b.section("What sees one position at most has no gradient: infinity says so")
-            with rest:
-                b.set(delta, where(self._alone(place, own, seen), INFINITY, delta))
-
-    def _logs(self, inputs: Inputs, own: Side) -> E | None:
-        """Hand the logarithms of the rows' sums on, and return what the pairs here are still to be divided by."""
-        b, lse, along = self.b, self.rows_lse(own), self.back.holds_logs
-        if lse is None or self.back.logs is None:
-            return lse
-        if along is None:
-            self._hand_on(inputs, own, "logs", self.tensors.logs, lse)
-            return lse
-        late = along.early == "j"
-        low = self.low(along, own, end_of(self.pairs, along, late))
-        self._hand_on(inputs, own, "logs", self.tensors.logs, low - lse if late else low + lse)
-
-        if self.back.rest is not None:
-            length = self.arguments.integer("T", self.host.sizes["time"])
-            made = self.arguments.pointer("inside", self.names.within[along.number, late]) + inputs.row() * length
-            self._hand_on(inputs, own, "rest", self.tensors.rest, self.vector(made, own, "fp32") - lse)
-
-        def joined(exponent: E | None) -> E:
-            assert exponent is not None
-            return exponent - lse if late else exponent + lse
-
-        exponent, cuts = own.paths[along.leaf]
-        own.paths[along.leaf] = b.let("b_rest", joined(exponent)), cuts
-        if along.leaf in own.parts:
-            own.parts[along.leaf] = own.parts[along.leaf][0], joined(own.parts[along.leaf][1])
-        if along.leaf in own.clear:
-            exponent, count = own.clear[along.leaf]
-            own.clear[along.leaf] = b.let("b_clear", joined(exponent)), count
-        return None
-
-    def _hand_on(self, inputs: Inputs, own: Side, name: str, tensor: E, value: E) -> None:
-        """Write what rows have, by positions, so that others load it in runs."""
-        length = self.arguments.integer("T", self.host.sizes["time"])
-        at = self.arguments.pointer(name, tensor) + inputs.row() * length + own.positions
-        self.b.do(call("tl.store", at, value, mask=own.valid, tile=Tile("ptr")))
 
 
 def scaled_by(kernel: PairKernel, total: E, static: Lowering) -> E:

@@ -55,6 +55,7 @@ class PairKernel(PathKernel):
         self.tables: dict[Param, tuple[E, Inputs]] = {}
         self.indices: dict[Param, E] = {}
         self.ramp: tuple[E, E] | None = None
+        self.barred: E | None = None
 
     def place(self) -> Place:
         """Say which program this is; of tiles that see more the further they lie, the last come first."""
@@ -178,11 +179,12 @@ class PairKernel(PathKernel):
         """A tile plus a product; in fp32 the product is summed apart: what Triton sees is no sum."""
         return total - dot(a, -b) if self.pairs.wide else dot(a, b, total)
 
-    def visits(self, place: Place, body: Callable[[Visit], None]) -> None:
+    def visits(self, place: Place, body: Callable[[Visit], None], *, whole: bool = True) -> None:
         """Go over the tiles that the own one sees something of; `body` builds what is done with one.
 
         Those that every own position sees whole come first, then those on either side of them; where all are `joined`,
-        they come in order.
+        they come in order. whole: whether they are told apart, which `barred` may forbid to a program; else, as that is
+        rare, no other tile is in flight.
         """
         b, wide = self.b, size(self.extent[False])
         letter = LETTERS[self.other]
@@ -195,7 +197,7 @@ class PairKernel(PathKernel):
             return held if default is begin else pointwise("tl.minimum", held, default, dtype="int32")
 
         def over(first: Operand, stop: E, masked: bool, skip: tuple[E, E] | None = None) -> None:
-            stages = self.masked_stages if masked else size("STAGES")
+            stages = lift(1) if not whole else self.masked_stages if masked else size("STAGES")
             steps = call("tl.range", first, stop, tile=Tile("int32"), num_stages=stages)
             with b.scope(), b.loop(f"i_{letter}", steps, Tile("int32")) as tile:
                 partial: E | None = None
@@ -207,9 +209,8 @@ class PairKernel(PathKernel):
                 body(Visit(b.let(f"{letter}0", begin + tile * wide), masked, partial))
 
         support = self.support
-        b.section(
-            "Tiles that are seen: from `near` to `far` whole" if self.pairs.support.exact else "Tiles that are seen"
-        )
+        apart = whole and self.pairs.support.exact
+        b.section("Tiles that are seen: from `near` to `far` whole" if apart else "Tiles that are seen")
         end = clipped(support.hi, place.last, place.span.end)
         first = lift(0)
         stop = call("tl.cdiv", end - begin, wide, tile=Tile("int32"))
@@ -225,7 +226,7 @@ class PairKernel(PathKernel):
         elif self.faded is not None:
             left = call("tl.cdiv", self.faded - begin, wide, tile=Tile("int32"))
             b.set(stop, pointwise("tl.minimum", stop, left, dtype="int32"))
-        if not self.pairs.support.exact:
+        if not apart:
             over(first, stop, masked=True)
             return
         near = first
@@ -242,6 +243,8 @@ class PairKernel(PathKernel):
             b.set(far, pointwise("tl.minimum", far, stop, dtype="int32"))
         if support.lo is not None:
             b.set(far, pointwise("tl.maximum", far, near, dtype="int32"))
+        if self.barred is not None:
+            b.set(far, where(self.barred, near, far))
         b.space()
         if self.joined:
             over(first, stop, masked=True, skip=(near, far))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sma_compiler.kernel.build import E, call, choose, size, zeros
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.maker import program
@@ -80,8 +82,8 @@ class KeyGradient(PairGradient):
             scores = b.let("b_s", self.product(k, q))
             begun: E | None = None
             if not (visit.masked or self.pairs.wide):  # it runs while weights are made of the scores
-                begun = b.let("b_dp", self.product(v, dn, rows[1]))
-                rows = rows[0], None
+                begun = b.let("b_dp", self.product(v, dn, rows.delta))
+                rows = replace(rows, delta=None)
 
             def dweights(weights: E) -> E:
                 b.set(dv, self.plus(dv, weights.to("dot"), dn))  # first, so that few tiles are held at once

@@ -53,6 +53,7 @@ class PathKernel(Maker):
         self.origins: dict[int, tuple[E, ...]] = {}
         self.gap: E | None = None
         self.faded: E | None = None
+        self.logs: E | None = None
 
     def start_paths(self, place: Place, inputs: Inputs) -> None:
         """Take the addresses of what was made ahead of paths, of one head, and what comes before the own tile."""
@@ -115,6 +116,11 @@ class PathKernel(Maker):
         return exponent, b.let(
             f"b_cut_{end}{tag}_{LETTERS[side.letter]}", self._made(along, side, f"cut_{end}", "int32")
         )
+
+    def holds_logs(self, along: Along) -> bool:
+        """Whether what exponents of rows lose where they are rounded holds the logarithms of the sums of rows, too: in
+        tiles that are not live as a whole these are left to `logs`."""
+        return False
 
     def within(self, along: Along, side: Side) -> E:
         """The decays between visited ends and the end of their chunk that is nearer to the own tile."""
@@ -194,7 +200,13 @@ class PathKernel(Maker):
         laid_late, laid_early = (None if x is None else self.laid(s, x) for x, s in ((b_late, late), (b_early, early)))
         if along.leaf in late.parts and along.leaf in early.parts and laid_late is not None and laid_early is not None:
             (until, rest), (since, less) = ([self.laid(s, x) for x in s.parts[along.leaf]] for s in (late, early))
-            laid_late, laid_early = (until - since) + (rest - less), None
+            if not (visit.masked and self.holds_logs(along)):
+                laid_late = (until - since) + (rest - less)
+            elif late.letter == "i":
+                self.logs, laid_late = -rest, (until - since) - less
+            else:
+                self.logs, laid_late = less, (until - since) + rest
+            laid_early = None
         found = PathEnds(laid_late, laid_early, empty=empty)
         if late_cuts is not None and early_cuts is not None:
             found = replace(found, late_cuts=self.laid(late, late_cuts), early_cuts=self.laid(early, early_cuts))

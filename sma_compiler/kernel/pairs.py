@@ -136,9 +136,9 @@ class Pairs:
         return {"weighed": self.weight is not None, "paths": bool(self.paths), "computed": computed}
 
     @property
-    def loses(self) -> bool:
-        """Whether gradients take what the result loses where it is rounded: without it rows that one pair dominates,
-        whose gradients nearly cancel, have wrong ones. In fp32 kernels sum over the pairs once more instead.
+    def cancels(self) -> bool:
+        """Whether kernels of gradients go once more over rows that one pair dominates: these nearly cancel, and what is
+        left would be of what was rounded. In fp32 they go over all rows once more.
         """
         return self.softmax and not self.wide and self.op.result is self.linear.attend
 

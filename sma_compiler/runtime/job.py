@@ -136,8 +136,9 @@ def divisors_dtype(program: Program, params: Sequence[Tensor]) -> torch.dtype:
 def kept(job: Job, tensors: Sequence[Tensor]) -> int:
     """How many tensors a forward launch keeps for the gradients, behind the result and the state."""
     result = job.program.op.result
-    loses = isinstance(result, Attend) and result.normalize == "softmax"
-    return job.want_norm + (job.want_norm and loses and operand_name(job.program, tensors[: job.params]) != "float32")
+    cancels = isinstance(result, Attend) and result.normalize == "softmax"
+    narrow = operand_name(job.program, tensors[: job.params]) != "float32"
+    return job.want_norm + (job.want_norm and cancels and narrow)
 
 
 def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -148,7 +149,7 @@ def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor
         options = kernel.rounding(job.precision)
         wanted = {"return_state": True} if job.want_state else {}
         wanted |= {f"return_{kernel.kept}": True} if job.want_norm else {}
-        wanted |= {"return_lost": True} if job.want_norm and "return_lost" in kernel.keywords else {}
+        wanted |= {"return_others": True} if job.want_norm and "return_others" in kernel.keywords else {}
         with on(tensors[0].device, job.program, job.plan):
             found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, **options)
         return flat(found)
@@ -167,7 +168,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Launch: the gradients that are needed, in order: of parameters, then of the initial state.
 
-    saved: the result, the divisors of normalised ops, and what the result lost where it was rounded. dstates: the
+    saved: the result, the divisors of normalised ops, and what rows have but for their largest weights. dstates: the
     cotangents of the returned state, or where logarithms are wanted of these; none: 0.
     needs: of every parameter and tensor of the initial state. The latter have a gradient if any of them needs one.
     """
@@ -179,7 +180,7 @@ def backward(
         (cotangent,) = aligned((dy,))
         keywords = given.keywords | kernel.rounding(job.precision)
         # the quotient, if that is the result, and the divisors
-        names = zip(("y", kernel.kept, "lost"), aligned(saved), strict=False)
+        names = zip(("y", kernel.kept, "others"), aligned(saved), strict=False)
         keywords |= {name: x for name, x in names if name in kernel.backward_keywords}
         if dstates:
             keywords["dlse" if job.want_lse else "dstate"] = joined(aligned(dstates))

@@ -68,9 +68,9 @@ class Forward(Function):
         job, *tensors = inputs
         saved: list[Tensor] = []
         if job.want_norm:
-            norm, *lost = output[len(output) - launches.kept(job, tensors) :]
-            saved = [output[0], norm, *lost]
-            ctx.mark_non_differentiable(*lost, *(() if job.want_lse else (norm,)))
+            norm, *others = output[len(output) - launches.kept(job, tensors) :]
+            saved = [output[0], norm, *others]
+            ctx.mark_non_differentiable(*others, *(() if job.want_lse else (norm,)))
         ctx.job = job
         ctx.save_for_backward(*tensors, *saved)
         ctx.set_materialize_grads(False)
@@ -224,10 +224,11 @@ def fake_forward(*call: Unpack[Call]) -> list[Tensor]:
         found += zero_states(job, given)
     if job.want_norm:
         sizes = job.sizes(given.params)
-        shape = [sizes[axis] for axis in ("batch", "time", "head")]
+        batch, time, heads = (sizes[axis] for axis in ("batch", "time", "head"))
         dtype = launches.divisors_dtype(job.program, given.params)
-        found.append(given.params[0].new_zeros(shape, dtype=dtype))
-        found += [found[0].clone()] * (launches.kept(job, given.params) - 1)
+        found.append(given.params[0].new_zeros([batch, time, heads], dtype=dtype))
+        if launches.kept(job, given.params) > 1:
+            found.append(given.params[0].new_zeros([batch, heads, time], dtype=torch.float32))
     return found
 
 

@@ -28,6 +28,8 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "gfx942": ("hip", "gfx942", 64),
 }
 """Backend, architecture and threads of a warp."""
+KEPT = ("norm", "lse", "others")
+"""What a forward pass may keep for the gradients, in order: `return_` and the name asks for it."""
 
 _POINTERS = {
     torch.bfloat16: "*bf16",
@@ -122,14 +124,15 @@ def compile_text(
     def call(module: ModuleType) -> None:
         arguments = example(op, sizes, dtype, "meta")
         pack = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        y = getattr(module, op.name)(**arguments, **pack)
+        forward = getattr(module, op.name)
+        kept = [name for name in KEPT if f"return_{name}" in inspect.signature(forward).parameters]
+        found = forward(**arguments, **pack, **{f"return_{name}": True for name in kept})
+        y, *saved = found if kept else (found,)
         backward = getattr(module, f"{op.name}_backward", None)
         if backward is not None:
-            divisors = torch.empty(y.shape[:3], dtype=torch.float32, device="meta")
-            saved = {"y": y, "norm": divisors, "lse": divisors}
             known = inspect.signature(backward).parameters
-            saved = {name: x for name, x in saved.items() if name in known}
-            backward(torch.empty_like(y), **arguments, **saved, **pack)
+            given = {name: x for name, x in zip(("y", *kept), (y, *saved), strict=True) if name in known}
+            backward(torch.empty_like(y), **arguments, **given, **pack)
         step = getattr(module, f"{op.name}_step", None)
         if step is not None:
             step(**_at_one_position(op, arguments))
