@@ -251,46 +251,64 @@ def at_position(x, c):
 
 
 @triton.jit
-def carried(e, u, s):
-    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V]."""
+def kept(e, r, s, u, c):
+    """e s + u at position c of a tile. r: what rounding took of e; then e s is not rounded before the sum."""
+    if r is None:
+        s = at_position(e, c) * s + u
+    else:
+        s = tl.fma(at_position(e, c), s, tl.fma(at_position(r, c), s, u))
+    return s
+
+
+@triton.jit
+def carried(e, u, s, r):
+    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V]. r: see `kept`."""
     o_c = tl.arange(0, e.shape[0])[:, None, None]
     after, before = u, u
     for c in tl.static_range(e.shape[0]):
         before = tl.where(o_c == c, s[None, :, :], before)
-        s = at_position(e, c) * s + at_position(u, c)
+        s = kept(e, r, s, at_position(u, c), c)
         after = tl.where(o_c == c, s[None, :, :], after)
     return after, before
 
 
 @triton.jit
-def carried_back(e, u, s):
+def carried_back(e, u, s, r):
     """The same from the end of the tile: s_t = e_t s_(t+1) + u_t."""
     o_c = tl.arange(0, e.shape[0])[:, None, None]
     after, before = u, u
     for i in tl.static_range(e.shape[0]):
         c = e.shape[0] - 1 - i
         before = tl.where(o_c == c, s[None, :, :], before)
-        s = at_position(e, c) * s + at_position(u, c)
+        s = kept(e, r, s, at_position(u, c), c)
         after = tl.where(o_c == c, s[None, :, :], after)
     return after, before
 
 
 @triton.jit
-def given_back(e, w, s):
+def given_back(e, w, s, r):
     """s_(t-1) = e_t (s_t + w_t) from the end of the tile, and the sums in brackets."""
     o_c = tl.arange(0, e.shape[0])[:, None, None]
     out, sums = w, w
     for i in tl.static_range(e.shape[0]):
         c = e.shape[0] - 1 - i
         found = s + at_position(w, c)
-        s = at_position(e, c) * found
+        s = kept(e, r, found, nothing(s.shape), c)
         sums = tl.where(o_c == c, found[None, :, :], sums)
         out = tl.where(o_c == c, s[None, :, :], out)
     return out, sums
 
 
 @triton.jit
-def handed_back(e, w, s, p, CLOSED: tl.constexpr):
+def decayed(e, r, p):
+    """p after the decays of all positions of a tile."""
+    for c in tl.static_range(e.shape[0]):
+        p = kept(e, r, p, nothing(p.shape), c)
+    return p
+
+
+@triton.jit
+def handed_back(e, r, w, s, p, CLOSED: tl.constexpr):
     """What the positions of a tile hand to before a part, added to s, and p, the decay since the part's start.
 
     CLOSED: whether a position hands it over its own decay too.
@@ -298,7 +316,7 @@ def handed_back(e, w, s, p, CLOSED: tl.constexpr):
     for c in tl.static_range(e.shape[0]):
         if not CLOSED:
             s = s + p * at_position(w, c)
-        p = p * at_position(e, c)
+        p = kept(e, r, p, nothing(p.shape), c)
         if CLOSED:
             s = s + p * at_position(w, c)
     return s, p

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sma_compiler.ir.nodes import Apply, Expr, Reduce, postorder
-from sma_compiler.kernel.build import E, call, pointwise, reduce_sum, size, zeros
+from sma_compiler.kernel.build import E, call, lift, pointwise, reduce_sum, size, zeros
 from sma_compiler.kernel.chunk import Loaded, Place, State
 from sma_compiler.kernel.gates import LOG2E, Rows
 from sma_compiler.kernel.host import Host, Tensors
@@ -43,13 +43,14 @@ def is_scan(member: Linear) -> bool:
 class Steps:
     """What every position of a tile has.
 
-    s [C, BK], x [C, BV]: its operands. All others are [C, BK, BV]: decay, of the state; added, its own column s x;
-    grown, what it adds to the state.
+    s [C, BK], x [C, BV]: its operands. All others are [C, BK, BV]: decay, of the state; rest, what rounding took of it
+    (None but in fp32 files); added, its own column s x; grown, what it adds to the state.
     """
 
     s: E
     x: E
     decay: E
+    rest: E
     added: E
     grown: E
 
@@ -111,11 +112,11 @@ class Scan(WalkKernel):
         self.leave(state.matrix, after)
         return y
 
-    def pass_over(self, place: Place, at: Loaded, state: E) -> E:
-        """Carry a state over a tile of positions; their decays."""
+    def pass_over(self, place: Place, at: Loaded, state: E) -> tuple[E, E]:
+        """Carry a state over a tile of positions; their decays, and what rounding took of them."""
         steps = self.steps_of(place, at)
         self.leave(state, self.carried(steps, state, both=False)[0])
-        return steps.decay
+        return steps.decay, steps.rest
 
     turned = True
     """Whether states lie in memory as [V, K]: a thread has keys side by side."""
@@ -178,13 +179,13 @@ class Scan(WalkKernel):
     def steps_of(self, place: Place, at: Loaded) -> Steps:
         """What the positions of a tile do to the state."""
         s, x = self.side(place, at, 1), self.side(place, at, 2)
-        decay = self.decay(place, at)
+        decay, rest = self.decay(place, at)
         added = self.b.let("b_u", s.among(CUBE) * x.among(CUBE))
-        return Steps(s, x, decay, added, decay * added if self.adds_decayed else added)
+        return Steps(s, x, decay, rest, added, decay * added if self.adds_decayed else added)
 
     def carried(self, steps: Steps, state: E, *, both: bool) -> tuple[E, E]:
         """The state after every position of a tile and, where `both` are wanted, before it."""
-        given, names = (steps.decay, steps.grown, state), ("b_after", "b_before")
+        given, names = self._given(steps, state), ("b_after", "b_before")
         if both:
             return self.pair("carried", given, names)
         after = self.one_of("carried", given, names, 0)
@@ -192,9 +193,12 @@ class Scan(WalkKernel):
 
     def before(self, steps: Steps, state: E) -> E:
         """The state before every position of a tile."""
-        return self.one_of("carried", (steps.decay, steps.grown, state), ("b_after", "b_before"), 1)
+        return self.one_of("carried", self._given(steps, state), ("b_after", "b_before"), 1)
 
-    def pair(self, helper: str, given: tuple[E, E, E], names: tuple[str, str]) -> tuple[E, E]:
+    def _given(self, steps: Steps, state: E) -> tuple[E, ...]:
+        return steps.decay, steps.grown, state, steps.rest
+
+    def pair(self, helper: str, given: tuple[E, ...], names: tuple[str, str]) -> tuple[E, E]:
         """The two tiles that a helper gives."""
         b, tile = self.b, given[0].tile
         b.helpers.add(helper)
@@ -202,7 +206,7 @@ class Scan(WalkKernel):
         b.assign((first, second), call(helper, *given, tile=tile))
         return first, second
 
-    def one_of(self, helper: str, given: tuple[E, E, E], names: tuple[str, str], number: int) -> E:
+    def one_of(self, helper: str, given: tuple[E, ...], names: tuple[str, str], number: int) -> E:
         """One of them, where the other is not wanted."""
         b, tile = self.b, given[0].tile
         b.helpers.add(helper)
@@ -218,8 +222,8 @@ class Scan(WalkKernel):
         """The state behind a tile, from those after its positions."""
         self.b.set(state, self.at(after, size("C") - 1))
 
-    def decay(self, place: Place, at: Loaded) -> E:
-        """The decay at every position: 1 past the end."""
+    def decay(self, place: Place, at: Loaded) -> tuple[E, E]:
+        """The decay at every position, 1 past the end, and in fp32 files what rounding took of it."""
         b, lowering = self.b, at.lowering
         total: E | None = None
         for log in self.logs():
@@ -227,7 +231,11 @@ class Scan(WalkKernel):
             total = value if total is None else total + value
         assert total is not None
         exponent = b.helper("keep", total, place.inputs.inside["all"], size("MASKED"))
-        return b.let("b_decay", b.helper("exact_exp", exponent) if self.exact else pointwise("tl.exp2", exponent))
+        if not self.exact:
+            return b.let("b_decay", pointwise("tl.exp2", exponent)), lift(None)
+        exponent = b.let("b_log", exponent)
+        decay = b.let("b_decay", b.helper("exact_exp", exponent))
+        return decay, b.let("b_rest", b.helper("small_rest", exponent, decay))
 
     def read(self, steps: Steps, after: E, before: E) -> E:
         """What every row reads: the state that its path leads to, with its own column unless the mask is strict."""
@@ -267,7 +275,7 @@ class LocalScan(Scan):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             at = self.positions(place, static, t0, exprs)
-            self.decayed_by(place, at, self.pass_over(place, at, state), decay)
+            self.decayed_by(place, at, *self.pass_over(place, at, state), decay)
         b.space()
         index = self.state_of_part(place)
         for label, (tensor, value) in made.items():
@@ -290,7 +298,7 @@ class LocalScan(Scan):
         """The decay over no position."""
         return self.b.let("b_over", zeros("BK", "BV") + 1.0)
 
-    def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
+    def decayed_by(self, place: Place, at: Loaded, decays: E, rest: E, decay: E) -> None:
         """Take the decay from the start of the part over a tile of positions."""
-        running = call("tl.cumprod", decays, 0, tile=Tile("fp32", CUBE))
-        self.b.set(decay, decay * self.at(running, size("C") - 1))
+        self.b.helpers.add("decayed")
+        self.b.set(decay, call("decayed", decays, rest, decay, tile=decay.tile))

@@ -116,7 +116,7 @@ class Back(ScanGradient):
         steps = self.steps_of(place, at)
         before = self.before(steps, known)
         weights = self.weights_of(place, at)
-        out, later = self.carried_back(steps.decay, weights, state.matrix)
+        out, later = self.carried_back(steps, weights, state.matrix)
         b.set(state.matrix, self.at(out, lift(0)))
         b.section("Cotangents of keys, values and log gates")
         grown = self._grown(steps, weights, out, later)
@@ -139,15 +139,15 @@ class Back(ScanGradient):
         scaled = b.named("b_dn", self.numbered(self.given(place, at), at.lowering))
         return b.let("b_w", self.side(place, at, 0).among(CUBE) * scaled.among(CUBE))
 
-    def carried_back(self, decay: E, weights: E, state: E) -> tuple[E, E]:
+    def carried_back(self, steps: Steps, weights: E, state: E) -> tuple[E, E]:
         """The cotangents of the states before every position and after it.
 
         The second are with the weights where rows read the state after their position.
         """
         if self._reads_after:
-            return self.pair("given_back", (decay, weights, state), ("b_out", "b_grown"))
-        grown = decay * weights if self.reads_decayed else weights
-        return self.pair("carried_back", (decay, grown, state), ("b_out", "b_later"))
+            return self.pair("given_back", (steps.decay, weights, state, steps.rest), ("b_out", "b_grown"))
+        grown = steps.decay * weights if self.reads_decayed else weights
+        return self.pair("carried_back", (steps.decay, grown, state, steps.rest), ("b_out", "b_later"))
 
     @property
     def _reads_after(self) -> bool:
@@ -199,7 +199,7 @@ class Back(ScanGradient):
         b.section("Gradients")
         for output in self.walk.outputs:
             if output.name in totals:
-                value = reduce_sum(at.lowering.value(output.expr), 0)
+                value = reduce_sum(at.lowering.value(output.expr), 0).to(totals[output.name].tile.dtype)
                 with b.branch(self._pointer(output).given()):
                     b.set(totals[output.name], totals[output.name] + value)
             else:
@@ -250,9 +250,10 @@ class Back(ScanGradient):
                 self._write_total(place, output, totals[output.name])
 
     def _total(self, output: Output) -> E:
-        """Zeros for a sum over all positions."""
+        """Zeros for a sum over all positions; fp64 in fp32 files, where torch sums as many in parts."""
         shape = tuple(CHANNELS[axis] for axis in output.axes if axis in CHANNELS)
-        return self.b.let(f"b_{output.name}", zeros(*shape) if shape else lift(0.0))
+        dtype = "fp64" if self.exact else "fp32"
+        return self.b.let(f"b_{output.name}", zeros(*shape, dtype=dtype) if shape else lift(0.0))
 
     def _write_total(self, place: Place, output: Output, value: E) -> None:
         """Write a sum over all positions, [programs of a head and tile, tiles or 1, H, channels]."""
@@ -316,10 +317,10 @@ class Locals(LocalScan, Back):
         self.handed = self.b.let("b_handed", zeros("BK", "BV"))
         return {"handed": (self.tensors.sums["handed", 0], self.handed)}
 
-    def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
+    def decayed_by(self, place: Place, at: Loaded, decays: E, rest: E, decay: E) -> None:
         """Add what the positions of a tile hand back."""
         b = self.b
         b.helpers.add("handed_back")
         weights = self.weights_of(place, at)
-        made = call("handed_back", decays, weights, self.handed, decay, self.reads_decayed, tile=decay.tile)
+        made = call("handed_back", decays, rest, weights, self.handed, decay, self.reads_decayed, tile=decay.tile)
         b.assign((self.handed, decay), made)

@@ -79,11 +79,11 @@ class Columns(Scan):
         given = (above, below, *read, score, more, x, lift(self.exact))
         return self.tiles("sums_seen", given, ("b_above", "b_below", "b_past", "b_own"))
 
-    def pass_over(self, place: Place, at: Loaded, state: E) -> E:
-        """Carry a state over a tile of positions; their log gates."""
+    def pass_over(self, place: Place, at: Loaded, state: E) -> tuple[E, E]:
+        """Carry a state over a tile of positions; their log gates, of which nothing was taken."""
         columns = self.columns(place, at)
         self.along(columns, state, state)
-        return columns[0]
+        return columns[0], lift(None)
 
     def over(self, a: E, b: E) -> E:
         """A quotient."""
@@ -155,7 +155,7 @@ class StabilisedParts(Columns, LocalScan):
         """See `LocalScan`."""
         return self.b.let("b_over", zeros("BK", "BV"))
 
-    def decayed_by(self, place: Place, at: Loaded, decays: E, decay: E) -> None:
+    def decayed_by(self, place: Place, at: Loaded, decays: E, rest: E, decay: E) -> None:
         """See `LocalScan`."""
         self.b.helpers.add("gates_along")
         self.b.set(decay, call("gates_along", decays, decay, tile=_STATE))
