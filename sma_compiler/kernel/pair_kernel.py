@@ -177,7 +177,12 @@ class PairKernel(PathKernel):
 
     def plus(self, total: E, a: E, b: E) -> E:
         """A tile plus a product; in fp32 the product is summed apart: what Triton sees is no sum."""
-        return total - dot(a, -b) if self.pairs.wide else dot(a, b, total)
+        if not self.pairs.wide:
+            return dot(a, b, total)
+        if self.pairs.exact and total.tile.dtype == "fp64":
+            self.b.helpers.add("exact_dot")
+            return total + call("exact_dot", a, b, path("PRECISION"), tile=total.tile)
+        return total - dot(a, -b).to(total.tile.dtype)
 
     def visits(self, place: Place, body: Callable[[Visit], None], *, whole: bool = True) -> None:
         """Go over the tiles that the own one sees something of; `body` builds what is done with one.

@@ -93,7 +93,7 @@ class QueryGradient(PairGradient):
             if low is not None:
                 self.barred = call("tl.max", delta, 0, tile=Tile("fp32")).eq(INFINITY)
         registers = [self.in_registers(name, x) for name, x in zip(("q", "dn"), loaded, strict=True)]
-        dq = b.let("b_dq", zeros("BM", "BK"))
+        dq = b.let("b_dq", zeros("BM", "BK", dtype=self.sums_dtype))
         self.start_sums()
         rows = replace(rows, delta=None if delta is None else delta.col, low=None if low is None else low.col)
 
