@@ -253,11 +253,8 @@ def at_position(x, c):
 @triton.jit
 def kept(e, r, s, u, c):
     """e s + u at position c of a tile. r: what rounding took of e; then e s is not rounded before the sum."""
-    if r is None:
-        s = at_position(e, c) * s + u
-    else:
-        s = tl.fma(at_position(e, c), s, tl.fma(at_position(r, c), s, u))
-    return s
+    e = at_position(e, c)
+    return e * s + u if r is None else tl.fma(e, s, tl.fma(at_position(r, c), s, u))
 
 
 @triton.jit

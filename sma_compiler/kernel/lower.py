@@ -46,6 +46,9 @@ class Lowering:
     those with both matrices. shared: expressions read more than once.
     """
 
+    sums = "fp32"
+    """What sums over channels are made in."""
+
     def __init__(
         self, builder: Builder, leaves: Mapping[Expr, E], rows: str, shared: frozenset[Expr] = frozenset()
     ) -> None:
@@ -56,7 +59,9 @@ class Lowering:
 
     def extended(self) -> Lowering:
         """A lowering that knows the same tiles and can learn more."""
-        return Lowering(self.builder, self._done, self.rows, self._shared)
+        found = Lowering(self.builder, self._done, self.rows, self._shared)
+        found.sums = self.sums
+        return found
 
     def bind(self, expr: Expr, value: E) -> None:
         """Give the tile that holds an expression."""
@@ -85,9 +90,9 @@ class Lowering:
             case Apply(fn=fn, args=args):
                 made = self._apply(fn, args, expr.kind)
             case Reduce(fn=fn, x=x, axis=axis) if fn in ("sum", "mean"):
-                whole = self.value(x)
+                whole = self.value(x).to(self.sums)
                 shape, extent = whole.tile.shape, CHANNELS.get(axis, "")
-                made = reduce_sum(whole, shape.index(extent) if extent in shape else len(shape) - 1)
+                made = reduce_sum(whole, shape.index(extent) if extent in shape else len(shape) - 1).to("fp32")
             case _:
                 raise TileError(f"{type(expr).__name__} has no tile form")
         if expr in self._shared or weight(made) > _LONG:

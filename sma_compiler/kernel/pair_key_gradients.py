@@ -29,7 +29,8 @@ class KeyGradient(PairGradient):
         k = self.operand(held, linear.k, "k", "key")
         v = self.operand(held, linear.v, "v", "value")
         seen = self.see(place, held)
-        dk, dv = b.let("b_dk", zeros("BN", "BK", dtype=self.sums_dtype)), b.let("b_dv", zeros("BN", "BV", dtype=self.sums_dtype))
+        dk = b.let("b_dk", zeros("BN", "BK", dtype=self.sums_dtype))
+        dv = b.let("b_dv", zeros("BN", "BV", dtype=self.sums_dtype))
         b.space()
         heads = self.arguments.constant("HEADS", self.host.heads // self.tensors.groups)
         with b.loop("i_r", call("range", heads, tile=Tile("int32")), Tile("int32")) as i_r:

@@ -106,8 +106,7 @@ class Scan(WalkKernel):
         """Carry the state over a tile of positions; the contraction's rows, [C, BV]."""
         p, found = self.side(place, at, 0), self.steps_of(place, at)
         after, before = self.carried(found, state.matrix, both=self.term.strict or not self.reads_decayed)
-        read, p = self.read(found, after, before), p.among(CUBE)
-        y = reduce_sum(read.to("fp64") * p, 1).to("fp32") if self.exact else reduce_sum(read * p, 1)
+        y = self.summed(self.read(found, after, before), p, 1)
         y = self.b.let("b_y", self.numbered(y, at.lowering))
         self.leave(state.matrix, after)
         return y
@@ -117,6 +116,11 @@ class Scan(WalkKernel):
         steps = self.steps_of(place, at)
         self.leave(state, self.carried(steps, state, both=False)[0])
         return steps.decay, steps.rest
+
+    def summed(self, a: E, b: E, axis: int) -> E:
+        """The sum of a product over the keys or the values of a tile; in fp64 in fp32 files."""
+        product = (a.to("fp64") if self.exact else a) * b.among(CUBE)
+        return reduce_sum(product, axis).to("fp32")
 
     turned = True
     """Whether states lie in memory as [V, K]: a thread has keys side by side."""
@@ -146,7 +150,9 @@ class Scan(WalkKernel):
         every = (*exprs, *self.logs(), *self.term.row)
         summed = [x for x in postorder(every) if isinstance(x, Reduce) and not varies(x)]
         place.inputs.cubic = frozenset(place.inputs.held(self.logs())).difference(postorder(summed))
-        return place.inputs.static(every)
+        found = place.inputs.static(every)
+        found.sums = "fp64" if self.exact else "fp32"
+        return found
 
     def logs(self) -> tuple[Expr, ...]:
         """The log gates."""

@@ -124,7 +124,7 @@ class Back(ScanGradient):
             (leaves.k, "b_dk", steps.x, 2, "key"),
             (leaves.v, "b_dv", steps.s, 1, "value"),
         ):
-            found = b.helper("keep", reduce_sum(grown * other.among(CUBE), axis), inside[kept], size("MASKED"))
+            found = b.helper("keep", self.summed(grown, other, axis), inside[kept], size("MASKED"))
             lowering.bind(leaf, b.let(label, found))
         gate = self._gate(steps, before, out, later)
         lowering.bind(leaves.gate, b.let("b_dgate", b.helper("keep", gate, inside["all"], size("MASKED"))))
@@ -291,9 +291,9 @@ class Again(Back):
             steps = self.steps_of(place, at)
             after, before = self.carried(steps, state.matrix, both=self.term.strict or not self.reads_decayed)
             read = self.read(steps, after, before)
-            found = reduce_sum(read * self.given(place, at).among(CUBE), 2)
+            found = self.summed(read, self.given(place, at), 2)
             at.lowering.bind(leaves.q, b.let("b_dq", self.numbered(found, at.lowering)))
-            y = reduce_sum(read * self.side(place, at, 0).among(CUBE), 1)
+            y = self.summed(read, self.side(place, at, 0), 1)
             at.lowering.bind(walk.result, b.let("b_y", self.numbered(y, at.lowering)))
             self.leave(state.matrix, after)
             self._write_all(place, at, totals)

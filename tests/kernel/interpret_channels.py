@@ -21,6 +21,7 @@ from kernel.interpret import Arguments, error, part
 from kernel.interpret_backward import combined, gradients, joined, reference
 from kernel.interpret_recurrent import steps
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
@@ -84,8 +85,8 @@ MUTANTS = {
 }
 """For each the plan, a text of the file of gla and what takes its place."""
 SCAN_MUTANTS = {
-    "no state before the position": ("s = at_position(e, c) * s + at_position(u, c)", "s = at_position(u, c)"),
-    "no decay from behind": ("s = at_position(e, c) * found", "s = found"),
+    "no state before the position": ("s = kept(e, r, s, at_position(u, c), c)", "s = at_position(u, c)"),
+    "no decay from behind": ("s = kept(e, r, found, nothing(s.shape), c)", "s = found"),
     "not from the end": ("c = e.shape[0] - 1 - i", "c = i"),
     "states before": ("b_before * b_out", "b_after * b_out"),
     "a tile too late": ("(tiles - 1 - m) * C", "(tiles - 1 - m) * C + 1"),
@@ -224,6 +225,36 @@ def large() -> dict[str, float]:
     return found | {"no rest": error(wrong.rwkv4(**given), expected)}
 
 
+def steady() -> dict[str, float]:
+    """The errors of weak gates that are alike at all positions, and with what rounding takes of decays left out.
+
+    As on a GPU, `tl.fma` rounds once.
+    """
+
+    def fused(_: object, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+        exact = x.data.astype("float64") * y.data + z.data
+        return TensorHandle(exact.astype(x.data.dtype), x.dtype.scalar)
+
+    InterpreterBuilder.create_fma = fused
+    op, found = compiled("mamba1"), {}
+    given = arguments(op.ir, {**SIZES, "time": 120}, "float32", 2)
+    given |= {name: 1.0 + torch.rand(given[name].shape) for name in "qkv"}
+    given["dt"] = torch.ones_like(given["dt"])
+    decays = torch.linspace(-2e-3, -1e-3, 999).double()
+    taken = decays.float().double().exp() - decays.float().double().exp().float()
+    given["a"] = decays[taken.argmax()].float().expand(given["a"].shape).contiguous()
+    expected = evaluate(op.ir, given)
+    dy = 1.0 + torch.rand(expected.shape)
+    want = reference(op.ir, given, dy)
+    rest = r"tl\.fma\(at_position\(r, c\), s, u\)"
+    for name, old, new in (("", "", ""), ("no rest ", rest, "u")):
+        made = module(op, "recurrent", "float32", old, new)
+        got = gradients(op.ir, made, given, dy)
+        found[f"{name}y"] = error(made.mamba1(**given), expected)
+        found |= {f"{name}d{key}": interpret_backward.error(got[key], want[key]) for key in want}
+    return found
+
+
 def changed(
     plan: str,
     old: str,
@@ -265,7 +296,7 @@ def scans() -> dict[str, dict[str, float]]:
     return {" ".join(one): run(compiled(one[0]), one[1], one[2], heads) for one, heads in SCANS.items()}
 
 
-MODES = {"mutants": mutants, "scans": scans, "scan_mutants": scan_mutants, "large": large}
+MODES = {"mutants": mutants, "scans": scans, "scan_mutants": scan_mutants, "large": large, "steady": steady}
 
 if __name__ == "__main__":
     print(json.dumps(MODES[sys.argv[1]]())) if sys.argv[1:] else main()
