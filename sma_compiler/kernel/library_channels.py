@@ -251,7 +251,7 @@ def at_position(x, c):
 
 
 @triton.jit
-def kept(e, r, s, u, c):
+def kept_at(e, r, s, u, c):
     """e s + u at position c of a tile. r: what rounding took of e; then e s is not rounded before the sum."""
     e = at_position(e, c)
     return e * s + u if r is None else tl.fma(e, s, tl.fma(at_position(r, c), s, u))
@@ -259,12 +259,12 @@ def kept(e, r, s, u, c):
 
 @triton.jit
 def carried(e, u, s, r):
-    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V]. r: see `kept`."""
+    """s_t = e_t s_(t-1) + u_t after and before every position of a tile [C, K, V], from s [K, V]. r: see `kept_at`."""
     o_c = tl.arange(0, e.shape[0])[:, None, None]
     after, before = u, u
     for c in tl.static_range(e.shape[0]):
         before = tl.where(o_c == c, s[None, :, :], before)
-        s = kept(e, r, s, at_position(u, c), c)
+        s = kept_at(e, r, s, at_position(u, c), c)
         after = tl.where(o_c == c, s[None, :, :], after)
     return after, before
 
@@ -277,7 +277,7 @@ def carried_back(e, u, s, r):
     for i in tl.static_range(e.shape[0]):
         c = e.shape[0] - 1 - i
         before = tl.where(o_c == c, s[None, :, :], before)
-        s = kept(e, r, s, at_position(u, c), c)
+        s = kept_at(e, r, s, at_position(u, c), c)
         after = tl.where(o_c == c, s[None, :, :], after)
     return after, before
 
@@ -290,17 +290,17 @@ def given_back(e, w, s, r):
     for i in tl.static_range(e.shape[0]):
         c = e.shape[0] - 1 - i
         found = s + at_position(w, c)
-        s = kept(e, r, found, nothing(s.shape), c)
+        s = kept_at(e, r, found, nothing(s.shape), c)
         sums = tl.where(o_c == c, found[None, :, :], sums)
         out = tl.where(o_c == c, s[None, :, :], out)
     return out, sums
 
 
 @triton.jit
-def decayed(e, r, p):
+def decayed_along(e, r, p):
     """p after the decays of all positions of a tile."""
     for c in tl.static_range(e.shape[0]):
-        p = kept(e, r, p, nothing(p.shape), c)
+        p = kept_at(e, r, p, nothing(p.shape), c)
     return p
 
 
@@ -313,7 +313,7 @@ def handed_back(e, r, w, s, p, CLOSED: tl.constexpr):
     for c in tl.static_range(e.shape[0]):
         if not CLOSED:
             s = s + p * at_position(w, c)
-        p = kept(e, r, p, nothing(p.shape), c)
+        p = kept_at(e, r, p, nothing(p.shape), c)
         if CLOSED:
             s = s + p * at_position(w, c)
     return s, p

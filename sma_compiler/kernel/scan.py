@@ -306,5 +306,5 @@ class LocalScan(Scan):
 
     def decayed_by(self, place: Place, at: Loaded, decays: E, rest: E, decay: E) -> None:
         """Take the decay from the start of the part over a tile of positions."""
-        self.b.helpers.add("decayed")
-        self.b.set(decay, call("decayed", decays, rest, decay, tile=decay.tile))
+        self.b.helpers.add("decayed_along")
+        self.b.set(decay, call("decayed_along", decays, rest, decay, tile=decay.tile))
