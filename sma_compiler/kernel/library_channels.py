@@ -289,8 +289,12 @@ def given_back(e, w, s, r):
     out, sums = w, w
     for i in tl.static_range(e.shape[0]):
         c = e.shape[0] - 1 - i
-        found = s + at_position(w, c)
-        s = kept_at(e, r, found, nothing(s.shape), c)
+        more = at_position(w, c)
+        found = s + more
+        if r is None:
+            s = at_position(e, c) * found
+        else:
+            s = kept_at(e, r, s, at_position(e, c) * more, c)
         sums = tl.where(o_c == c, found[None, :, :], sums)
         out = tl.where(o_c == c, s[None, :, :], out)
     return out, sums
