@@ -291,10 +291,8 @@ def given_back(e, w, s, r):
         c = e.shape[0] - 1 - i
         more = at_position(w, c)
         found = s + more
-        if r is None:
-            s = at_position(e, c) * found
-        else:
-            s = kept_at(e, r, s, at_position(e, c) * more, c)
+        more = at_position(e, c) * more
+        s = at_position(e, c) * found if r is None else kept_at(e, r, s, more, c)
         sums = tl.where(o_c == c, found[None, :, :], sums)
         out = tl.where(o_c == c, s[None, :, :], out)
     return out, sums

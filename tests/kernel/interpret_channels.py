@@ -86,7 +86,7 @@ MUTANTS = {
 """For each the plan, a text of the file of gla and what takes its place."""
 SCAN_MUTANTS = {
     "no state before the position": ("s = kept_at(e, r, s, at_position(u, c), c)", "s = at_position(u, c)"),
-    "no decay from behind": ("s = kept_at(e, r, s, at_position(e, c) * more, c)", "s = found"),
+    "no decay from behind": ("kept_at(e, r, s, more, c)", "found"),
     "not from the end": ("c = e.shape[0] - 1 - i", "c = i"),
     "states before": ("b_before * b_out", "b_after * b_out"),
     "a tile too late": ("(tiles - 1 - m) * C", "(tiles - 1 - m) * C + 1"),
