@@ -290,9 +290,9 @@ def _kernel(builder: Maker, name: str, wide: bool = False) -> Kernel:
 
 
 def _of_sums(builder: Maker, name: str, wide: bool) -> Kernel:
-    """The same; only that of a walk that makes sums for gates has products in fp64."""
-    sums = isinstance(builder, Recurrent) and builder.walk.sums is not None
-    return _kernel(builder, name, wide and sums)
+    """The same; only that of the walk that sums what late ends of gates have has products in fp64."""
+    sums = builder.walk.sums if isinstance(builder, Recurrent) else None
+    return _kernel(builder, name, wide and sums is not None and sums.pairs)
 
 
 def _helpers(builders: Iterable[Maker]) -> set[str]:

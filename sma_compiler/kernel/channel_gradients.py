@@ -110,16 +110,18 @@ class ChannelGradients(ByChunk):
     def _narrow(self, place: Place, rows: Rows) -> None:
         """With one product for each sum over pairs. What late ends have, Q decayed, and early ends, K restored, is
         rounded alike in both, so that sums for gates may subtract them. What goes through both states is made at once
-        where registers last: paths without their late end read gates once more.
+        where registers last: paths without their late end read gates once more, and computed keys take some. Elsewhere
+        little is held while what goes through the later state is made: what can be is made again.
         """
         b, keys = self.b, self.keys
         static = self._static(place, rows)
-        scores, y, through = self._from_states(place, rows, static, both=not self.queries.paths[0].strict)
+        plainly = is_tensor(self.queries.x)
+        scores, y, through = self._from_states(place, rows, static, both=plainly and not self.queries.paths[0].strict)
+        self._apart(place, rows, static)
         path = self._path(place, rows, static)
         across = b.let("b_across", path.across())
-        sums = b.let("b_sums", cumsum(path.steps))
-        late, early = path.powers(sums)
-        lowering, q, k, ends = self._rows(place, rows, static)
+        late, early = path.powers(b.let("b_sums", cumsum(path.steps)))
+        lowering, ends, (k,) = self._rows(place, rows, static, self.queries)
         b.section("Gradients of queries")
         self._scale(scores, ends)
         diagonal = self._diagonal(path, place, scores)
@@ -128,21 +130,27 @@ class ChannelGradients(ByChunk):
         sooner = b.let("b_sooner", (k * early).to("dot"))
         b.set(y, self.plus_product(scaled(y, ends.rows.factors, column=True), weights, sooner))
         self._finish(self.queries, place, rows, lowering, y * late, self._own(path, diagonal, k))
-        self._apart(place, rows, lowering)
+        _, _, (q,) = self._rows(place, rows, lowering, keys)
         b.section("What both ends have of the chunk's pairs")
         later = b.let("b_later", (q * late).to("dot"))
         pairs = b.let("b_pairs", dot(trans(weights), later))
-        weighed = sooner.to("fp32") * pairs
         after = None
         if self.gate is not None:
-            after = b.let("b_after", after_positions(path, later.to("fp32") * y, weighed))
+            after = after_positions(path, later.to("fp32") * y, sooner.to("fp32") * pairs)
+            after = b.let("b_after", after)
         z, anchor = through or self._to_state(place, rows)
-        lowering, q, k, ends = self._rows(place, rows, static)
+        if through is None:
+            path = self._path(place, rows, static)
+            _, early = path.powers(b.let("b_sums", cumsum(path.steps)))
+            if plainly:
+                k = self._operand(self.queries, place, self._load(place, rows, static, (self.queries.x,)))
+                sooner = b.let("b_sooner", (k * early).to("dot"))
+        lowering, ends, (q,) = self._rows(place, rows, static, keys)
         b.section("Gradients of keys")
         b.set(z, scaled(z * across.row, ends.columns.factors, column=True))
         own, over = self._own(path, diagonal, q), None
         if after is not None:
-            over = over_positions(b, path, after, weighed, sooner.to("fp32") * z, k, own)
+            over = over_positions(b, path, after, sooner.to("fp32") * z, k, own)
         self._finish(keys, place, rows, lowering, (z + pairs) * early, own)
         if over is not None:
             self._gates(place, rows, lowering, over, anchor * across)
@@ -152,8 +160,9 @@ class ChannelGradients(ByChunk):
         b, keys, helper = self.b, self.keys, "product_by_halves"
         static = self._static(place, rows)
         scores, y, _ = self._from_states(place, rows, static, both=False)
+        self._apart(place, rows, static)
         path = self._path(place, rows, static)
-        lowering, q, k, ends = self._rows(place, rows, static)
+        lowering, ends, (k, q) = self._rows(place, rows, static, self.queries, keys)
         b.section("Gradients of queries")
         self._scale(scores, ends)
         b.set(y, scaled(y * path.entering(), ends.rows.factors, column=True))
@@ -161,9 +170,8 @@ class ChannelGradients(ByChunk):
         path.add_product(scores, k, y, q, late, helper)
         diagonal = self._diagonal(path, place, scores)
         self._finish(self.queries, place, rows, lowering, y, self._own(path, diagonal, k))
-        self._apart(place, rows, lowering)
         z, anchor = self._to_state(place, rows)
-        lowering, q, k, ends = self._rows(place, rows, static)
+        lowering, ends, (k, q) = self._rows(place, rows, static, self.queries, keys)
         b.section("Gradients of keys")
         path = replace(path, backward=True)
         b.set(z, scaled(z * path.entering(), ends.columns.factors, column=True))
@@ -172,7 +180,7 @@ class ChannelGradients(ByChunk):
         path.add_product(trans(scores), q, z, k, pairs, helper)
         own, over = self._own(path, diagonal, q), None
         if self.gate is not None:
-            over = over_positions(b, path, after_positions(path, late, pairs), pairs, early, k, own)
+            over = over_positions(b, path, after_positions(path, late, pairs), early, k, own)
         self._finish(keys, place, rows, lowering, z, own)
         if over is not None:
             self._gates(place, rows, lowering, over, anchor * path.across(), path)
@@ -208,24 +216,31 @@ class ChannelGradients(ByChunk):
         lowering = self._load(place, rows, static, self._gates_read())
         return channel_path(term, False, lowering, rows, inputs.inside["key"])
 
-    def _apart(self, place: Place, rows: Rows, lowering: Lowering) -> None:
+    def _apart(self, place: Place, rows: Rows, static: Lowering) -> None:
         """Write what no sum over positions is part of."""
-        if any(self._outputs(walk, "neither") for walk in (self.queries, self.keys)):
+        apart = [(walk, self._outputs(walk, "neither")) for walk in (self.queries, self.keys)]
+        exprs = [output.expr for _, outputs in apart for output in outputs]
+        if exprs:
             self.b.section("What no sum over positions is part of")
-            self._write(self.queries, place, rows, lowering, "neither")
-            self._write(self.keys, place, rows, lowering, "neither")
+            lowering = self._load(place, rows, static, exprs)
+            for walk, _ in apart:
+                self._write(walk, place, rows, lowering, "neither")
 
-    def _rows(self, place: Place, rows: Rows, static: Lowering) -> tuple[Lowering, E, E, Path]:
-        """Tiles of the chunk: the lowering that has them, q and k, and the factors."""
+    def _rows(self, place: Place, rows: Rows, static: Lowering, *walks: Walk) -> tuple[Lowering, Path, tuple[E, ...]]:
+        """Tiles of the chunk that some walks read: the lowering that has them, the factors, and each walk's operand."""
         b = self.b
         b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
-        lowering = self._load(place, rows, static, self._exprs())
-        inside = place.inputs.inside["key"]
-        k = wide_operand(b, self.queries.x, self.queries.names[2], lowering, inside)
-        q = wide_operand(b, self.keys.x, self.keys.names[2], lowering, inside)
+        (term,) = self.queries.paths
+        read = [x for walk in walks for x in (walk.x, *(output.expr for output in walk.outputs))]
+        lowering = self._load(place, rows, static, (*read, *term.row, *term.col))
+        operands = tuple(self._operand(walk, place, lowering) for walk in walks)
         rates = static_rates(self.queries.paths, static)
         (ends,) = self._paths(place, lowering, rows, rates, place.first, True)
-        return lowering, q, k, ends
+        return lowering, ends, operands
+
+    def _operand(self, walk: Walk, place: Place, lowering: Lowering) -> E:
+        """What a walk sums over positions."""
+        return wide_operand(self.b, walk.x, walk.names[2], lowering, place.inputs.inside["key"])
 
     def _load(self, place: Place, rows: Rows, static: Lowering, exprs: Iterable[Expr]) -> Lowering:
         """The tiles that expressions read, but for what is known already."""

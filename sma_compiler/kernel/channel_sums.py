@@ -82,26 +82,29 @@ class ChannelSums(Summing):
             at, mask = address()
             b.set(late, b.helper("load", at, mask, size("MASKED")))
         after = after_positions(path, late, pairs)
-        over = over_positions(b, path, after, pairs, early, chunk.other, own)
+        over = over_positions(b, path, after, early, chunk.other, own)
         b.set(over, over + (self.anchor * path.across()).row)
         chunk.lowering.bind(self.asked.gate, path.uncut(over))
 
 
-def over_positions(b: Builder, path: ChannelPath, after: E, pairs: E, early: E, other: E, own: E | None) -> E:
+def over_positions(b: Builder, path: ChannelPath, after: E, early: E, other: E, own: E | None) -> E:
     """The gradients of a chunk's log gates, [C, N], without what leads over the whole chunk.
 
-    after: see `after_positions`. pairs: what early ends have of the chunk's pairs; early: of later chunks. other, own:
-    the weight of positions with themselves is the product of both.
+    after: see `after_positions`. early: what early ends have of later chunks. other, own: the weight of positions with
+    themselves is the product of both.
     """
     over = b.let("b_over", after)
     b.set(over, over + path.sums("sums_before", early, path.early_closed))
-    if path.late_closed == path.early_closed:
-        b.set(over, over + pairs if path.early_closed else over - pairs)
     if path.late_closed and path.early_closed and own is not None:
         b.set(over, over + other * own)
     return over
 
 
 def after_positions(path: ChannelPath, late: E, pairs: E) -> E:
-    """What late ends, less what early ends have of the chunk's pairs, sum to from the position or from the next on."""
-    return path.sums("sums_after", late - pairs, path.late_closed)
+    """What late ends, less what early ends have of the chunk's pairs, sum to from the position or from the next on, so
+    that a position's own are of those that its path holds.
+    """
+    after = path.sums("sums_after", late - pairs, path.late_closed)
+    if path.late_closed != path.early_closed:
+        return after
+    return after + pairs if path.early_closed else after - pairs

@@ -161,7 +161,7 @@ def gradient(
         computed: whether operands are computed from tensors.
     """
     if common.chunk < 64 or common.outer < 64:
-        return common
+        return replace(common, warps=8) if counts and pairs and inner > 64 and common.chunk < 64 else common
     if power_of_two(inner) > 256:
         return replace(common, warps=8)
     if inner > 128:
@@ -293,7 +293,7 @@ def columns(sizes: Mapping[str, int], *, narrow: bool, parts: bool) -> Config:
     outer = min(128, power_of_two(sizes["value"]))
     programs = sizes["batch"] * -(-sizes["value"] // outer)
     cut = parts or (programs < 8 * MULTIPROCESSORS and sizes["time"] >= 2048)
-    found = Config(chunk=1, outer=outer, warps=1, stages=1 if narrow else 3, every=8)
+    found = Config(chunk=1, outer=outer, warps=1, stages=1 if narrow else 3, every=4)
     return replace(found, programs=AT_ONCE * MULTIPROCESSORS if cut else 0)
 
 
@@ -311,7 +311,7 @@ def pairs(
     """
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     if dtype == "float32":
-        found = PairConfig(rows=32, columns=32, warps=4, stages=1, chunk=32)
+        found = PairConfig(rows=32, columns=32 if wide <= 64 else 16, warps=4, stages=1, chunk=32)
     elif target != "sm_90":
         found = PairConfig(rows=64, columns=32, warps=4, stages=1, chunk=32)
     elif wide > 128:
@@ -345,7 +345,10 @@ def pairs_backward(
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
-    if dtype == "float32" or target != "sm_90":
+    if dtype == "float32":
+        queries = replace(forward, warps=4)
+        keys = replace(forward, columns=16, warps=4 if wide <= 64 else 8)
+    elif target != "sm_90":
         queries = replace(forward, columns=forward.chunk, stages=1)
         keys = replace(queries, rows=forward.chunk, columns=forward.rows)
     elif wide > 128:
