@@ -242,7 +242,7 @@ def recurrent_backward(sizes: Mapping[str, int], *, exact: bool) -> Config:
     """
     inner = power_of_two(max(sizes["key"], sizes["value"], 16))
     chunk = 8 if exact else 16
-    outer = max(1, RECURRENT.elements // inner)
+    outer = max(1, RECURRENT.elements // (inner if exact else 2 * inner))
     return Config(chunk=chunk, outer=outer, warps=RECURRENT.warps, stages=RECURRENT.stages)
 
 
@@ -346,7 +346,7 @@ def pairs_backward(
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
     if dtype == "float32":
-        queries = replace(forward, warps=4)
+        queries = forward
         keys = replace(forward, columns=16, warps=4 if wide <= 64 else 8)
     elif target != "sm_90":
         queries = replace(forward, columns=forward.chunk, stages=1)
