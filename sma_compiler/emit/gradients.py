@@ -209,6 +209,8 @@ def chunked_walks(
 ) -> Callable[[Walk], Config]:
     """The configuration of each chunked walk. varying: whether gates vary in time."""
 
+    computed = not (is_tensor(member.q) and is_tensor(member.k))
+
     def chosen(walk: Walk) -> Config:
         if member.terms[0].axes:
             alone = member.terms[0].axes == ("key",)
@@ -219,6 +221,7 @@ def chunked_walks(
                 decayed=walk.decayed,
                 more=sums_inner(walk),
                 alone=alone,
+                computed=computed,
                 backward=walk.backward,
             )
             return choices.apply(walk.name, usual)
@@ -229,7 +232,7 @@ def chunked_walks(
             pairs=walk.sums is not None and walk.sums.pairs,
             varying=varying,
             normalised=member.normalize != "none",
-            computed=not (is_tensor(member.q) and is_tensor(member.k)),
+            computed=computed,
         )
         return choices.apply(walk.name, usual)
 

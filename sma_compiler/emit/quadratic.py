@@ -82,7 +82,7 @@ def quadratic(
 
     def configured(sums: bool) -> Mapping[str, PairConfig]:
         tables = bool(member.tables)
-        more = {"sums": sums, "tables": tables, "near": member.near}
+        more = {"sums": sums, "tables": tables, "softmax": member.softmax, "near": member.near}
         usual = config.pairs_backward(sizes, dtype, target, **member.traits, **more)
         configs.update({role: choices.apply(role, usual[role]) for role in PAIRS})
         return _in_chunks({**usual, **{role: configs[role] for role in PAIRS}})

@@ -23,7 +23,7 @@ from sma_compiler.kernel.host import host, tensors
 from sma_compiler.kernel.launch import Launcher
 from sma_compiler.kernel.launch_recurrent import RecurrentLauncher, StepLauncher
 from sma_compiler.kernel.launch_scan import ScanLauncher
-from sma_compiler.kernel.linear import STATE_ROWS, Linear, linear
+from sma_compiler.kernel.linear import STATE_ROWS, Linear, linear, varies
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
@@ -137,7 +137,8 @@ def _chunked(
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
     walk = forward_walk(member)
-    usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=bool(names.gates))
+    moving = any(varies(gate.log) for term in member.terms for gate in term.gates)
+    usual = config.forward(sizes, dtype, target, normalised=member.normalize != "none", varying=moving)
     channels = bool(walk.terms[0].axes)
     if channels:
         usual = config.by_channel(

@@ -108,7 +108,7 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     value = max(16, power_of_two(sizes["value"]))
     rows = sizes["batch"] * sizes["head"]
     if dtype == "float32":
-        found = Config(chunk=16, outer=min(16, value), warps=4, stages=1)
+        found = Config(chunk=16, outer=min(16, value), warps=8 if varying and sizes["key"] > 64 else 4, stages=1)
     elif target != "sm_90":
         found = Config(chunk=64, outer=min(32, value), warps=4, stages=1)
     elif value >= 512:
@@ -161,7 +161,7 @@ def gradient(
         computed: whether operands are computed from tensors.
     """
     if common.chunk < 64 or common.outer < 64:
-        return replace(common, warps=8) if counts and pairs and inner > 64 and common.chunk < 64 else common
+        return replace(common, warps=8) if (counts or normalised) and inner > 64 and common.chunk < 64 else common
     if power_of_two(inner) > 256:
         return replace(common, warps=8)
     if inner > 128:
@@ -181,19 +181,25 @@ def by_channel(
     decayed: bool,
     more: bool = False,
     alone: bool = False,
+    computed: bool = False,
     backward: bool = False,
 ) -> Config:
     """The configuration of a walk whose gates differ by channels, of its inner axis (`decayed`) or of its outer one.
 
     Of the outer ones, pairs take most of its registers, and Triton 3.6 cannot prefetch for loops that hold such
     branches. inner: channels of the axis that its scores contract. more: whether its outputs sum over them too.
-    alone: whether a program has one chunk, and loops over inner channels. backward: whether the walk is from the end.
+    alone: whether a program has one chunk, and loops over inner channels. computed: see `gradient`. backward: whether
+    the walk is from the end.
     """
     if common.chunk < 64:
         return replace(common, stages=1)
     if not decayed:
         found = replace(common, outer=min(common.outer, 64))
-        return replace(found, warps=4, stages=2) if alone else replace(found, warps=8, stages=1)
+        return (
+            replace(found, warps=4, stages=1 if computed and inner > 64 else 2)
+            if alone
+            else replace(found, warps=8, stages=1)
+        )
     warps = 8 if inner > (128 if backward else 256) else 4
     stages = 1 if inner > 256 else 3 if 64 < inner <= 128 and not more else 2
     made = max(inner, outer) > 64
@@ -333,13 +339,15 @@ def pairs_backward(
     computed: bool,
     sums: bool,
     tables: bool,
+    softmax: bool = True,
     near: bool = False,
 ) -> Mapping[str, PairConfig]:
     """The configurations of the quadratic gradients, by kernel.
 
     weighed, paths, computed: see `pairs`. sums: whether pairs are summed for the mask's own. tables: whether it looks
-    pairs up. near: whether only pairs near to one another are live: where a program has so few tiles to go over, two
-    programs on a multiprocessor, of four warps, hide where they begin and end.
+    pairs up. softmax: whether weights are exponentials of scores. near: whether only pairs near to one another are
+    live: where a program has so few tiles to go over, two programs on a multiprocessor, of four warps, hide where they
+    begin and end.
     """
     forward = pairs(sizes, dtype, target, weighed=weighed, paths=paths, computed=computed)
     wide = max(power_of_two(sizes["key"]), power_of_two(sizes["value"]))
@@ -347,7 +355,7 @@ def pairs_backward(
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
     if dtype == "float32":
         queries = forward
-        keys = replace(forward, columns=16, warps=4 if wide <= 64 else 8)
+        keys = replace(forward, rows=16 if computed else 32, columns=16, warps=4 if wide <= 64 else 8)
     elif target != "sm_90":
         queries = replace(forward, columns=forward.chunk, stages=1)
         keys = replace(queries, rows=forward.chunk, columns=forward.rows)
@@ -360,7 +368,7 @@ def pairs_backward(
         queries = replace(
             forward, rows=128, columns=32 if tables else 64, warps=8, held=False, stages=2 if tables else 3
         )
-        narrow = sums and tables
+        narrow = (sums and tables) or computed or (paths and not softmax)
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3)
         if near and wide > 64 and not (narrow or computed):
             keys = replace(keys, rows=32, columns=64, warps=4)

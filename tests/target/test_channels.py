@@ -15,6 +15,8 @@ from sma_compiler.target.compile import compile_text
 
 SHARED = 227 * 1024
 """Bytes that a program may have on an H100."""
+SELDOM = 336
+"""Bytes that are spilled where strong gates of open paths have their pairs by halves."""
 LONG = 131072
 """Positions for which sequences are cut in parts."""
 
@@ -24,8 +26,9 @@ LONG = 131072
     [
         ("gla", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma", 256),
         ("gla", {"B": 8, "T": 4096, "H": 4, "K": 256, "V": 512}, "sm_90", "wgmma", 256),
-        ("rwkv6", {"B": 8, "T": 4096, "H": 32, "K": 64, "V": 64}, "sm_90", "wgmma", 384),
-        ("rwkv6", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma", 448),
+        ("rwkv6", {"B": 8, "T": 4096, "H": 32, "K": 64, "V": 64}, "sm_90", "wgmma", 256),
+        ("rwkv6", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma", 256),
+        ("hgrn2", {"B": 8, "T": 4096, "H": 16, "K": 128, "V": 128}, "sm_90", "wgmma", 256),
         ("gla", {"B": 8, "T": 4096, "H": 16, "K": 64, "V": 64}, "sm_80", "mma.sync", 256),
     ],
 )
@@ -35,7 +38,7 @@ def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores:
     for one in compile_text(text, op.ir, named_sizes(name, shape), "bfloat16", target):
         found = resources(one)
         assert found.tensor_cores[cores] > 0 or one.launch.kernel == "total_kernel"
-        assert found.spilled < most, one.launch.kernel
+        assert found.spilled < (SELDOM if one.launch.kernel == "rwkv6_dqk_wide_kernel" else most), one.launch.kernel
         assert found.shared <= SHARED
 
 
