@@ -269,6 +269,7 @@ class Gradients:
         if offset is not None and inverse is not None:
             cotangent, offset = graph.apply("mul", cotangent, inverse), graph.apply("mul", offset, inverse)
             known[cotangent] = "dn"
+        ranged = inverse is not None and not any(term.exact for term in linear.terms)
         terms = tuple(turned(term) for term in linear.terms)
         back = replace(ahead, terms=terms, backward=not linear.backward, weight=None, lone="")
         dk = replace(
@@ -279,6 +280,7 @@ class Gradients:
             s=cotangent,
             x=q,
             names=named(v, cotangent, q),
+            quotient="s" if ranged else "",
             offset=None if offset is None else (one, offset),
             result=result(q),
         )
@@ -289,6 +291,7 @@ class Gradients:
             s=q,
             x=cotangent,
             names=named(k, q, cotangent),
+            quotient="x" if ranged else "",
             inner="key",
             outer="value",
             offset=None,

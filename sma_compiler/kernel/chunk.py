@@ -66,10 +66,11 @@ class Chunk(Loaded):
     """The tiles of one chunk: its rows, operands [C, inner], [C, inner], [C, outer], and the path of every stream.
 
     t0: its first position. a, b: the factors of the scores' rank-one addition; None: 1, or no addition. weight: what
-    scores are multiplied with at rows; None: 1. other: the operand [C, outer] of `Walk.sums`. p, a, weight and other
-    are missing where only columns count. channel: the path of a gate that differs by the outer channels; x and other
-    are fp32 then. across [inner]: the decay of a state over the chunk where the gate differs by the inner ones; p and s
-    are decayed then. within: its path, where the walk decays them itself.
+    rows are multiplied with; None: 1. other: the operand [C, outer] of `Walk.sums`. p, a, weight and other are missing
+    where only columns count. unit: what `Walk.quotient` and b were multiplied with, and its inverse. channel: the path
+    of a gate that differs by the outer channels; x and other are fp32 then. across [inner]: the decay of a state over
+    the chunk where the gate differs by the inner ones; p and s are decayed then. within: its path, where the walk
+    decays them itself.
     """
 
     p: E | None
@@ -85,6 +86,7 @@ class Chunk(Loaded):
     leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
     values: dict[int, E] = field(default_factory=dict)
     within: ChannelPath | None = None
+    unit: tuple[E, E] | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ class Chunked(Maker):
         exprs = (*operands, *(scored if self.alone else ()), *self.factors(rows), *around)
         lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
         p: E | None
+        unit: tuple[E, E] | None = None
         across: E | None = None
         within: ChannelPath | None = None
         if self.alone:
@@ -231,9 +234,17 @@ class Chunked(Maker):
             p, s, across = loaded(self, place, t0, found)
         else:
             p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner]) if rows else None
-            s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
+            if walk.quotient == "s":
+                quotient = wide_operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
+                s, unit = self.in_units(quotient, walk.names[1])
+            else:
+                s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
         along_outer = wide_operand if self.wide else operand
-        x = along_outer(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
+        if walk.quotient == "x":
+            quotient = wide_operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
+            x, unit = self.in_units(quotient, walk.names[2])
+        else:
+            x = along_outer(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
         other = None
         if beside is not None and walk.sums is not None:
             other = along_outer(b, beside, walk.sums.name, lowering, inputs.inside[walk.outer])
@@ -245,8 +256,11 @@ class Chunked(Maker):
             (term,) = walk.paths
             channel = channel_path(term, walk.backward, lowering, found, inputs.inside[walk.outer])
         b_offset = self._offset(second, lowering, valid)
+        if b_offset is not None and unit is not None:
+            b.set(b_offset, b_offset * unit[0])
         weight = lowering.value(walk.weight) if rows and walk.weight is not None else None
-        return Chunk(t0, found, lowering, p, s, x, a, b_offset, other, paths, weight, channel, across, within=within)
+        made = (p, s, x, a, b_offset, other, paths, weight, channel, across)
+        return Chunk(t0, found, lowering, *made, within=within, unit=unit)
 
     def _offset(self, expr: Expr | None, lowering: Lowering, valid: E) -> E | None:
         if expr is None or (isinstance(expr, Const) and expr.value == 1):
@@ -313,7 +327,7 @@ class Chunked(Maker):
             _, across = self.leaving(chunk, number)
             early = self.alone and chunk.p is not None
             matrix = state.matrix if across is None or early else state.matrix * across
-            b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), self.values(chunk, number)))
+            b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), self.values(chunk, number), chunk.unit))
             if early and not self.walk.backward and across is not None:
                 b.set(state.matrix, state.matrix * across)
 
@@ -335,6 +349,7 @@ class Chunked(Maker):
                 factors, across = self.leaving(chunk, number)
                 summed, more = (chunk.s, []) if self.walk.offset is None else (chunk.x, [chunk.b] if chunk.b else [])
                 grown = reduce_sum(scaled(summed.to("fp32"), [*more, *factors], column=True), 0)
+                grown = grown * chunk.unit[1] if chunk.unit is not None and more else grown
                 self.b.set(state.vector, (state.vector if across is None else state.vector * across) + grown)
 
     def leaving(self, chunk: Chunk, number: int) -> tuple[list[E], E | None]:
@@ -356,9 +371,11 @@ class Chunked(Maker):
             chunk.leaving[number] = factors, across
         return chunk.leaving[number]
 
-    def plus_product(self, total: E, a: E, b: E) -> E:
-        """A tile plus a product. Where it must be exact the product is summed apart: what Triton sees is no sum."""
-        return total - dot(a, -b) if self.exact else dot(a, b, total)
+    def plus_product(self, total: E, a: E, b: E, unit: tuple[E, E] | None = None) -> E:
+        """A tile plus a product, whose operand may be in a unit; where it must be exact what Triton sees is no sum."""
+        total = total if unit is None else total * unit[0]
+        found = total - dot(a, -b) if self.exact else dot(a, b, total)
+        return found if unit is None else found * unit[1]
 
     def empty_state(self, number: int) -> State:
         """A state of zeros."""

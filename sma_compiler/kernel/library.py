@@ -127,6 +127,19 @@ def pin(x, PINNED: tl.constexpr):
 
 
 @triton.jit
+def unit(x, DOT: tl.constexpr):
+    """The power of 2 that takes the largest of x to 1/2 .. 1, and its inverse; 1 where DOT has the range of fp32."""
+    up = 1.0
+    down = 1.0
+    if tl.float16 == DOT:
+        exponent = tl.max(tl.abs(x)).to(tl.int32, bitcast=True) >> 23
+        exponent = tl.minimum(tl.maximum(exponent, 66), 186)  # 2 to between -60 and 60
+        up = ((253 - exponent) << 23).to(tl.float32, bitcast=True)
+        down = ((exponent + 1) << 23).to(tl.float32, bitcast=True)
+    return up, down
+
+
+@triton.jit
 def never(x, mask, MASKED: tl.constexpr):
     """Set exponents to -inf outside the tensor: what they would weigh is 0."""
     if MASKED:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 
 from sma_compiler.kernel.arguments import Arguments
-from sma_compiler.kernel.build import Builder, E, call, lift, pointwise, size
+from sma_compiler.kernel.build import Builder, E, call, lift, path, pointwise, size
 from sma_compiler.kernel.config import Config, PairConfig
 from sma_compiler.kernel.host import Host
-from sma_compiler.kernel.nodes import Function, Tile
+from sma_compiler.kernel.nodes import Function, Name, Tile
 
 CONSTANTS = ("C", "BM", "BN", "BK", "BV", "K", "V", "MASKED", "PINNED", "DOT", "PRECISION", "STAGES", "RUN")
 """Names that every chunked kernel is compiled for."""
@@ -36,6 +36,19 @@ class Maker(ABC):
             self.b.helpers.add("end_of_run")
         steps = call("tl.range", first, last, tile=Tile("int32"), disable_licm=True)
         return self.b.loop("slot", steps, Tile("int32"))
+
+    def unit(self, x: E) -> tuple[E, E]:
+        """The power of 2 that x is multiplied by where fp16 is to hold it as an operand, and its inverse."""
+        up, down = (E(Name(Tile("fp32"), self.b.fresh(name))) for name in ("up", "down"))
+        self.b.helpers.add("unit")
+        self.b.assign((up, down), call("unit", x, path("DOT"), tile=Tile("fp32")))
+        return up, down
+
+    def in_units(self, wide: E, name: str) -> tuple[E, tuple[E, E]]:
+        """A quotient as an operand, in a unit in which fp16 holds it; and the unit with its inverse."""
+        unit = self.unit(wide)
+        narrow = self.b.helper("pin", (wide * unit[0]).to("dot"), size("PINNED"), dtype="dot")
+        return self.b.let(f"b_{name}", narrow), unit
 
     @abstractmethod
     def build(self, name: str) -> Function:

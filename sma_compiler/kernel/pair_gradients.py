@@ -16,6 +16,7 @@ from sma_compiler.kernel.build import (
     E,
     arange,
     call,
+    lift,
     path,
     reduce_sum,
     size,
@@ -89,6 +90,7 @@ class PairGradient(PairKernel):
         self.tensors = tensors
         self.dn = back.made.dk.s
         self.summed = back.at(own)
+        self.unit_of_rows: tuple[E, E] | None = None
         self.totals: dict[str, E] = {}
         self.handed: dict[str, E] = {}
 
@@ -139,6 +141,25 @@ class PairGradient(PairKernel):
         found = self.b.let("b_l", lse if self.pairs.wide else lse.to("fp32"))
         return self.b.let("b_l", where(found.eq(MINUS_INFINITY), INFINITY, found))
 
+    def cotangents(self, side: Side) -> E:
+        """The cotangents of rows before they are divided, as products take them.
+
+        Where rows are divided by sums of weights they are in a unit of their tile, and so is what is made with them.
+        """
+        if self.back.made.dq.weight is None or self.pairs.wide:
+            return self.operand(side, self.dn, "dn", "value")
+        masked = size("MASKED") if side.valid is None else lift(True)
+        kept = self.b.helper("keep", side.lowering.value(self.dn), side.inside["value"], masked)
+        operand, self.unit_of_rows = self.in_units(self.b.let("b_dn", kept), "dn")
+        return operand
+
+    def plus(self, total: E, a: E, b: E) -> E:
+        """A tile plus a product that counts in the unit of rows."""
+        if self.unit_of_rows is None:
+            return super().plus(total, a, b)
+        up, down = self.unit_of_rows
+        return super().plus(total * up, a, b) * down
+
     def at_rows(self) -> tuple[Expr, ...]:
         """What rows of pairs have, behind the kernel of the queries' gradients."""
         kept = () if self.lse is None or self.back.logs is not None else (self.lse,)
@@ -164,7 +185,10 @@ class PairGradient(PairKernel):
     def _handed(self, name: str, side: Side) -> E:
         """What was handed on of the rows of one end."""
         dtype = "fp64" if name == "delta" and self.pairs.softmax and self.pairs.wide else "fp32"
-        return self.b.let(f"b_{name}", self.vector(self.handed[name], side, dtype))
+        value = self.vector(self.handed[name], side, dtype)
+        if name == "delta" and self.unit_of_rows is not None:
+            value = value * self.unit_of_rows[0]
+        return self.b.let(f"b_{name}", value)
 
     def rows_of(self, side: Side) -> Rows:
         """What rows have, laid out along a tile; weights of tiles that are live as a whole have no factors."""
@@ -317,6 +341,8 @@ class PairGradient(PairKernel):
             made.bind(self.back.cotangent, b.named("b_z", cotangent))
             for one in self.summed:
                 value = self.live(made, one).to(self.sums_dtype)
+                if self.unit_of_rows is not None:
+                    value = value * self.unit_of_rows[1]
                 if one.table is None:
                     b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(value, 1))
                 else:

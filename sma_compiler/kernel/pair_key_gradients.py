@@ -77,7 +77,7 @@ class KeyGradient(PairGradient):
         def body(visit: Visit) -> None:
             other = self.other_side(place, inputs, static, visit, at_rows)
             q = self.operand(other, linear.q, "q", "key")
-            dn = self.operand(other, self.dn, "dn", "value")
+            dn = self.cotangents(other)
             rows = self.rows_of(other)
             pair = self.lowering(place, own, other, static, visit, seen)
             scores = b.let("b_s", self.product(k, q))

@@ -78,7 +78,7 @@ class LagGradient(PairGradient):
         """What one end of pairs brings to the products of scores and of cotangents."""
         linear = self.pairs.linear
         if side.letter == "i":
-            return self.operand(side, linear.q, "q", "key"), self.operand(side, self.dn, "dn", "value")
+            return self.operand(side, linear.q, "q", "key"), self.cotangents(side)
         return self.operand(side, linear.k, "k", "key"), self.operand(side, linear.v, "v", "value")
 
     def pair_exprs(self) -> tuple[Expr, ...]:
@@ -96,4 +96,5 @@ class LagGradient(PairGradient):
             value = b.named("b_x", self.live(made, one))
             found = call("tl.gather", value, at, 1, tile=Tile("fp32", (EXTENTS[self.own], EXTENTS[self.own])))
             found = where(inside, found, 0.0).to(self.sums_dtype)
+            found = found if self.unit_of_rows is None else found * self.unit_of_rows[1]
             b.set(self.totals[one.tensor], self.totals[one.tensor] + reduce_sum(found, 0))

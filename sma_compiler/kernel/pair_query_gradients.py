@@ -45,7 +45,7 @@ class QueryGradient(PairGradient):
         scale = self.scale(static)
         b.section("The rows of this program")
         own = self.own_side(place, inputs, static, at_rows)
-        loaded = self.operand(own, linear.q, "q", "key"), self.operand(own, self.dn, "dn", "value")
+        loaded = self.operand(own, linear.q, "q", "key"), self.cotangents(own)
         others = self._others(inputs, own)
         lse = self._logs(inputs, own)
         seen = self.see(place, own)
@@ -90,6 +90,8 @@ class QueryGradient(PairGradient):
                 low = self._balance(place, inputs, own, seen, (delta, others), weigh)
             self._finish(place, inputs, own, seen, delta)
             self._hand_on(inputs, own, "delta", self.tensors.delta, delta)
+            if self.unit_of_rows is not None:
+                delta = b.let("b_delta", delta * self.unit_of_rows[0])
             if low is not None:
                 self.barred = call("tl.max", delta, 0, tile=Tile("fp32")).eq(INFINITY)
         registers = [self.in_registers(name, x) for name, x in zip(("q", "dn"), loaded, strict=True)]

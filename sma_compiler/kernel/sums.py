@@ -49,6 +49,8 @@ class PathSums(Summing):
         """
         b = self.b
         products = products or b.let("b_products", dot(self._other(chunk), trans(chunk.x)))
+        if chunk.weight is not None:
+            b.set(products, products * chunk.weight.col)
         at_first, at_second = ("rows", "columns") if self.asked.pairs else ("columns", "rows")
         for number, (term, path) in enumerate(zip(self.kernel.walk.terms, chunk.paths, strict=True)):
             suffix = self.kernel.suffix(number)
@@ -70,6 +72,7 @@ class PathSums(Summing):
     def through(self, chunk: Chunk, number: int, rows: E) -> None:
         """Sum what rows [C, outer] have of one stream through the state, without their factors."""
         value = reduce_sum(self._other(chunk).to("fp32") * rows, 1)
+        value = value if chunk.weight is None else value * chunk.weight
         self._write("inter" if self.asked.pairs else "through", number, chunk, value)
 
     def meet(self, chunk: Chunk, states: tuple[State, ...]) -> None:

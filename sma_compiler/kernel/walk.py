@@ -61,9 +61,10 @@ class Walk:
     their axes. terms: streams, told by rows and columns: `row` factors are those at r and `col` those at c, a gate's
     `query_closed` is whether the path holds r, `key_closed` whether it holds c. backward: columns lie at or after rows,
     and the state is carried from the end. offset: the factors (a, b) of a rank-one addition to the scores. weight: what
-    scores are multiplied with at r; None: 1. result: the leaf that stands for y in the outputs. normalize: how rows
-    are divided. lone: whether "rows" or "columns" are those of the op, where one that pairs with itself alone, the
-    first of a sequence without a state, is the same whatever its weight: it brings exactly nothing.
+    rows are multiplied with at r; None: 1. quotient: the operand ("s" or "x") that was divided by sums of weights, as b
+    was, for which fp16 may lack the range; "": none, or it is fp32. result: the leaf that stands for y in the outputs.
+    normalize: how rows are divided. lone: whether "rows" or "columns" are those of the op, where one that pairs with
+    itself alone, the first of a sequence without a state, is the same whatever its weight: it brings exactly nothing.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Walk:
     outputs: tuple[Output, ...]
     normalize: str = "none"
     weight: Expr | None = None
+    quotient: str = ""
     sums: Sums | None = None
     lone: str = ""
 

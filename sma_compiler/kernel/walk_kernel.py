@@ -159,10 +159,11 @@ class WalkKernel(Chunked):
         if scores is None:
             scores = self._pairs(place, chunk, made, sums)
         values = self.values(chunk, 0) if walk.decayed else chunk.x
-        b.set(y, self.plus_product(y, scores if walk.decayed else scores.to("dot"), values))
+        b.set(y, self.plus_product(y, scores if walk.decayed else scores.to("dot"), values, chunk.unit))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))
-        outer = [] if self.several else chunk.paths[0].rows.factors
+        outer = [] if self.several else list(chunk.paths[0].rows.factors)
+        outer += [chunk.weight] if chunk.weight is not None else []
         if outer:
             b.set(y, scaled(y, outer, column=True))
         if norm is None:
@@ -215,10 +216,12 @@ class WalkKernel(Chunked):
             own = (chunk.t0 + chunk.rows.offsets).eq(first)
             with b.branch(without_state):
                 b.set(scores, where(own.col if self.walk.lone == "rows" else own.row, 0.0, scores))
-        if chunk.weight is not None:
-            b.set(scores, scores * chunk.weight.col)
         decays = self._decays(chunk)
         if not self.several:
+            if not decays and sums is None:  # factors first: of zeros times a factor ptxas 12.8 dies in fp64
+                weighted = self._with_factors(chunk, scores, decays)
+                b.set(scores, where(chunk.paths[0].support(chunk.rows), weighted, 0.0))
+                return scores
             seen = scores * decays.pop() if decays else where(chunk.paths[0].support(chunk.rows), scores, 0.0)
             b.set(scores, seen)
         if sums is not None and sums.asked.pairs:
@@ -235,7 +238,8 @@ class WalkKernel(Chunked):
         if not (isinstance(result, Apply) and result.fn == "add" and walk.result in result.args):
             return None
         others = [arg for arg in result.args if arg is not walk.result]
-        if self.wide or walk.normalize != "none" or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
+        last = self.wide or walk.normalize != "none" or walk.weight is not None
+        if last or len(others) != 1 or not {"time", walk.outer} <= set(others[0].axes):
             return None
         gated = all(term.gates and all(is_folded(term, factor) for factor in term.row) for term in walk.terms)
         return others[0] if (gated or self.several) and walk.result not in postorder(others) else None
@@ -280,7 +284,6 @@ class WalkKernel(Chunked):
         for number, (path, state) in enumerate(zip(chunk.paths, states, strict=True)):
             decay = path.entering()
             factors = [b.let(f"b_in{self.suffix(number)}", decay)] if decay is not None else []
-            factors += [chunk.weight] if chunk.weight is not None else []
             if self.several and sums is None:
                 factors += path.rows.factors
             starts.append((factors, self._offset_rows(chunk, state, number)))
@@ -313,7 +316,13 @@ class WalkKernel(Chunked):
     ) -> E:
         """What rows [C, outer] have through the state of one stream, with the factors; summed where that is asked."""
         assert chunk.p is not None
-        matrix = state.matrix.to("dot")
+        matrix = state.matrix
+        if chunk.unit is not None:
+            up, down = self.unit(matrix)
+            matrix, factors = matrix * up, [down, *factors]
+            if start is not None:
+                self.b.set(start, start * up)
+        matrix = matrix.to("dot")
         if start is not None:
             self.b.set(start, self.plus_product(start, chunk.p, matrix))
         rows = scaled(start or dot(chunk.p, matrix), factors, column=True)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from runtime.interpret_accuracy import CASES
+from runtime.interpret_accuracy import CASES, DIVIDED
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +30,10 @@ def failures() -> dict[str, list[str]]:
 def test_keeps_the_contract(case: tuple[str, str, int, int]) -> None:
     pytest.importorskip("triton")
     assert failures()[" ".join(map(str, case))] == []
+
+
+@pytest.mark.parametrize("case", DIVIDED, ids=" ".join)
+def test_what_was_divided_by_large_sums_keeps_the_range_of_fp16(case: tuple[str, str]) -> None:
+    pytest.importorskip("triton")
+    assert failures()[" ".join(case)] == []
+    assert failures()[" ".join(("mutant", *case))] != []
