@@ -148,12 +148,17 @@ def scores_by_halves(
 
 
 @triton.jit
-def weighed(weights, x, at_x, w, at_w, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def weighed(weights, x, at_x, w, at_w, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Pairs' weights times x, decayed: the rows, and the sums of the pairs' weights times w.
 
-    Whether summed by rows or by columns, pairs round alike: what two such sums share cancels.
+    Whether summed by rows or by columns, pairs round alike: what two such sums share cancels. FINE: in tf32, as bf16
+    rounds a weight by one error for all channels of a pair.
     """
-    product = tl.dot(weights.to(DOT), (x * at_x).to(DOT), input_precision=PRECISION)
+    if FINE:
+        other = (x * at_x).to(DOT).to(tl.float32)
+        product = tl.dot(weights, other, input_precision="tf32")
+    else:
+        product = tl.dot(weights.to(DOT), (x * at_x).to(DOT), input_precision=PRECISION)
     return at_w * product, (w * at_w).to(DOT).to(tl.float32) * product
 
 
@@ -178,10 +183,10 @@ def product_by_halves(
         late, early = by_halves(g, o_c, size, QUERY, KEY)
         if BACKWARD:
             weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
-            more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
+            more, sums = weighed(weights, x, late, w, early, tl.bfloat16 == DOT, DOT, PRECISION)
         else:
             weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
-            more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
+            more, sums = weighed(weights, x, early, w, late, tl.bfloat16 == DOT, DOT, PRECISION)
         y += more
         z += sums
         size *= 2
@@ -213,10 +218,10 @@ def channel_product(
         late, early = from_start(g, o_c, QUERY, KEY, DOT, PRECISION)
         if BACKWARD:
             weights = tl.where(o_c[:, None] < o_c[None, :], a, 0.0)
-            more, sums = weighed(weights, x, late, w, early, DOT, PRECISION)
+            more, sums = weighed(weights, x, late, w, early, False, DOT, PRECISION)
         else:
             weights = tl.where(o_c[:, None] > o_c[None, :], a, 0.0)
-            more, sums = weighed(weights, x, early, w, late, DOT, PRECISION)
+            more, sums = weighed(weights, x, early, w, late, False, DOT, PRECISION)
         y += more
         z += sums
     else:

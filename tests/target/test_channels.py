@@ -15,7 +15,7 @@ from sma_compiler.target.compile import compile_text
 
 SHARED = 227 * 1024
 """Bytes that a program may have on an H100."""
-SELDOM = 336
+SELDOM = 450
 """Bytes that are spilled where strong gates of open paths have their pairs by halves."""
 LONG = 131072
 """Positions for which sequences are cut in parts."""
@@ -38,7 +38,7 @@ def test_fits_in_registers(name: str, shape: dict[str, int], target: str, cores:
     for one in compile_text(text, op.ir, named_sizes(name, shape), "bfloat16", target):
         found = resources(one)
         assert found.tensor_cores[cores] > 0 or one.launch.kernel == "total_kernel"
-        assert found.spilled < (SELDOM if one.launch.kernel == "rwkv6_dqk_wide_kernel" else most), one.launch.kernel
+        assert found.spilled < (SELDOM if one.launch.kernel.endswith("_dqk_wide_kernel") else most), one.launch.kernel
         assert found.shared <= SHARED
 
 
