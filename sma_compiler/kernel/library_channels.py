@@ -148,7 +148,16 @@ def scores_by_halves(
 
 
 @triton.jit
-def weighed(weights, x, at_x, w, at_w, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def weighed(
+    weights,
+    x,
+    at_x,
+    w,
+    at_w,
+    FINE: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Pairs' weights times x, decayed: the rows, and the sums of the pairs' weights times w.
 
     Whether summed by rows or by columns, pairs round alike: what two such sums share cancels. FINE: in tf32, as bf16
@@ -178,15 +187,16 @@ def product_by_halves(
     PRECISION: tl.constexpr,
 ):
     """`channel_product`, pairs as in `scores_by_halves`."""
+    fine: tl.constexpr = tl.bfloat16 == DOT
     size = 1
     while size < g.shape[0]:
         late, early = by_halves(g, o_c, size, QUERY, KEY)
         if BACKWARD:
             weights = tl.where(next_half(o_c[None, :], o_c[:, None], size), a, 0.0)
-            more, sums = weighed(weights, x, late, w, early, tl.bfloat16 == DOT, DOT, PRECISION)
+            more, sums = weighed(weights, x, late, w, early, fine, DOT, PRECISION)
         else:
             weights = tl.where(next_half(o_c[:, None], o_c[None, :], size), a, 0.0)
-            more, sums = weighed(weights, x, early, w, late, tl.bfloat16 == DOT, DOT, PRECISION)
+            more, sums = weighed(weights, x, early, w, late, fine, DOT, PRECISION)
         y += more
         z += sums
         size *= 2
