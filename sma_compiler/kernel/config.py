@@ -258,8 +258,9 @@ def scan(
     """The configuration of the kernels of gates that differ by both axes; `outer` counts values.
 
     A thread carries some channels over some positions, 64 numbers of a tile, or 32 where gradients need many tiles at
-    once: so few registers that many programs wait for memory at a time, and still so many that none are spilled, which
-    costs more than anything else. `RESIDENT` programs of one warp fit on a multiprocessor.
+    once (16 in fp32 but for sm_90: ptxas needs more registers for what rounding takes): so few registers that many
+    programs wait for memory at a time, and still so many that none are spilled, which costs more than anything else.
+    `RESIDENT` programs of one warp fit on a multiprocessor.
 
     Where states are small, gradients have one of every tile from memory; else they make them again from each 16th.
 
@@ -271,6 +272,8 @@ def scan(
     outer = min(16 if few else 32, values)
     warps = min(8, max(1, keys * outer // (256 if gradients and keys > 16 else 512)))
     held = 32 if gradients else 64
+    if gradients and dtype == "float32" and target != "sm_90":
+        held = 16
     chunk = min(16, max(1, held * 32 * warps // (keys * outer)))
     found = Config(chunk=chunk, outer=outer, warps=warps, stages=1 if narrow else 3)
     if gradients:
@@ -354,7 +357,7 @@ def pairs_backward(
     side = min(64 if wide <= 128 else 16, forward.chunk)
     lags = replace(forward, rows=side, columns=side, warps=8, stages=1)
     if dtype == "float32":
-        queries = forward
+        queries = replace(forward, rows=16) if paths and wide > 64 else forward
         keys = replace(forward, rows=16 if computed else 32, columns=16, warps=4 if wide <= 64 else 8)
     elif target != "sm_90":
         queries = replace(forward, columns=forward.chunk, stages=1)
