@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sma_compiler.ir.nodes import Expr
+from sma_compiler.ir.nodes import Const, Expr
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import plain
 from sma_compiler.kernel.pairs import Pairs, adds
@@ -49,6 +49,10 @@ def cached(pairs: Pairs, plans: Plans) -> Cached:
     if not plans.causal:
         raise refuse("no op that reads later positions has states")
     choice = plans.of(attend)
+    decomposition = choice.site.decomposition
+    last = decomposition.hi
+    if isinstance(last, Const) and last.value <= 0 and not choice.site.behind:
+        raise refuse("rows see no position before their own: there is no cache")
     if not pairs.softmax or not {"recurrent", "chunked"}.isdisjoint(choice.legal):
         raise refuse("streams carry its state")
     held = held_by(attend, [attend.mask])
@@ -72,7 +76,6 @@ def cached(pairs: Pairs, plans: Plans) -> Cached:
         if not found:
             raise refuse("what tells its runs is not what the cache holds")
         counts[turns] = found[0]
-    decomposition = choice.site.decomposition
     support = pairs.support
     return Cached(
         pairs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,6 +38,7 @@ def part(op: CompiledOp, arguments: dict[str, Argument], start: int, stop: int) 
     ]
 
 
+@example(m="(i == j)", n="causal", form=FORMS[4], cut=1)
 @given(m=SMALL_MASKS, n=SMALL_MASKS, form=st.sampled_from(FORMS), cut=st.integers(1, 6))
 @settings(max_examples=60)
 def test_plans_of_random_ops(m: str, n: str, form: str, cut: int) -> None:
