@@ -39,7 +39,7 @@ def test_verify_fails_where_a_result_is_wrong(monkeypatch: pytest.MonkeyPatch) -
     right = command.make_case
 
     def shifted(*arguments: object, **settings: object) -> Case:
-        case = right(*arguments, **settings)  # type: ignore[arg-type]
+        case = right(*arguments, **settings)
         output = case.exact["output"]
         wrong = torch.cat([output[:, :1] * 1.001, output[:, 1:]], 1)
         return dataclasses.replace(case, exact={**case.exact, "output": wrong})

@@ -60,7 +60,7 @@ def module(op: CompiledOp, dtype: str, old: str = "", new: str = "", programs: i
     programs: how many should run at once, where sequences are cut in parts for it.
     """
     small = config.Config(chunk=CHUNK, outer=16, warps=4, stages=1, programs=programs)
-    config.forward = lambda *_, **__: small  # type: ignore[assignment]
+    config.forward = lambda *_, **__: small
     config.backward = lambda *_, **__: small
     text = op.source("chunked", {}, dtype)
     assert old in text, old

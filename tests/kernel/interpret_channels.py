@@ -132,7 +132,7 @@ def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Argument
 def module(op: CompiledOp, plan: str, dtype: str, old: str = "", new: str = "", *, narrow: bool = False) -> ModuleType:
     """An op's file with short chunks; what matches `old` replaced by `new`. narrow: see `changed`."""
     small = config.Config(chunk=8, outer=16, warps=4, stages=1, scores=op.name == "gla")
-    config.forward = lambda *_, **__: small  # type: ignore[assignment]
+    config.forward = lambda *_, **__: small
     config.backward = lambda *_, **__: small
     cut = op.name in CUT or (op.name in COLUMNS and plan == "chunked")
     parts = {"chunk": 2, "programs": 64} if cut else {"chunk": 4}

@@ -154,7 +154,7 @@ def run(op: CompiledOp, made: ModuleType, shape: str) -> dict[str, float]:
         real = isinstance(x, Tensor) and x.is_floating_point()
         wide[name] = x.double().requires_grad_() if isinstance(x, Tensor) and real else x
         if real:
-            leaves[name] = wide[name]  # type: ignore[assignment]
+            leaves[name] = wide[name]
     expected = named(evaluate(op.ir, wide), op.ir.result.axes).aligned(RESULT)
     found = {"y": error(getattr(made, op.name)(**given), expected.detach())}
     dy = torch.randn(expected.shape, dtype=getattr(torch, dtype))

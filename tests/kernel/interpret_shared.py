@@ -53,7 +53,7 @@ def grouped(op: CompiledOp) -> dict[str, float]:
 
 def main(names: list[str]) -> None:
     """Print the errors of every op, and of mutants of the first."""
-    config.shared = few  # type: ignore[assignment]
+    config.shared = few
     found: dict[str, dict[str, float]] = {}
     for name in names:
         op = compiled(name)
@@ -64,10 +64,10 @@ def main(names: list[str]) -> None:
     found["mamba2 split"] = run(op, module(op, "float32", programs=64), "float32", 90)
     for name, (old, new) in MUTANTS.items():
         found[name] = run(op, module(op, "float32", old, new), "float32", 33)
-    config.shared = by_chunks  # type: ignore[assignment]
+    config.shared = by_chunks
     found["mamba2 chunks"] = run(op, module(op, "float32"), "float32", 33)
     found["mamba2 chunks-split"] = run(op, module(op, "float32", programs=64), "float32", 33)
-    config.shared = divided  # type: ignore[assignment]
+    config.shared = divided
     found["mamba2 divided"] = run(op, module(op, "float32"), "float32", 33)
     print(json.dumps(found))
 

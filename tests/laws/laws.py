@@ -175,7 +175,7 @@ def sizes_of(op: CompiledOp, given: Given) -> dict[str, int]:
             for axis, size in zip(decl.dims, value.shape, strict=True):
                 sizes[axis] = max(size, sizes.get(axis, 0))
         else:
-            sizes[decl.name] = value  # type: ignore[assignment]
+            sizes[decl.name] = value
     return {axis: size for axis, size in sizes.items() if axis != "time"}
 
 

@@ -122,7 +122,7 @@ def test_bounds(case: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "bounds", [[0, 6], torch.tensor([0.0, 6.0]), torch.tensor([[0, 6]]), torch.tensor([False, True])], ids=str
 )
-def test_bounds_of_another_form(bounds: Any) -> None:  # noqa: ANN401 - anything may be given
+def test_bounds_of_another_form(bounds: object) -> None:
     with pytest.raises(errors.BadSequenceBounds, match=r"cu_seqlens must"):
         OP(**row(), cu_seqlens=bounds)
 

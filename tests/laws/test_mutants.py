@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ class Mutant(CompiledOp):
         super().__init__(op.program)
         self.mistake = mistake
 
-    def __call__(self, *tensors: Any, **named: Any) -> Any:  # noqa: ANN401 - as the op
+    def __call__(self, *tensors: Tensor, **named: object) -> object:
         state = named.get("initial_state")
         if self.mistake == "forgets" and state is not None:
             named["initial_state"] = state.map(torch.zeros_like)
@@ -37,7 +35,9 @@ class Mutant(CompiledOp):
             return found[0], found[1].map(lambda x: x if x.dtype == torch.int64 else x * 1.001)
         return found
 
-    def step(self, *tensors: Any, state: Any = None, inplace: bool = False, **named: Any) -> tuple[Tensor, sma.State]:  # noqa: ANN401
+    def step(
+        self, *tensors: Tensor, state: sma.State | None = None, inplace: bool = False, **named: object
+    ) -> tuple[Tensor, sma.State]:
         result, after = super().step(*tensors, state=state, inplace=inplace, **named)
         if self.mistake == "moves" and inplace:
             after = after.clone()
@@ -80,7 +80,7 @@ def test_plans_of_another_mask(wrong: str) -> None:
     op, other = sma.compile(spec.format("decay(g)")), sma.compile(spec.format(wrong))
 
     class Other(CompiledOp):
-        def reference(self, *tensors: Any, **named: Any) -> Any:  # noqa: ANN401
+        def reference(self, *tensors: Tensor, **named: object) -> Tensor:
             return other.reference(*tensors, **named)
 
     given = inputs(op)

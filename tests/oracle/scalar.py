@@ -149,14 +149,14 @@ class Scalar:
     def _argument(self, node: Param, place: Place) -> Number:
         found = self.arguments[node.name]
         if node.number:
-            return found  # type: ignore[return-value]
+            return found
         decl = self.decls[node.name]
         for axis, size in zip(decl.dims, self.shapes[node.name], strict=True):
             index = place[axis]
             if axis == "head":
                 index //= self.sizes["head"] // size
-            found = found[min(index, size - 1) if axis == "batch" else index]  # type: ignore[index]
-        return found  # type: ignore[return-value]
+            found = found[min(index, size - 1) if axis == "batch" else index]
+        return found
 
     def _apply(self, node: Apply, place: Place) -> Number:
         fn, args = node.fn, node.args

@@ -37,7 +37,7 @@ def use(patch: pytest.MonkeyPatch, module: ModuleType | None = None) -> Compiled
 
 def _module() -> ModuleType:
     module = ModuleType("stand_in")
-    module.gated, module.gated_backward = gated, gated_backward  # type: ignore[attr-defined]
+    module.gated, module.gated_backward = gated, gated_backward
     return module
 
 

@@ -205,7 +205,7 @@ def test_refuses_bounds(case: str) -> None:
     bounds, message = BOUNDS[case]
     packed = {name: x[:1] if isinstance(x, torch.Tensor) else x for name, x in good().items()}
     with pytest.raises(errors.BadSequenceBounds, match=message):
-        check_pack(MIXED, bind(MIXED, (), packed), bounds)  # type: ignore[arg-type]
+        check_pack(MIXED, bind(MIXED, (), packed), bounds)
 
 
 def test_packs_have_a_batch_of_one() -> None:

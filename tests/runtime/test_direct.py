@@ -121,7 +121,7 @@ def test_a_kernel_too_large_for_the_gpu_gives_way_to_torch(monkeypatch: pytest.M
         raise OutOfResources("out of resource: shared memory, Required: 300000")
 
     module = ModuleType("large")
-    module.gated = gated  # type: ignore[attr-defined]
+    module.gated = gated
     op, given = use(monkeypatch, module), inputs()
     for options in ({"backend": "triton"}, {"plan": "chunked"}):
         with pytest.raises(KernelTooLarge, match=r"does not fit on this GPU: out of resource: shared memory"):

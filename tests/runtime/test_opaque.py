@@ -83,7 +83,7 @@ def test_kernels_are_given_tensors_that_begin_at_16_bytes(monkeypatch: pytest.Mo
         return functools.wraps(run)(noting)
 
     module = ModuleType("noted")
-    module.gated, module.gated_backward = noted(gated), noted(gated_backward)  # type: ignore[attr-defined]
+    module.gated, module.gated_backward = noted(gated), noted(gated_backward)
     op = use(monkeypatch, module)
     given = inputs()
     shifted = tuple(torch.cat((x.flatten()[:1], x.flatten()))[1:].view(x.shape).requires_grad_() for x in given)
@@ -104,10 +104,10 @@ def test_the_operator_gives_gradients_that_begin_at_16_bytes(monkeypatch: pytest
 
     @functools.wraps(gated_backward)
     def shifted(*args: Tensor, **keywords: object) -> tuple[Tensor | None, ...]:
-        return tuple(shift(x) for x in gated_backward(*args, **keywords))  # type: ignore[misc, arg-type]
+        return tuple(shift(x) for x in gated_backward(*args, **keywords))
 
     module = ModuleType("shifted")
-    module.gated, module.gated_backward = gated, shifted  # type: ignore[attr-defined]
+    module.gated, module.gated_backward = gated, shifted
     op, given = use(monkeypatch, module), inputs()
     job = Job(op.program, "chunked", "ieee", (SCALE,), want_state=False, want_norm=False, states=0, packed=False)
     arguments = (*opaque._names(job), *opaque._tensors(job, job.split(given)))
@@ -266,7 +266,7 @@ def test_autocast_casts_values_and_leaves_gates(op: sma.CompiledOp) -> None:
 
 def test_gradients_by_transform(op: sma.CompiledOp) -> None:
     def run(*tensors: Tensor) -> Tensor:
-        return op(*tensors, SCALE, backend="triton").square().sum()  # type: ignore[no-any-return]
+        return op(*tensors, SCALE, backend="triton").square().sum()
 
     given = inputs()
     own = leaves(given)
@@ -276,7 +276,7 @@ def test_gradients_by_transform(op: sma.CompiledOp) -> None:
 
 def test_gradients_for_each_sample(op: sma.CompiledOp) -> None:
     def run(g: Tensor, *tensors: Tensor) -> Tensor:
-        return op(*(x[None] for x in tensors), g[None], SCALE, backend="triton").square().sum()  # type: ignore[no-any-return]
+        return op(*(x[None] for x in tensors), g[None], SCALE, backend="triton").square().sum()
 
     q, k, v, g = inputs()
     found = torch.func.vmap(torch.func.grad(run), in_dims=(None, 0, 0, 0))(g[0], q, k, v)

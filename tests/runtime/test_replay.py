@@ -58,7 +58,7 @@ def scaled(kernel: Tap, x: Tensor, factor: float) -> Tensor:
     return out
 
 
-def again(replays: Replays, run: Run, *tensors: Tensor, key: object = None) -> Any:  # noqa: ANN401
+def again(replays: Replays, run: Run, *tensors: Tensor, key: object = None) -> object:
     return replays.call((key, *(form(x) for x in tensors)), tensors, lambda: run(*tensors))
 
 
@@ -155,7 +155,7 @@ class CudaLauncher:
         assert (stream, function, cooperative, pdl) == (None, 7, False, False)
         assert rest == [None, None, (4, 1, 0), None, None, None]
         self.grids.append(grid)
-        _scale(*values[:4])  # type: ignore[arg-type]
+        _scale(*values[:4])
 
 
 class Bare(Compiled):

@@ -24,7 +24,7 @@ def test_a_mapping_in_order(state: State) -> None:
     assert state.nbytes == 3 * 8 + 30 * 4
     assert state.tensors is not state.tensors
     with pytest.raises(TypeError):
-        state["position"] = torch.zeros(3)  # type: ignore[index]
+        state["position"] = torch.zeros(3)
     with pytest.raises(TypeError, match="unhashable"):
         hash(state)
 

@@ -155,7 +155,7 @@ def test_mistakes_in_compiled_calls_are_shown() -> None:
         compiled(x, x[:, :3])
     causes: list[BaseException] = [caught.value]
     while causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(causes[-1].__cause__ or causes[-1].__context__)  # type: ignore[arg-type]
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
     assert "attention: the time size of 'k' is 3, but that of 'q' is 5" in str(causes[-1])
     assert isinstance(causes[-1], sma.CallError)
 

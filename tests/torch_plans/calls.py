@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ def bind_elementary(op: Op, evaluator: Evaluator, frame: Frame) -> None:
             evaluator.bind(node, Elementary(node, what.kind, what, node in wide).run(evaluator, frame, None)[0])
 
 
-def run(op: Op, arguments: Arguments, plan: str = "quadratic", **options: Any) -> Result:  # noqa: ANN401
+def run(op: Op, arguments: Arguments, plan: str = "quadratic", **options: object) -> Result:
     """The op with one plan wherever it is legal, else quadratic."""
     plans = plans_of(op)
     chosen = {one.site.node: plan if plan in one.legal else "quadratic" for one in plans.choices}

@@ -156,7 +156,7 @@ def meaning(case: Case) -> Named:
 
 def _times(fn: object, left: Named, right: Named) -> Named:
     axes = sort_axes((*left.axes, *right.axes))
-    return Named(fn(left.view(axes), right.view(axes)), axes)  # type: ignore[operator]
+    return Named(fn(left.view(axes), right.view(axes)), axes)
 
 
 def _delayed(x: Named, delay: int) -> Named:
@@ -273,7 +273,7 @@ def random_case(seed: int, side: str = "lower") -> Case:
         return Turn(pick.choice(["cos", "sin"]), case.graph.rename(rate, "mode", "mode'1"))
 
     def some(make: object, most: int) -> tuple[Expr, ...]:
-        return tuple(make() for _ in range(pick.choice([0, 0, *range(most + 1)])))  # type: ignore[operator]
+        return tuple(make() for _ in range(pick.choice([0, 0, *range(most + 1)])))
 
     def selecting(position: str) -> Expr:
         where = case.graph.position(position)

@@ -84,7 +84,7 @@ def test_one_by_one_in_fixed_slots(name: str) -> None:
     op, arguments = case(name)
     plans, sizes = plans_of(op), sizes_of(op, arguments)
     numbers = {param.name: arguments[param.name] for param in op.params if param.number}
-    empty = empty_state(op, plans, sizes, numbers, capacity=23)  # type: ignore[arg-type]
+    empty = empty_state(op, plans, sizes, numbers, capacity=23)
     first = run(op, between(op, arguments, 0, 1), state=empty, want_state=True, fixed=True)
     assert first.state is not None
     assert {key: (x.shape, x.dtype) for key, x in first.state.items()} == {

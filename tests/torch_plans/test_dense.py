@@ -77,7 +77,7 @@ def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def case(name: str, **options: object) -> tuple[Op, Arguments]:
     signature, result = OPS[name]
     op = make_op(signature, f"return {result}")
-    return op, make_arguments(op, w=5, **options)  # type: ignore[arg-type]
+    return op, make_arguments(op, w=5, **options)
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -115,7 +115,7 @@ def test_gradients(name: str) -> None:
     expected.backward(upstream)
     for key, value in ours.items():
         if isinstance(value, Tensor) and value.requires_grad:
-            theirs_grad = theirs[key].grad  # type: ignore[union-attr]
+            theirs_grad = theirs[key].grad
             assert theirs_grad is not None
             assert value.grad is not None
             torch.testing.assert_close(value.grad.double(), theirs_grad, rtol=2e-4, atol=2e-5)
@@ -135,7 +135,7 @@ def tracked(arguments: Arguments, dtype: torch.dtype) -> Arguments:
 def test_gradcheck(name: str) -> None:
     op, arguments = case(name, time=4, batch=1, head=2, key=2, value=2)
     names = [key for key, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]
-    leaves = [arguments[key].double().requires_grad_() for key in names]  # type: ignore[union-attr]
+    leaves = [arguments[key].double().requires_grad_() for key in names]
 
     def call(*values: Tensor) -> Tensor:
         return run(op, {**arguments, **dict(zip(names, values, strict=True))}).result
@@ -173,7 +173,7 @@ def test_forbidden_columns_change_no_bit(name: str) -> None:
     clean = run(op, arguments).result
     poisoned = {key: value.clone() if isinstance(value, Tensor) else value for key, value in arguments.items()}
     for key in "kv":
-        poisoned[key][:, 20:] = 1e4  # type: ignore[index]
+        poisoned[key][:, 20:] = 1e4
     found = run(op, poisoned).result
     seen_by = 18 if name == "softmax_diagonals" else 20
     assert torch.equal(found[:, :seen_by], clean[:, :seen_by])
@@ -204,8 +204,8 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 def test_operands_are_rounded_to_the_coarsest() -> None:
     op = make_op("q, k, v", "return attend(causal, q, k, v)")
     arguments = make_arguments(op)
-    mixed = {**arguments, "k": arguments["k"].to(torch.bfloat16)}  # type: ignore[union-attr]
-    rounded = {name: value.to(torch.bfloat16).float() for name, value in arguments.items()}  # type: ignore[union-attr]
+    mixed = {**arguments, "k": arguments["k"].to(torch.bfloat16)}
+    rounded = {name: value.to(torch.bfloat16).float() for name, value in arguments.items()}
     assert error(run(op, mixed).result, run(op, rounded).result) < 3e-3
     assert error(run(op, mixed).result, run(op, arguments).result) > 1e-3
 

@@ -85,7 +85,7 @@ def test_any_plan_takes_the_state_of_any_other(name: str, plan: str) -> None:
     op, arguments = library_op(name), library_arguments(name)
     sizes = sizes_of(op, arguments)
     numbers = {param.name: arguments[param.name] for param in op.params if param.number}
-    empty = empty_state(op, plans_of(op), sizes, numbers, capacity=LENGTH)  # type: ignore[arg-type]
+    empty = empty_state(op, plans_of(op), sizes, numbers, capacity=LENGTH)
     first = run(op, between(op, arguments, 0, 20), state=empty, want_state=True, fixed=True)
     second = run(op, between(op, arguments, 20, 36), plan, state=first.state, want_state=True, fixed=True)
     third = run(op, between(op, arguments, 36, 37), state=second.state, want_state=True, fixed=True)
@@ -123,7 +123,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def tensors() -> list[Tensor]:
     arguments = library_arguments("sliding_window")
-    return [arguments[name].clone() for name in "qkv"]  # type: ignore[union-attr]
+    return [arguments[name].clone() for name in "qkv"]
 
 
 def test_traces_into_one_graph() -> None:
@@ -177,7 +177,7 @@ def test_result_has_the_dtype_of_the_first_tensor() -> None:
 
 def test_fp64_throughout() -> None:
     op = library_op("forgetting")
-    arguments = {key: value.double() for key, value in library_arguments("forgetting").items()}  # type: ignore[union-attr]
+    arguments = {key: value.double() for key, value in library_arguments("forgetting").items()}
     found = run(op, arguments).result
     assert found.dtype == torch.float64
     assert error(found, evaluate(op, arguments)) < 1e-14
@@ -205,7 +205,7 @@ def test_strides_do_not_matter() -> None:
 def test_streams_that_look_ahead_end_with_their_row(signature: str, result: str) -> None:
     op = make_op(signature, f"return {result}")
     arguments = make_arguments(op, time=13, dtype=torch.float64)
-    arguments = {key: -x.abs() if key == "y" else x for key, x in arguments.items()}  # type: ignore[union-attr]
+    arguments = {key: -x.abs() if key == "y" else x for key, x in arguments.items()}
     for plan in plans_of(op).legal:
         found = run(op, arguments, plan.name, lengths=torch.tensor([13, 6])).result
         assert error(found[0], evaluate(op, arguments)[0]) < 1e-12

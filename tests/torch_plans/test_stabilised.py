@@ -77,7 +77,7 @@ def sums(found: tuple[Named, Named, Named, dict[str, Tensor]]) -> tuple[Named, N
     """The true numerator and denominator."""
     numerator, denominator, top, _ = found
     scale = Named(top.data.exp(), top.axes)
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         Named(x.view(axes) * scale.view(axes), axes)
         for x, axes in ((x, order((*x.axes, *scale.axes))) for x in (numerator, denominator))
     )
