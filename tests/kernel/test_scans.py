@@ -7,6 +7,8 @@ import json
 import pytest
 from kernel.test_recurrent import run
 
+from sma_compiler.interface import library
+
 LIMITS = {"float32": 6e-7, "float16": 1e-3}
 """Relative errors by dtype."""
 STEADY = 2e-7
@@ -33,6 +35,22 @@ def test_weak_gates_round_no_more_than_sums() -> None:
     alone = {key: error for key, error in found.items() if " " not in key}
     assert max(alone.values()) < STEADY, found
     assert all(found[f"no rest {key}"] > 2 * STEADY for key in alone.keys() - {"dd"}), found
+
+
+@pytest.mark.parametrize(
+    "total",
+    [
+        "b_y = tl.sum(b_after.to(tl.float64) * b_q[:, :, None], 1)",
+        "b_dq = tl.sum(b_after.to(tl.float64) * b_dy[:, None, :], 2)",
+        "tl.sum(b_grown.to(tl.float64) * b_k[:, :, None], 1)",
+        "b_dd = tl.zeros([BV], dtype=tl.float64)",
+        "b_da = tl.zeros([BK, BV], dtype=tl.float64)",
+    ],
+)
+def test_totals_of_fp32_files_are_fp64(total: str) -> None:
+    op = library("mamba1")
+    assert total in op.source("recurrent", dtype="float32")
+    assert total not in op.source("recurrent", dtype="bfloat16")
 
 
 def test_planted_mistakes_are_seen() -> None:
