@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 from kernel.gradient_specs import GRADIENT_SPECS
 from kernel.specs import LIBRARY, SPECS
+from kernel.test_recurrent import run
 
-ROOT = Path(__file__).parents[2]
 LIMITS = {"float32": 6e-6, "float16": 4e-3}
 """Relative errors: of fp32 sums over a few hundred products, and of fp16 operands; sums over time are the worst."""
 MUTANTS = (
@@ -24,12 +20,7 @@ MUTANTS = (
 
 @cache
 def errors() -> dict[str, dict[str, float]]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_backward"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    found: dict[str, dict[str, float]] = json.loads(run("interpret_backward"))
     return found
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 from kernel.pair_specs import LIBRARY, PAIR_SPECS
+from kernel.test_recurrent import run
 
-ROOT = Path(__file__).parents[2]
 LIMITS = {"odd": 3e-6, "even": 4e-3, "one": 1e-6, "packed": 1e-6, "large": 4e-3, "fading": 4e-3, "joined": 2e-4}
 """Relative errors: of fp32 sums over a few hundred products, and of fp16 operands; sums over time are the worst."""
 MUTANTS = (
@@ -38,12 +34,7 @@ MUTANTS = (
 
 @cache
 def errors() -> dict[str, dict[str, float]]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_pairs"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    found: dict[str, dict[str, float]] = json.loads(run("interpret_pairs"))
     return found
 
 

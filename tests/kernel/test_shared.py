@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kernel.specs import compiled
+from kernel.test_recurrent import run
 
 from sma_compiler.emit.source import emit
 from sma_compiler.kernel import config
@@ -22,12 +22,7 @@ SIZES = {"batch": 8, "time": 4096, "head": 80, "key": 128, "value": 64}
 
 @cache
 def errors() -> dict[str, dict[str, float]]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "kernel.interpret_shared"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    found: dict[str, dict[str, float]] = json.loads(run("interpret_shared"))
     return found
 
 
