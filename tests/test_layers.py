@@ -56,7 +56,7 @@ HEAVY = {"torch._dynamo", "sympy", "lark", "matplotlib", "rich", "typer", "hypot
 """Slow to import or optional: loaded where they are used, inside functions, outside the folders below."""
 HEAVY_PARTS = {"sma_compiler.emit", "sma_compiler.tune", "sma_compiler.runtime.forecast"}
 """Parts of this package that are loaded likewise: calls on a CPU need none of them."""
-LIBRARIES = ("library", "library_channels", "library_stabilised", "library_host", "library_pairs")
+LIBRARIES = ("library", "library_channels", "library_stabilised", "library_host", "library_pairs", "library_solve")
 MAY_LOAD_HEAVY = ("cli", "bench", "draw", "verify", *(f"kernel.{name}" for name in LIBRARIES))
 
 

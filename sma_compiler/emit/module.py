@@ -10,7 +10,14 @@ from importlib.resources import files
 from sma_compiler.emit.triton import function
 from sma_compiler.kernel.nodes import Function
 
-LIBRARIES = ("library.py", "library_channels.py", "library_stabilised.py", "library_host.py", "library_pairs.py")
+LIBRARIES = (
+    "library.py",
+    "library_channels.py",
+    "library_stabilised.py",
+    "library_host.py",
+    "library_pairs.py",
+    "library_solve.py",
+)
 """The files of leaf helpers."""
 
 

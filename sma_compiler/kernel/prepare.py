@@ -152,6 +152,16 @@ class Launch:
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
         b.section("")
 
+    def inverse(self, kernel: Kernel, constants: Mapping[str, Operand], warps: int) -> None:
+        """Invert what a `solve` has inside every chunk."""
+        b, host = self.b, self.host
+        batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
+        b.section("What the pairs of every chunk are solved by")
+        shape = [batch, heads, time, lift(constants["C"])]
+        b.set(host.scores, self.empty(shape, path("dtype_of").call(constants["DOT"])))
+        b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, warps))
+        b.section("")
+
     def decayed(
         self,
         kernels: Mapping[str, Kernel],

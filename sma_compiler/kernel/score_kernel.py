@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel.build import (
+    Builder,
     E,
     arange,
     call,
@@ -85,7 +86,8 @@ class ChannelScores(Maker):
 
     late, early: the operands at both ends of paths, and names: what the kernel calls them. narrow: whether it takes no
     power of 2 to leave the range of bf16, and says of each chunk how far they reach; the other kernel then makes again
-    what that was wrong for. again: whether a walk has said so of whole sequences.
+    what that was wrong for. again: whether a walk has said so of whole sequences. inverse: whether N is kept in place
+    of scores A, see `inverse_kernel`.
     """
 
     def __init__(
@@ -99,12 +101,14 @@ class ChannelScores(Maker):
         *,
         narrow: bool,
         again: bool = False,
+        inverse: bool = False,
     ) -> None:
         super().__init__(host, reserved)
         self.term = term
         self.operands = ((late, names[0]), (early, names[1]))
         self.narrow = narrow
         self.again = again
+        self.inverse = inverse
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -189,10 +193,10 @@ class ChannelScores(Maker):
             b.set(scores, where(seen, scores, 0.0))
         if own is not None:
             b.set(scores, where(o_c.col.eq(o_c.row), own.col, scores))
-        length = self.arguments.integer("T", self.host.sizes["time"])
-        pointer = self.arguments.pointer("scores", self.host.scores)
-        place = score_address(pointer, inputs.row(), length, span.begin, o_c)
-        b.do(call("store", place, scores, rows.valid.col, size("MASKED"), tile=Tile("ptr")))
+        if self.inverse:
+            b.section("What they are solved by")
+            scores = inverted(b, scores)
+        keep_scores(self, inputs, rows, span, scores, "inverse" if self.inverse else "scores")
 
     def _keep(self, inputs: Inputs, rows: Rows, span: Span, slot: E, decayed: tuple[E, E], across: E) -> None:
         """Write the operands of some channels, decayed, and the decay of a state."""
@@ -212,3 +216,19 @@ class ChannelScores(Maker):
 def score_address(pointer: E, place: E, length: E, t0: E, rows: E) -> E:
     """Where Q K^T of a chunk is kept, for one of [B, G]."""
     return pointer + (place * length + t0) * size("C") + (rows.col * size("C") + rows.row)
+
+
+def keep_scores(kernel: Maker, inputs: Inputs, rows: Rows, span: Span, scores: E, name: str) -> None:
+    """Write what a head has of the pairs of its chunk, [C, C]."""
+    b, host = kernel.b, kernel.host
+    b.helpers.add("store")
+    length = kernel.arguments.integer("T", host.sizes["time"])
+    pointer = kernel.arguments.pointer(name, host.scores)
+    place = score_address(pointer, inputs.row(), length, span.begin, rows.offsets)
+    b.do(call("store", place, scores, rows.valid.col, size("MASKED"), tile=Tile("ptr")))
+
+
+def inverted(b: Builder, scores: E) -> E:
+    """N of (I + A)^-1 = I + N for the scores A of a chunk, strictly lower."""
+    b.helpers.add("inverse_of_chunk")
+    return b.let("b_inverse", call("inverse_of_chunk", scores, path("DOT"), path("PRECISION"), tile=scores.tile))
