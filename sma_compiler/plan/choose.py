@@ -180,16 +180,22 @@ def _stabilised(found: Site) -> str:
 def _one_way(found: Site, one_way: bool) -> str:
     if _direction(found) == "both" or not one_way:
         return "it looks both ways: a recurrence runs in one direction"
-    if isinstance(found.node, Solve) and found.decomposition.near:
-        return "a band in the mask of solve is computed by the quadratic plan"
-    return ""
+    return _banded(found)
 
 
 def _chunked(found: Site) -> str:
+    if isinstance(found.node, Solve) and any(stream.delay for stream in found.decomposition.streams):
+        return "a product of masks feeds solve its own results late: chunks would read what they solve for"
     if isinstance(found.node, Solve):
-        return "solve has no chunked plan in this version"
+        return _banded(found)
     if any(stream.side == "full" for stream in found.decomposition.streams):
         return "every pair is live: two matrix products do it, see global"
+    return ""
+
+
+def _banded(found: Site) -> str:
+    if isinstance(found.node, Solve) and found.decomposition.near:
+        return "a band in the mask of solve is computed by the quadratic plan"
     return ""
 
 

@@ -26,6 +26,8 @@ CHANNEL_CALLS = {"quadratic": 80.0, "chunked": 270.0}
 """More of them, where gates are per channel."""
 STABILISED = 250.0
 """More of them, where a chunked plan keeps softmax stable."""
+TURN = 10.0
+"""More of them, for each chunk of a `solve`: there the chunks come one after the other."""
 SMALL = 3.75
 """How much slower the small matrix products of chunks are than large ones."""
 STEP_CALLS = 5.0
@@ -84,7 +86,8 @@ def work(choice: Choice, plan: str, sizes: Mapping[str, int]) -> Work:
             state = 4.0 * key * value * modes
             products = SMALL * (chunk / 2 * pair.matrix + state)
             simple = (pair.simple * chunk / (3 if per_channel else 8) + 0.5 * (key + value)) * modes
-            return Work(rows * steps * products, rows * steps * simple, calls)
+            turns = TURN * -(-steps // CHUNK) if isinstance(node, Solve) else 0.0
+            return Work(rows * steps * products, rows * steps * simple, calls + turns)
         case "toeplitz":
             return Work(0.0, rows * value * steps * (2.5 * math.log2(max(steps, 2)) + 4.0 * modes), calls)
         case "global":

@@ -6,8 +6,9 @@ Lanes whose state is narrow and whose gates move with time walk through the posi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,13 +82,13 @@ def run_chunked(lane: Lane, frame: Frame, initial: Named | None, want_state: boo
     width = _state_width(lane)
     if width <= _NARROW and (tabled is None or any(moves(gate.log) for gate in lane.gates)):
         return run_strided(lane, frame, initial, want_state)
-    tiles = _cut_up(lane, frame, _at_most(CHUNK if width <= _WIDE else 2 * CHUNK, frame.length, tabled is None))
+    tiles = cut_up(lane, frame, at_most(CHUNK if width <= _WIDE else 2 * CHUNK, frame.length, tabled is None))
     totals = [path.total(tiles.size - 1) for path in tiles.paths()]
     added = written(tiles, tiles.size - 1, frame)
     before = carry(added, add(*totals) if totals else None, lane.basis, tiles.size, initial)
     found = add_product(_inside(tiles, tabled, frame), *_read(tiles, before, frame))
     result = cut(merge(found, "chunk", "pos", "time"), "time", 0, frame.length)
-    return result, _final(tiles, before, frame) if want_state else None
+    return result, final(tiles, before, frame) if want_state else None
 
 
 def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
@@ -98,30 +99,46 @@ def read(tiles: Tiles, before: Named, frame: Frame) -> Named:
 
 def _read(tiles: Tiles, before: Named, frame: Frame) -> tuple[Named | None, Named]:
     """The same as two factors, the first without contracted axes."""
+    weight, row = reading(tiles, frame)
+    return weight, contract(row, rounded(before, frame), *tiles.lane.inner, *tiles.lane.basis.axes)
+
+
+def reading(tiles: Tiles, frame: Frame) -> tuple[Named | None, Named]:
+    """What rows read the state before their chunk with: a weight for the product, and the product's operand."""
     lane = tiles.lane
     distance = Named(places(tiles.like).data + 1, ("pos",))
     weights = [*(path.read().to(frame.compute) for path in tiles.paths()), *some(lane.basis.rows(distance))]
     rows, outside = _sides(lane.rows, weights, {*lane.inner, *lane.basis.axes})
     row = multiply(*rows) if rows else number(1, frame.compute, frame.device)
-    found = contract(_rounded(row, frame), _rounded(before, frame), *lane.inner, *lane.basis.axes)
-    return product(*outside), found
+    return product(*outside), rounded(row, frame)
 
 
 def written(tiles: Tiles, last: int | Tensor, frame: Frame) -> Named:
     """What the positions up to `last` of each chunk add to the state behind it."""
+    values = [column.value for column in tiles.lane.columns]
+    return add(*map(partial(write, frame=frame), writing(tiles, last, frame), values))
+
+
+def writing(tiles: Tiles, last: int | Tensor, frame: Frame) -> list[tuple[Named, list[Named]]]:
+    """What each column's values are written with: the product's operand, and weights for the values."""
     lane = tiles.lane
     distance = apply(lambda e, p: (e - p).clamp(min=0), as_named(last, frame), places(tiles.like))
     weights = [*(path.write(last).to(frame.compute) for path in tiles.paths()), *some(lane.basis.columns(distance))]
-    terms = []
+    found = []
     for column in lane.columns:
         keys, outside = _sides(column.keys, weights, {*lane.inner, *lane.basis.axes})
-        value = _rounded(multiply(column.value, *outside), frame)
-        key = _rounded(multiply(*keys), frame) if keys else number(1, frame.compute, frame.device)
-        terms.append(contract(key, value, "pos"))
-    return add(*terms)
+        key = multiply(*keys) if keys else number(1, frame.compute, frame.device)
+        found.append((rounded(key, frame), outside))
+    return found
 
 
-def _final(tiles: Tiles, before: Named, frame: Frame) -> Named:
+def write(written_with: tuple[Named, list[Named]], value: Named, frame: Frame) -> Named:
+    """The sum over a chunk of a column's values."""
+    key, weights = written_with
+    return contract(key, rounded(multiply(value, *weights), frame), "pos")
+
+
+def final(tiles: Tiles, before: Named, frame: Frame) -> Named:
     """The state behind the last position of each row, from the states before every chunk."""
     chunk, last = last_places(frame, tiles.size)
     return behind(tiles.alone(chunk), pick(before, "chunk", chunk, 0), last, frame)
@@ -141,16 +158,23 @@ def behind(tile: Tiles, state: Named | None, last: int | Tensor, frame: Frame) -
 def _inside(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> Named:
     """What rows see of their own chunk."""
     lane, terms = tiles.lane, []
-    for column in lane.columns:
-        if tabled is not None:
-            matrix = scores(lane, column, tiles.still, tiles.flow, tabled, tiles.like, frame)
-        else:
-            path = cumulate(lane.gates, lane.resets, tiles.size, number(0, frame.compute, frame.device))
-            matrix = blocks(lane, column, path, tiles.like, frame)
-        value = rename(_rounded(column.value, frame), {"pos": "col"})
-        terms.append(rename(contract(_rounded(matrix, frame), value, "col"), {"row": "pos"}))
+    for column, matrix in zip(lane.columns, matrices(tiles, tabled, frame), strict=True):
+        value = rename(rounded(column.value, frame), {"pos": "col"})
+        terms.append(rename(contract(rounded(matrix, frame), value, "col"), {"row": "pos"}))
     skipped = tabled is not None and any(first_distance(lane, column) > column.first for column in lane.columns)
     return add(*terms, *some(own_terms(lane) if skipped else None))
+
+
+def matrices(tiles: Tiles, tabled: frozenset[str] | None, frame: Frame) -> Iterator[Named]:
+    """The weights [row, col] of each column's values, in its chunk; tabled: `table_axes`."""
+    lane = tiles.lane
+    if tabled is not None:
+        for column in lane.columns:
+            yield scores(lane, column, tiles.still, tiles.flow, tabled, tiles.like, frame)
+        return
+    path = cumulate(lane.gates, lane.resets, tiles.size, number(0, frame.compute, frame.device))
+    for column in lane.columns:
+        yield blocks(lane, column, path, tiles.like, frame)
 
 
 def _state_width(lane: Lane) -> int:
@@ -161,17 +185,16 @@ def _state_width(lane: Lane) -> int:
     return math.prod(lane.size(axis) for axis in (*lane.inner, *inside))
 
 
-def _at_most(size: int, length: int, power: bool) -> int:
+def at_most(size: int, length: int, power: bool) -> int:
     """The size of a chunk, less where the frame is shorter; a power of two if asked for."""
     if not isinstance(length, int) or length >= size:
         return size
     return 1 << (length - 1).bit_length() if power else length
 
 
-def _cut_up(lane: Lane, frame: Frame, size: int) -> Tiles:
+def cut_up(lane: Lane, frame: Frame, size: int) -> Tiles:
     """The lane in chunks, contiguous for matrix products."""
     count = chunks(frame.length, size)
-
     tiled = lane.each(lambda x: reorder(tile(x, count, size, frame.length)))
     return _tiled(tiled, size, count, frame.compute, frame)
 
@@ -204,5 +227,6 @@ def _sides(factors: Sequence[Named], weights: Sequence[Named], inner: set[str]) 
     return [*chosen, *(x for x in others if "chunk" not in x.axes)], [x for x in others if "chunk" in x.axes]
 
 
-def _rounded(x: Named, frame: Frame) -> Named:
+def rounded(x: Named, frame: Frame) -> Named:
+    """An operand of a product."""
     return Named(frame.dot(x.data), x.axes)

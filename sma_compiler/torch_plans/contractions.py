@@ -18,6 +18,7 @@ from sma_compiler.torch_plans.named import Named
 from sma_compiler.torch_plans.named_ops import add, contract, cut, join, multiply, negative, picked, select, spread
 from sma_compiler.torch_plans.pairs import Line, Sums, fresh_line
 from sma_compiler.torch_plans.sites import Site, band_of
+from sma_compiler.torch_plans.solve_chunks import solve_chunked
 from sma_compiler.torch_plans.solve_dense import solve
 from sma_compiler.torch_plans.solve_streams import solve_recurrent
 from sma_compiler.torch_plans.stabilised import run_stabilised
@@ -98,10 +99,11 @@ class Contracting:
 
     def _solve(self, node: Solve) -> Named:
         a, b, right = self._tensor(node.a), self._tensor(node.b), self._tensor(node.u)
-        if self.plan == "recurrent":
+        if self.plan in ("recurrent", "chunked"):
+            solved_by = solve_recurrent if self.plan == "recurrent" else solve_chunked
             key = self._key_size(node.mask, node.a, node.b)
             streams, frame = self.site.streams, self.frame
-            found, after = solve_recurrent(streams, a, b, right, frame, self.state, key, self.want_state)
+            found, after = solved_by(streams, a, b, right, frame, self.state, key, self.want_state)
             self._keep(after, "")
             return found
         if self.site.streams and self.state is not None:

@@ -17,22 +17,29 @@ from torch import Tensor
 from sma_compiler.torch_plans.layout import add, add_into, apply, exp2, flip, pick, shifted, summed
 from sma_compiler.torch_plans.named import Named
 
-CUT = -(2.0**100)
+CUT = -(2.0**20)
 """The binary logarithm that stands for -inf, and the highest log gate that is a cut. Its multiples are exact."""
+UNIT = 16.0
+"""Multiples of it, down to a chunk of cuts, are exact in fp32, whatever the order in which they are added."""
 
 
 @dataclass(frozen=True)
 class LogGate:
-    """A log gate at every position of the axis `pos` (or static), and which ends of a path hold it (`mask.Gate`)."""
+    """A log gate at every position of the axis `pos` (or static), and which ends of a path hold it (`mask.Gate`).
+
+    exact: the nearest multiple of `UNIT` is summed with the cuts, so that a path behind a gate of -1e3 is no difference
+    of sums that hold it.
+    """
 
     log: Named
     key_closed: bool
     query_closed: bool
+    exact: bool = False
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A sum from the chunk's start: of finite gates, and of `CUT` for each gate that cuts."""
+    """A sum from the chunk's start: of finite gates, and of `CUT` for each gate that cuts (and of exact multiples)."""
 
     finite: Named
     cuts: Named
@@ -124,7 +131,7 @@ def cumulate(gates: Sequence[LogGate], resets: Named | None, length: int, zero: 
     resets: boolean; a reset at t cuts off every column before t, as a gate of -inf does that queries alone hold.
     zero: the number 0 in the gates' dtype.
     """
-    steps = [(_finite(gate.log), _cuts(gate.log), gate) for gate in _merged(gates)]
+    steps = [(*_parts(gate), gate) for gate in _merged(gates)]
     if resets is not None:
         cuts = apply(lambda gone, none: torch.where(gone, CUT, none), resets, zero)
         steps.append((zero, cuts, LogGate(zero, False, True)))
@@ -144,8 +151,8 @@ def cumulate(gates: Sequence[LogGate], resets: Named | None, length: int, zero: 
 
 def passed(gates: Sequence[LogGate], resets: Named | None, length: int, dtype: torch.dtype) -> Named | None:
     """The binary log of what a state keeps through all positions, finite; None: everything."""
-    logs = [LogGate(Named(_finite(g.log).data + _cuts(g.log).data, g.log.axes), True, True) for g in gates]
-    terms = [summed(g.log, ("pos",)) if "pos" in g.log.axes else Named(g.log.data * length, g.log.axes) for g in logs]
+    logs = [add(*_parts(gate)) for gate in gates]
+    terms = [summed(x, ("pos",)) if "pos" in x.axes else Named(x.data * length, x.axes) for x in logs]
     if resets is not None:
         terms.append(summed(Named(resets.data.to(dtype) * CUT, resets.axes), ("pos",)))
     return add(*terms) if terms else None
@@ -162,23 +169,25 @@ def decay(gates: Sequence[LogGate], resets: Named | None, dtype: torch.dtype) ->
 
 def _merged(gates: Sequence[LogGate]) -> list[LogGate]:
     """Gates with equal ends as one, static ones apart."""
-    kinds: dict[tuple[bool, bool, bool], list[Named]] = {}
+    kinds: dict[tuple[bool, bool, bool, bool], list[Named]] = {}
     for gate in gates:
-        kinds.setdefault(("pos" in gate.log.axes, gate.key_closed, gate.query_closed), []).append(gate.log)
-    return [LogGate(add(*logs), key, query) for (_, key, query), logs in kinds.items()]
+        kinds.setdefault(("pos" in gate.log.axes, gate.key_closed, gate.query_closed, gate.exact), []).append(gate.log)
+    return [LogGate(add(*logs), *ends) for (_, *ends), logs in kinds.items()]
 
 
 def _binary(log: Named) -> Named:
     return Named(log.data * math.log2(math.e), log.axes)
 
 
-def _finite(log: Named) -> Named:
-    """The binary logarithm, 0 in place of cuts."""
-    return _binary(Named(torch.where(log.data <= CUT, 0, log.data), log.axes))
-
-
-def _cuts(log: Named) -> Named:
-    return Named((log.data <= CUT).to(log.data.dtype) * CUT, log.axes)
+def _parts(gate: LogGate) -> tuple[Named, Named]:
+    """The binary logarithm as what is summed with rounding, which has the gradient, and what is summed without."""
+    axes, cut = gate.log.axes, gate.log.data <= CUT
+    finite = _binary(Named(torch.where(cut, 0, gate.log.data), axes)).data
+    cuts = cut.to(finite.dtype) * CUT
+    if gate.exact:
+        whole = (finite.detach() / UNIT).round() * UNIT
+        finite, cuts = finite - whole, cuts + whole
+    return Named(finite, axes), Named(cuts, axes)
 
 
 def _cumulative(x: Named, length: int) -> Named:

@@ -34,7 +34,7 @@ def solve_recurrent(
     """
     preparation = Preparation(frame, state, key)
     lanes = preparation.lanes(streams, a, b, None)
-    like = _like(lanes, u, frame)
+    like = like_of(lanes, u, frame)
     solving = [_Solving(lane, like, frame, state) for lane in lanes]
     rights = steps(u, frame.length, "time")
     valid = steps(frame.valid(), frame.length, "time")
@@ -55,7 +55,7 @@ def solve_recurrent(
     return over_time(stacked(results, "time"), frame), preparation.after if want_state else {}
 
 
-def _like(lanes: list[Lane], u: Named, frame: Frame) -> Named:
+def like_of(lanes: list[Lane], u: Named, frame: Frame) -> Named:
     """Ones with the axes and sizes of x at a position."""
     parts = [u]
     for lane in lanes:

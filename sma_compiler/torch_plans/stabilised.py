@@ -27,7 +27,6 @@ from sma_compiler.ir.nodes import Expr
 from sma_compiler.mask.nodes import Stream
 from sma_compiler.torch_plans.basis import Basis
 from sma_compiler.torch_plans.frame import Frame
-from sma_compiler.torch_plans.gates import CUT
 from sma_compiler.torch_plans.lanes import Preparation, State, groups
 from sma_compiler.torch_plans.layout import (
     add,
@@ -58,6 +57,8 @@ from sma_compiler.torch_plans.streams import over_time
 from sma_compiler.torch_plans.walk import stacked, steps
 
 CHUNK = 16
+_LOWEST = -(2.0**100)
+"""The binary logarithm that stands for -inf where states are carried."""
 
 
 @dataclass(frozen=True)
@@ -388,7 +389,7 @@ def _passed(logs: Named, axis: str) -> Named:
 
 def _through(logs: Named, frame: Frame) -> Named:
     """Binary logarithms, finite, for `scan.carry`."""
-    return Named((logs.data * math.log2(math.e)).clamp(min=CUT).to(frame.compute), logs.axes)
+    return Named((logs.data * math.log2(math.e)).clamp(min=_LOWEST).to(frame.compute), logs.axes)
 
 
 def _ends(frame: Frame) -> Named:

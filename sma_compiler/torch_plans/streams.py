@@ -45,9 +45,9 @@ def run_streams(
         elif plan == "recurrent":
             found, preparation.after[lane.name] = _recurrent(lane, frame, state)
         else:
-            found, after = run_chunked(lane, frame, _about_boundary(lane, frame, state), want_state)
+            found, after = run_chunked(lane, frame, about_boundary(lane, frame, state), want_state)
             if after is not None and lane.side == "lower":
-                preparation.after[lane.name] = _stored(lane, frame, after)
+                preparation.after[lane.name] = stored(lane, frame, after)
         results.append(multiply(flip(found, "time") if lane.side == "upper" else found, *some(lane.outer)))
     return over_time(add(*results), frame), preparation.after if want_state else {}
 
@@ -70,10 +70,10 @@ def advance_streams(
     results = []
     for lane in preparation.lanes(streams, q, k, v):
         tile = one_chunk(lane, frame)
-        before = _about_boundary(lane, frame, state)
+        before = about_boundary(lane, frame, state)
         if want_state:
             last = frame.length - 1 if frame.lengths is None else frame.lengths - 1
-            preparation.after[lane.name] = _stored(lane, frame, behind(tile, before, last, frame))
+            preparation.after[lane.name] = stored(lane, frame, behind(tile, before, last, frame))
         if before is not None and any(column.delay for column in lane.columns):
             results.append(multiply(run_chunked(_tails(lane, frame), frame, before, False)[0], *some(lane.outer)))
         elif before is not None:
@@ -115,7 +115,8 @@ def _recurrent(lane: Lane, frame: Frame, state: State | None) -> tuple[Named, Te
     return rename(found, {"pos": "time"}), after.view(axes).expand(shape)
 
 
-def _about_boundary(lane: Lane, frame: Frame, state: State | None) -> Named | None:
+def about_boundary(lane: Lane, frame: Frame, state: State | None) -> Named | None:
+    """The lane's state as it is kept, about the boundary before the frame; None: there is none."""
     if state is None or lane.side != "lower":
         return None
     stored = Named(state[lane.name], lane.state_axes())
@@ -123,7 +124,7 @@ def _about_boundary(lane: Lane, frame: Frame, state: State | None) -> Named | No
     return turned(stored, lane.basis, Named(start - 1, ("batch",) * start.dim()))
 
 
-def _stored(lane: Lane, frame: Frame, after: Named) -> Tensor:
+def stored(lane: Lane, frame: Frame, after: Named) -> Tensor:
     """A state about the boundary behind each row's end, as it is kept."""
     length = torch.full((), frame.length, device=frame.device) if frame.lengths is None else frame.lengths
     end = length - 1 if frame.start is None else frame.start + length - 1

@@ -88,3 +88,21 @@ def test_the_cheapest_plan_depends_on_the_length() -> None:
     assert pick(choice, sizes | {"time": 65536}, "recurrent") == "recurrent"
     costs = [seconds(choice, "quadratic", sizes | {"time": time}) for time in (128, 256, 512)]
     assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize(
+    ("mask", "legal", "why"),
+    [
+        ("strict", LINEAR, ""),
+        ("strict * decay(g)", LINEAR, ""),
+        ("strict * exp(sum(c[t], j < t < i)) * documents(d)", LINEAR, ""),
+        ("strict * window(4) * decay(g)", QUADRATIC, "a band in the mask of solve"),
+        ("strict * (d[i] == d[j])", QUADRATIC, ""),
+        ("decay(g) @ (i - j == 1)", {"quadratic", "recurrent"}, "feeds solve its own results late"),
+    ],
+)
+def test_plans_of_solve(mask: str, legal: set[str], why: str) -> None:
+    params = "k, v, g: [time, head], c: [time, head, key], d: int[time]"
+    (choice,) = plan(check_file(Source(f"op f({params}):\n    return solve({mask}, 0.1 * k, k, v)\n"))[0]).choices
+    assert set(choice.legal) == legal
+    assert why in dict(choice.refused).get("chunked", "")
