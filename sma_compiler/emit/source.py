@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
+from sma_compiler.emit.file import MODULES, Emitted, assembled, header, made_kernel
 from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients, scanned
-from sma_compiler.emit.module import library, module, with_uses
+from sma_compiler.emit.module import library
 from sma_compiler.emit.quadratic import quadratic
-from sma_compiler.emit.tiles import show_function
-from sma_compiler.ir.canonical import spec_hash
+from sma_compiler.emit.stages import staged
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.kernel.backward import sums_inner
-from sma_compiler.kernel.check import mentioned, prune, verify
 from sma_compiler.kernel.choices import DEFAULT, Choices
-from sma_compiler.kernel.config import AnyConfig, Config, Recurrence
+from sma_compiler.kernel.config import Config, Recurrence
 from sma_compiler.kernel.errors import NoTritonKernel, UnknownOption
 from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
@@ -25,20 +24,18 @@ from sma_compiler.kernel.launch_recurrent import RecurrentLauncher, StepLauncher
 from sma_compiler.kernel.launch_scan import ScanLauncher
 from sma_compiler.kernel.linear import STATE_ROWS, Linear, linear, varies
 from sma_compiler.kernel.maker import Maker
-from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.scan import LocalScan, Scan, is_scan
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.stabilised import Stabilised, StabilisedParts
+from sma_compiler.kernel.stages import split
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
-from sma_compiler.kernel.wide import widened
 from sma_compiler.plan.choose import Plans, usual
 
-MODULES = frozenset({"torch", "triton", "tl"})
 PLANS = ("chunked", "recurrent", "quadratic")
 """The plans that kernels are emitted for."""
 DTYPES = ("bfloat16", "float16", "float32")
@@ -52,29 +49,6 @@ DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
 
 ROLES = ("scores", "scores_wide", "gates", "local_states", "forward_narrow", "forward")
 """What the kernels of a forward pass of the chunked plan are for."""
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """A file before it is printed: the lines of its header, its leaf helpers, its kernels and its launcher.
-
-    configs: by role, see `kernel.choices`.
-    """
-
-    header: tuple[str, ...]
-    helpers: tuple[str, ...]
-    functions: tuple[Function, ...]
-    configs: Mapping[str, AnyConfig] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """The file."""
-        return module(self.header, self.helpers, self.functions)
-
-    @property
-    def tiles(self) -> str:
-        """Its kernel IR."""
-        return "\n\n".join(show_function(made) for made in self.functions) + "\n"
 
 
 def emit(
@@ -110,12 +84,29 @@ def emit(
     if sizes["key"] > LARGEST_KEY:
         held = "a tile of rows" if plan == "quadratic" else "a state"
         raise NoTritonKernel(op.name, plan, f"key = {sizes['key']}: {held} of {LARGEST_KEY} channels fits on chip")
+    stages = split(op, plans)
+    if not stages:
+        return _of_one(op, plans, plan, sizes, dtype, target, choices)
+    plan = usual(plans) if plan == "auto" else plan
+    files = []
+    for stage in stages:
+        legal = any(found.name == plan for found in stage.plans.legal)
+        if stage.right is not None:
+            raise NoTritonKernel(op.name, plan, "`solve` has no kernel in this version")
+        files.append(_of_one(stage.op, stage.plans, plan if legal else "auto", sizes, dtype, target, choices))
+    return staged(op, plans, plan, stages, files)
+
+
+def _of_one(
+    op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+) -> Emitted:
+    """The file of an op of one contraction."""
     if plan == "recurrent":
         return _recurrent(op, plans, plan, sizes, dtype, target, choices)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
-        made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), _kernel, choices)
+        made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), made_kernel, choices)
         top = header(op, plans, "quadratic")
-        return replace(_emitted(top, made.builders, made.kernels, made.launchers, made.back), configs=made.configs)
+        return replace(assembled(top, made.builders, made.kernels, made.launchers, made.back), configs=made.configs)
     try:
         return _chunked(op, plans, plan, sizes, dtype, target, choices)
     except NoTritonKernel:
@@ -164,22 +155,38 @@ def _chunked(
     if alone:
         builders["forward_narrow"] = WalkKernel(walk, names, replace(named, alone=True), reserved, parts=False)
     builders["forward"] = WalkKernel(walk, names, replace(named, again=alone), reserved, parts=cut)
-    made = partial(_kernel, wide=config.wide_products(dtype, target))
+    made = partial(made_kernel, wide=config.wide_products(dtype, target))
     kernels = {role: made(builder, roles[role]) for role, builder in builders.items()}
     launcher = Launcher(member, walk, names, named).build(kernels, chosen)
     top = header(op, plans, f"chunked, {'split' if cut else 'fused'}")
     ahead = builders.keys() - {"forward", "forward_narrow"}
+    back, common = _chunked_gradients(member, plans, sizes, dtype, target, choices, ahead, reserved)
+    more = ["scan_parts_kernel"] if cut or common.programs else []
+    found = assembled(top, builders.values(), kernels.values(), [launcher], back, more)
+    return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
+
+
+def _chunked_gradients(
+    member: Linear,
+    plans: Plans,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    choices: Choices,
+    ahead: Collection[str],
+    reserved: frozenset[str],
+) -> tuple[Gradients, Config]:
+    """The backward pass of the chunked plan, and what its walks have in common. ahead: see `gradients`."""
     common = choices.apply("backward", config.backward(sizes, dtype, target))
+    channels = bool(member.channels)
     if channels:
         common = replace(common, programs=0)
-    more = ["scan_parts_kernel"] if cut or common.programs else []
-    each = chunked_walks(member, common, sizes, choices, varying=bool(names.gates))
+    each = chunked_walks(member, common, sizes, choices, varying="gates" in ahead)
     walker = partial(WalkKernel, parts=common.programs > 0)
     shared = {} if channels else config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
-    back = gradients(member, plans, common, each, walker, ahead, reserved, made, together)
-    found = _emitted(top, builders.values(), kernels.values(), [launcher], back, more)
-    return replace(found, configs={"forward": chosen, **_backward_configs(back, common)})
+    made = partial(made_kernel, wide=config.wide_products(dtype, target))
+    return gradients(member, plans, common, each, walker, ahead, reserved, made, together), common
 
 
 def _recurrent(
@@ -213,12 +220,14 @@ def _recurrent(
         whole, part = (Stabilised, StabilisedParts) if member.stabilised else (Scan, LocalScan)
         builders = [whole(walk, names, named, reserved, parts=cut)]
         builders += [part(walk, names, named, reserved, parts=True)] if cut else []
-        made = {role: _kernel(x, roles[role]) for role, x in zip(("forward", "local_states"), builders, strict=False)}
+        made = {
+            role: made_kernel(x, roles[role]) for role, x in zip(("forward", "local_states"), builders, strict=False)
+        }
         launchers = [ScanLauncher(member, walk, names, named).build(made, forward)]
     else:
         forward = choices.apply("recurrent", config.RECURRENT)
         builders = [Recurrent(walk, names, named, reserved)]
-        made = {"forward": _kernel(builders[0], roles["forward"])}
+        made = {"forward": made_kernel(builders[0], roles["forward"])}
         launchers = [RecurrentLauncher(member, walk, names, named).make(made["forward"], forward)]
     kernels = list(made.values())
     if not (member.backward or member.stabilised):
@@ -226,12 +235,12 @@ def _recurrent(
         of_step = host(still, reserved, name=step)
         held = tensors(walk, of_step)
         builders.append(Step(walk, of_step, held, reserved, spread=member.merged))
-        kernels.append(_kernel(builders[-1], roles["step"]))
+        kernels.append(made_kernel(builders[-1], roles["step"]))
         launchers.append(StepLauncher(still, of_step, held, step).make(kernels[-1], choices.apply("step", config.STEP)))
     if scans:
         common = choices.apply("backward", scan(gradients=True))
         again = scan() if member.stabilised else choices.apply("again", config.scan_again(common))
-        back = scanned(member, plans, common, again, made, reserved, _kernel)
+        back = scanned(member, plans, common, again, made, reserved, made_kernel)
     else:
         exact = dtype == "float32"
         common = choices.apply("backward", config.recurrent_backward(sizes, exact=exact))
@@ -240,7 +249,7 @@ def _recurrent(
     helpers = ["scan_parts_kernel"] if scans and (common.programs or (cut and not member.stabilised)) else []
     helpers += ["scan_sums_kernel"] if member.stabilised and (common.programs or cut) else []
     how = "chunked, positions in parts" if plan != "recurrent" and cut else "recurrent"
-    found = _emitted(header(op, plans, how), builders, kernels, launchers, back, helpers)
+    found = assembled(header(op, plans, how), builders, kernels, launchers, back, helpers)
     return replace(found, configs={"recurrent": forward, **_backward_configs(back, common)})
 
 
@@ -260,51 +269,7 @@ def _backward_configs(back: Gradients, common: Config) -> dict[str, Config]:
     return {} if back.refused else {"backward": common, **back.configs}
 
 
-def _emitted(
-    top: tuple[str, ...],
-    builders: Iterable[Maker],
-    kernels: Iterable[Kernel],
-    launchers: Iterable[Function],
-    back: Gradients,
-    helpers: Iterable[str] = (),
-) -> Emitted:
-    """The file of some kernels and launchers and of a backward pass, checked."""
-    functions = [replace(k.function, parameters=k.arguments.parameters) for k in (*kernels, *back.kernels)]
-    functions += [*launchers, *back.launchers]
-    names = [made.name for made in functions]
-    used: frozenset[str] = frozenset().union(*(mentioned(made.body) for made in functions))
-    mentions = (name for name in library() if name in used)
-    needed = (*mentions, *helpers, *_helpers((*builders, *back.builders)))
-    needed = with_uses(needed)
-    for made in functions:
-        verify(made, (*needed, *names))
-    return Emitted((*top, f"no gradient: {back.refused}") if back.refused else top, needed, tuple(functions))
-
-
-def _kernel(builder: Maker, name: str, wide: bool = False) -> Kernel:
-    """A kernel without what it does not use. wide: whether its products are in fp64."""
-    function = prune(builder.build(name))
-    function = widened(function) if wide else function
-    uses = mentioned(function.body)
-    builder.arguments.restrict(uses)
-    return Kernel(function, builder.arguments, uses)
-
-
 def _of_sums(builder: Maker, name: str, wide: bool) -> Kernel:
     """The same; only that of the walk that sums what late ends of gates have has products in fp64."""
     sums = builder.walk.sums if isinstance(builder, Recurrent) else None
-    return _kernel(builder, name, wide and sums is not None and sums.pairs)
-
-
-def _helpers(builders: Iterable[Maker]) -> set[str]:
-    """The leaf helpers that some kernels call."""
-    return set().union(*(builder.b.helpers for builder in builders))
-
-
-def header(op: Op, plans: Plans, plan: str) -> tuple[str, ...]:
-    """Comment lines that say what a file computes and why it may."""
-    spec = op.text.splitlines()
-    lines = [f"{op.name}, emitted by sma_compiler.", "", *spec, ""]
-    for mask in plans.facts.masks:
-        lines.append(f"{mask.contraction}: gate {mask.gate}, state of {mask.state_size} elements a head")
-    return (*lines, f"plan: {plan}", f"spec: sha256 {spec_hash(op)}")
+    return made_kernel(builder, name, wide and sums is not None and sums.pairs)

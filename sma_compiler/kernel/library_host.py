@@ -15,6 +15,23 @@ def of_groups(x, heads):
     return total(x.view(B, T, heads, H // heads, *rest), 3, x.dtype)
 
 
+def of_all_heads(x, axis, heads):
+    """x with each entry of its axis of heads once for every head that it serves."""
+    count = x.shape[axis]
+    return x if count == heads else x.repeat_interleave(heads // count, axis)
+
+
+def sum_of(*parts):
+    """The sum of the parts of a gradient, rounded once; None where it is not needed."""
+    found = [x for x in parts if x is not None]
+    if not found:
+        return None
+    total = found[0] if len(found) < 3 else found[0].float()
+    for x in found[1:]:
+        total = total + x
+    return total.to(found[0].dtype)
+
+
 @triton.jit
 def total_kernel(x_ptr, y_ptr, N, M, BN: tl.constexpr, BM: tl.constexpr):
     """Each row of y is the sum of N rows of x, of M numbers, in fp32."""

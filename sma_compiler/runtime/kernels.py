@@ -28,7 +28,7 @@ from sma_compiler.runtime.triton_key import quicken
 from sma_compiler.runtime.versions import generator
 
 if TYPE_CHECKING:
-    from sma_compiler.emit.source import Emitted
+    from sma_compiler.emit.file import Emitted
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 """The dtypes that kernels take, by the names that `emit` knows them under."""

@@ -30,7 +30,7 @@ from sma_compiler.runtime.state import State
 from sma_compiler.runtime.state_layout import empty_state
 
 if TYPE_CHECKING:
-    from sma_compiler.emit.source import Emitted
+    from sma_compiler.emit.file import Emitted
     from sma_compiler.tune.report import Tuning
 
 Argument = Tensor | int | float

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sma_compiler.emit.source import DEFAULTS, Emitted
+from sma_compiler.emit.file import Emitted
+from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel.errors import UnknownOption
 from sma_compiler.target.compile import Compiled, compile_text

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from sma_compiler.emit.source import DEFAULTS, Emitted
+from sma_compiler.emit.file import Emitted
+from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.plan.devices import GPU, H100, Device
 from sma_compiler.runtime import records
 from sma_compiler.runtime.forecast import configured, shape_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sma_compiler.emit.file import MODULES
 from sma_compiler.emit.module import library, module, with_uses
-from sma_compiler.emit.source import MODULES
 from sma_compiler.kernel.backward import Backward, backward
 from sma_compiler.kernel.build import E, Operand, lift, path, sequence
 from sma_compiler.kernel.check import mentioned, prune, verify

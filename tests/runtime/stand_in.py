@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sma_compiler.driver import compile_source
-from sma_compiler.emit.source import Emitted
+from sma_compiler.emit.file import Emitted
 from sma_compiler.kernel.config import RECURRENT
 from sma_compiler.runtime import kernels, triton
 from sma_compiler.runtime.op import CompiledOp
