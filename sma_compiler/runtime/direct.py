@@ -70,7 +70,8 @@ class _Direct(Function):
         found = call.forward(tensors)
         ctx.call = call
         ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        ctx.save_for_backward(*tensors, *(found if call.job.want_norm else ()))
+        saved = found[0 if call.job.keeps_result else 1 :] if call.job.want_norm else ()
+        ctx.save_for_backward(*tensors, *saved)
         return found[0]
 
     @staticmethod

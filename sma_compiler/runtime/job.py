@@ -51,6 +51,11 @@ class Job:
         return self.plan, self.precision, self.numbers, kinds, *wanted, self.states, self.packed
 
     @property
+    def keeps_result(self) -> bool:
+        """Whether gradients need the result again, beside what is kept for them."""
+        return self.want_norm and not self.program.kernels.stages
+
+    @property
     def params(self) -> int:
         """How many tensor parameters there are."""
         return sum(not decl.number for decl in self.program.op.params)
@@ -79,6 +84,11 @@ class Job:
         tensors, numbers = iter(params), iter(self.numbers)
         return [next(numbers) if decl.number else next(tensors) for decl in self.program.op.params]
 
+    def keywords(self, given: Given) -> dict[str, Any]:
+        """The keywords of a launcher for the initial state and the pack."""
+        found: dict[str, Any] = {"initial_state": joined(self.program, given.states)} if given.states else {}
+        return found | ({"cu_seqlens": given.packs[0]} if given.packs else {})
+
 
 @dataclass(frozen=True)
 class Given:
@@ -88,16 +98,14 @@ class Given:
     states: tuple[Tensor, ...]
     packs: tuple[Tensor, ...]
 
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """The keywords of a launcher for the initial state and the pack."""
-        found: dict[str, Any] = {"initial_state": joined(self.states)} if self.states else {}
-        return found | ({"cu_seqlens": self.packs[0]} if self.packs else {})
 
-
-def joined(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """States as launchers take them: one alone, or a tuple."""
-    return states[0] if len(states) == 1 else tuple(states)
+def joined(program: Program, states: Sequence[Tensor]) -> Nested:
+    """States as launchers take them: one alone, or a tuple; of several contractions, a tuple of these."""
+    if not program.kernels.stages:
+        return states[0] if len(states) == 1 else tuple(states)
+    left = iter(states)
+    parts = [tuple(next(left) for _ in range(one.count)) for one in program.kernels.carried]
+    return tuple(part if part[1:] else part[0] for part in parts)
 
 
 def find_kernel(program: Program, plan: str, sizes: Mapping[str, int], params: Sequence[Tensor]) -> Kernel:
@@ -135,6 +143,9 @@ def divisors_dtype(program: Program, params: Sequence[Tensor]) -> torch.dtype:
 
 def kept(job: Job, tensors: Sequence[Tensor]) -> int:
     """How many tensors a forward launch keeps for the gradients, behind the result and the state."""
+    stages = job.program.kernels.stages
+    if stages:
+        return job.want_norm * sum((stage.value is not None) + (stage.right is not None) for stage in stages)
     result = job.program.op.result
     cancels = isinstance(result, Attend) and result.normalize == "softmax"
     narrow = operand_name(job.program, tensors[: job.params]) != "float32"
@@ -151,7 +162,7 @@ def forward(job: Job, kernel: Kernel, tensors: Sequence[Tensor]) -> tuple[Tensor
         wanted |= {f"return_{kernel.kept}": True} if job.want_norm else {}
         wanted |= {"return_others": True} if job.want_norm and "return_others" in kernel.keywords else {}
         with on(tensors[0].device, job.program, job.plan):
-            found = kernel.forward(*job.arguments(given.params), **given.keywords, **wanted, **options)
+            found = kernel.forward(*job.arguments(given.params), **job.keywords(given), **wanted, **options)
         return flat(found)
 
     return _replayed(kernel, ("forward", *job.key), tensors, run)
@@ -168,7 +179,8 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Launch: the gradients that are needed, in order: of parameters, then of the initial state.
 
-    saved: the result, the divisors of normalised ops, and what rows have but for their largest weights. dstates: the
+    saved: the result, the divisors of normalised ops, and what rows have but for their largest weights; of several
+    contractions, what they hand on. dstates: the
     cotangents of the returned state, or where logarithms are wanted of these; none: 0.
     needs: of every parameter and tensor of the initial state. The latter have a gradient if any of them needs one.
     """
@@ -178,12 +190,15 @@ def backward(
     def run() -> tuple[Tensor, ...]:
         given = job.split(aligned(tensors))
         (cotangent,) = aligned((dy,))
-        keywords = given.keywords | kernel.rounding(job.precision)
-        # the quotient, if that is the result, and the divisors
-        names = zip(("y", kernel.kept, "others"), aligned(saved), strict=False)
-        keywords |= {name: x for name, x in names if name in kernel.backward_keywords}
+        keywords = job.keywords(given) | kernel.rounding(job.precision)
+        if kernel.kept == "kept":
+            keywords |= {"kept": tuple(aligned(saved)) or None}
+        else:
+            # the quotient, if that is the result, and the divisors
+            names = zip(("y", kernel.kept, "others"), aligned(saved), strict=False)
+            keywords |= {name: x for name, x in names if name in kernel.backward_keywords}
         if dstates:
-            keywords["dlse" if job.want_lse else "dstate"] = joined(aligned(dstates))
+            keywords["dlse" if job.want_lse else "dstate"] = joined(job.program, aligned(dstates))
         keywords["needs"] = tuple(needs[: job.params])
         with on(dy.device, job.program, job.plan):
             found = launch(cotangent, *job.arguments(given.params), **keywords)

@@ -21,6 +21,7 @@ from sma_compiler.kernel.config import Config
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, linear
 from sma_compiler.kernel.pairs import pairs
+from sma_compiler.kernel.stages import Stage, split
 from sma_compiler.plan.choose import Plans, usual
 from sma_compiler.runtime.load import load, remember, remembered
 from sma_compiler.runtime.replay import Replays
@@ -39,6 +40,32 @@ REMEMBERED = 16
 Shape = tuple[tuple[str, int], ...]
 Key = tuple[str, Shape, str, str]
 """A plan, a class of sizes, a dtype and a target."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What kernels have of a contraction's state.
+
+    site: what its tensors are called after. streams: how many states it has, each a matrix for a head, and
+    (normalised) the sum of its keys, by which rows are divided. merged: whether heads are the channels of one.
+    stabilised: whether states are sums in units of the largest exponential; see `kernel.stabilised`.
+    """
+
+    site: str
+    streams: int
+    normalised: bool
+    merged: bool
+    stabilised: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors of the state."""
+        return [f"{self.site}.S{number}" for number in range(self.streams)]
+
+    @property
+    def count(self) -> int:
+        """How many tensors launchers take."""
+        return self.streams * (1 + self.normalised)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +104,9 @@ class Kernel:
 
     @cached_property
     def kept(self) -> str:
-        """What the forward launcher may return of every row for the gradients: "norm", "lse", or "" for nothing."""
-        return next((name for name in ("norm", "lse") if f"return_{name}" in self.keywords), "")
+        """What the forward launcher may return for the gradients: "norm" or "lse" of every row, "kept": of stages what
+        they hand on; "": nothing."""
+        return next((name for name in ("norm", "lse", "kept") if f"return_{name}" in self.keywords), "")
 
     @cached_property
     def backward_keywords(self) -> frozenset[str]:
@@ -101,14 +129,28 @@ class Kernels:
         self._emitted: dict[Key, Emitted] = {}
 
     @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of an op of several contractions; none of others."""
+        try:
+            return split(self.op, self.plans)
+        except NoTritonKernel:
+            return ()
+
+    @cached_property
     def member(self) -> Linear | None:
         """The op as a member of the family that kernels exist for; None: it is none."""
-        for plan in ("chunked", "recurrent"):
-            try:
-                return linear(self.op, self.plans, plan)
-            except NoTritonKernel:
-                continue
-        return None
+        return _member(self.op, self.plans)
+
+    @cached_property
+    def carried(self) -> tuple[Carried, ...]:
+        """The states of its contractions, as kernels have them; none where no kernel has any."""
+        of_stages = [(stage.site, _member(stage.op, stage.plans)) for stage in self.stages]
+        found = [
+            Carried(site, len(one.terms), one.normalize != "none", one.merged, one.stabilised)
+            for site, one in of_stages or [(self.plans.choices[0].site.name, self.member)]
+            if one is not None
+        ]
+        return tuple(found) if len(found) == max(1, len(of_stages)) else ()
 
     @cached_property
     def cached(self) -> Cached | None:
@@ -126,17 +168,12 @@ class Kernels:
     @property
     def merged(self) -> bool:
         """Whether kernels take its heads as the channels of one."""
-        return self.member is not None and self.member.merged
+        return any(one.merged for one in self.carried)
 
     @property
     def stabilised(self) -> bool:
         """Whether its state is sums in units of the largest exponential; see `kernel.stabilised`."""
         return self.member is not None and self.member.stabilised
-
-    @property
-    def streams(self) -> int:
-        """How many states it has, each a matrix for a head (and the sum of its keys, where it is normalised)."""
-        return 0 if self.member is None else len(self.member.terms)
 
     def find(self, plan: str, sizes: Mapping[str, int], dtype: str, target: str) -> Kernel:
         """The kernel for a plan (with choices, see `kernel.choices`) at some sizes.
@@ -229,6 +266,15 @@ class Kernels:
             if found is kernel:
                 self._found[key] = NoTritonKernel(self.op.name, key[0], reason)
                 self._too_large[key] = reason
+
+
+def _member(op: Op, plans: Plans) -> Linear | None:
+    for plan in ("chunked", "recurrent"):
+        try:
+            return linear(op, plans, plan)
+        except NoTritonKernel:
+            continue
+    return None
 
 
 def _class(sizes: Mapping[str, int]) -> Shape:

@@ -68,9 +68,9 @@ class Forward(Function):
         job, *tensors = inputs
         saved: list[Tensor] = []
         if job.want_norm:
-            norm, *others = output[len(output) - launches.kept(job, tensors) :]
-            saved = [output[0], norm, *others]
-            ctx.mark_non_differentiable(*others, *(() if job.want_lse else (norm,)))
+            kept = output[len(output) - launches.kept(job, tensors) :]
+            saved = [*([output[0]] if job.keeps_result else []), *kept]
+            ctx.mark_non_differentiable(*kept[1 if job.want_lse else 0 :])
         ctx.job = job
         ctx.save_for_backward(*tensors, *saved)
         ctx.set_materialize_grads(False)
@@ -88,7 +88,7 @@ class Forward(Function):
             return (None,) * (1 + count)
         given = job.split(tensors)
         if dy is None:
-            dy = torch.zeros_like(saved[0]) if saved else zero_result(job, given)
+            dy = torch.zeros_like(saved[0]) if job.keeps_result else zero_result(job, given)
         if any(grad is not None for grad in dstates):
             shaped = zero_states(job, given)
             dstates = [zero if grad is None else grad for grad, zero in zip(dstates, shaped, strict=True)]
@@ -156,7 +156,7 @@ def cut_backward(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The tensors of a job, what was saved, and the cotangents of the state, one after the other."""
     own = job.params + job.states + job.packed
-    end = own + job.want_norm + launches.kept(job, tensors)
+    end = own + job.keeps_result + launches.kept(job, tensors)
     return tuple(tensors[:own]), tuple(tensors[own:end]), tuple(tensors[end:])
 
 
@@ -197,17 +197,29 @@ def zero_states(job: Job, given: Given) -> list[Tensor]:
     """Zeros of the form of the state: for each stream a matrix, and where there is a divisor the sum of the keys."""
     sizes = job.sizes(given.params)
     rows = given.packs[0].shape[0] - 1 if given.packs else sizes["batch"]
-    if job.program.kernels.merged:
-        sizes |= {"head": 1, "value": sizes["head"]}
-    if job.program.kernels.stabilised:
-        sizes["key"] = STATE_ROWS
     kinds = ("key", "value"), ("key",)
-    shapes = [
-        [rows, sizes["head"], *(sizes[axis] for axis in axes)]
-        for _ in range(job.program.kernels.streams)
-        for axes in kinds[: 1 + job.program.kernels.normalised]
-    ]
+    shapes = []
+    for one in job.program.kernels.carried:
+        own = sizes | ({"head": 1, "value": sizes["head"]} if one.merged else {})
+        own |= {"key": STATE_ROWS} if one.stabilised else {}
+        for _ in range(one.streams):
+            shapes += [[rows, *(own[axis] for axis in ("head", *axes))] for axes in kinds[: 1 + one.normalised]]
     return [given.params[0].new_zeros(shape, dtype=torch.float32) for shape in shapes]
+
+
+def zero_values(job: Job, given: Given) -> list[Tensor]:
+    """Zeros of the form of what the contractions of an op hand on, and of what was inverted for them."""
+    sizes = job.sizes(given.params)
+    names = [decl.name for decl in job.program.op.params if not decl.number]
+    dtypes = {name: x.dtype for name, x in zip(names, given.params, strict=True)}
+    found = []
+    for stage in job.program.kernels.stages:
+        if stage.value is not None:
+            first = next(decl.name for decl in stage.op.params if not decl.number)
+            dtypes[stage.value.name] = dtypes[first]
+            shape = [sizes[axis] for axis in stage.value.dims]
+            found.append(given.params[0].new_zeros(shape, dtype=dtypes[first]))
+    return found
 
 
 def launch_forward(*call: Unpack[Call]) -> list[Tensor]:
@@ -222,7 +234,9 @@ def fake_forward(*call: Unpack[Call]) -> list[Tensor]:
     found = [zero_result(job, given)]
     if job.want_state:
         found += zero_states(job, given)
-    if job.want_norm:
+    if job.want_norm and job.program.kernels.stages:
+        found += zero_values(job, given)
+    elif job.want_norm:
         sizes = job.sizes(given.params)
         batch, time, heads = (sizes[axis] for axis in ("batch", "time", "head"))
         dtype = launches.divisors_dtype(job.program, given.params)

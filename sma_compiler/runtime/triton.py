@@ -16,15 +16,11 @@ from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import STATE_ROWS
 from sma_compiler.runtime.args import Arguments
 from sma_compiler.runtime.job import Job, aligned, find_kernel, flat, joined, on
-from sma_compiler.runtime.kernels import Kernel, Kernels, has_triton, interpreted
+from sma_compiler.runtime.kernels import Carried, Kernel, Kernels, has_triton, interpreted
 from sma_compiler.runtime.opaque import run
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.replay import ALIGNMENT, plain
 from sma_compiler.torch_plans.run import Result, result_dtype
-
-STATE = "attend0.S"
-"""The names of the state's tensors begin so; a number says which stream's."""
-
 
 GRID = 65535
 """How many programs a GPU starts along the second and third axis of a grid."""
@@ -196,14 +192,14 @@ def run_step(
         x = arguments.numbers[decl.name] if decl.number else next(params)
         x = x.select(decl.dims.index("time"), 0) if isinstance(x, Tensor) and "time" in decl.dims else x
         given.append(aligned([x])[0] if isinstance(x, Tensor) else x)
-    held = {} if state is None else {f"{STATE}{n}": state[f"{STATE}{n}"] for n in range(kernels.streams)}
+    held = {} if state is None else {name: state[name] for one in kernels.carried for name in one.names}
     copied = not inplace and kernels.normalised  # the matrix and the sum of keys are parts of one tensor
     own = dict(held)
     for name, x in held.items():
         if copied or x.stride(-1) != 1 or x.data_ptr() % ALIGNMENT:
             held[name] = x.clone(memory_format=torch.contiguous_format)
     within = bool(held) and (copied or inplace)
-    before = joined(_states_in(held, kernels)) if held else None
+    before = joined(program, _states_in(held, kernels)) if held else None
     with on(arguments.device, program, "recurrent"):
         result, states = launch(*given, state=before, inplace=within)
     for name, x in own.items() if inplace else ():
@@ -239,33 +235,43 @@ def _whole(decl: ParamDecl, arguments: Arguments, merged: bool) -> Tensor:
 
 
 def _states_in(state: Mapping[str, Tensor], kernels: Kernels) -> list[Tensor]:
+    """The states of every contraction, see `_state_in`."""
+    return [x for one in kernels.carried for x in _state_in(state, one)]
+
+
+def _state_in(state: Mapping[str, Tensor], carried: Carried) -> list[Tensor]:
     """The state of each stream: a matrix [B, H, K, V], and from its last column the sum of keys [B, H, K].
 
     Where heads are the channels of one, [B, H, K] is a matrix [B, 1, K, H] in the same memory. Sums in units of an
     exponential, [B, H, 2], and its logarithm, [B, H], are the first rows of such a matrix.
     """
-    if kernels.stabilised:
-        rows = torch.cat((state[f"{STATE}0.sums"], state[f"{STATE}0.top"][..., None]), -1)
+    (first, *_) = carried.names
+    if carried.stabilised:
+        rows = torch.cat((state[f"{first}.sums"], state[f"{first}.top"][..., None]), -1)
         return [functional.pad(rows, (0, STATE_ROWS - rows.shape[-1])).transpose(1, 2)[:, None]]
     found: list[Tensor] = []
-    for number in range(kernels.streams):
-        own = state[f"{STATE}{number}"]
-        own = own.transpose(1, 2)[:, None] if kernels.merged else own
-        found += [own[..., :-1], own[..., -1]] if kernels.normalised else [own]
+    for name in carried.names:
+        own = state[name]
+        own = own.transpose(1, 2)[:, None] if carried.merged else own
+        found += [own[..., :-1], own[..., -1]] if carried.normalised else [own]
     return found
 
 
 def _states_out(tensors: list[Tensor], kernels: Kernels) -> dict[str, Tensor]:
-    if kernels.stabilised:
-        rows = tensors[0][:, 0].transpose(1, 2)
-        return {f"{STATE}0.sums": rows[..., :2], f"{STATE}0.top": rows[..., 2].detach()}
-    found = {}
-    for number in range(kernels.streams):
-        if kernels.normalised:
-            matrix, keys = tensors[2 * number : 2 * number + 2]
-            found[f"{STATE}{number}"] = torch.cat((matrix, keys[..., None]), -1)
-        else:
-            found[f"{STATE}{number}"] = tensors[number][:, 0].transpose(1, 2) if kernels.merged else tensors[number]
+    """The other way."""
+    found: dict[str, Tensor] = {}
+    left = iter(tensors)
+    for one in kernels.carried:
+        if one.stabilised:
+            rows = next(left)[:, 0].transpose(1, 2)
+            found |= {f"{one.names[0]}.sums": rows[..., :2], f"{one.names[0]}.top": rows[..., 2].detach()}
+            continue
+        for name in one.names:
+            matrix = next(left)
+            if one.normalised:
+                found[name] = torch.cat((matrix, next(left)[..., None]), -1)
+            else:
+                found[name] = matrix[:, 0].transpose(1, 2) if one.merged else matrix
     return found
 
 
