@@ -79,17 +79,19 @@ class Explanation:
 
     def fused(self) -> list[str]:
         """The elementwise work that chunked and recurrent kernels do where they read and write tensors."""
-        member = self.program.kernels.member
-        if member is None:
+        members = self.program.kernels.members
+        if not members:
             return []
-        own = "diagonal" if member.stabilised else "q"
-        parts = [(own, member.q), ("k", member.k), ("v", member.v)]
-        for term in member.terms:
-            parts += [("factor", x) for x in (*term.row, *term.col)]
-            parts += [("log gate", gate.log) for gate in term.gates]
-        texts = [(what, show_expr(unplaced(self.program.plans.graph, x))) for what, x in parts if not is_tensor(x)]
-        if member.op.result is not member.attend:
-            texts.append(("result", show_expr(member.op.result).replace(show_expr(member.attend), "attend0")))
+        texts: list[tuple[str, str]] = []
+        for site, member in members.items():
+            own = "diagonal" if member.stabilised else "q"
+            parts = [(own, member.q), ("k", member.k), ("v", member.v)]
+            for term in member.terms:
+                parts += [("factor", x) for x in (*term.row, *term.col)]
+                parts += [("log gate", gate.log) for gate in term.gates]
+            texts += [(what, show_expr(unplaced(self.program.plans.graph, x))) for what, x in parts if not is_tensor(x)]
+            if member.op.result is not member.attend:
+                texts.append(("result", show_expr(member.op.result).replace(show_expr(member.attend), site)))
         if not texts:
             return ["  fused        nothing: operands, gates and the result are tensors as they are"]
         lines = [f"    {what:<10} {text}" for what, text in dict.fromkeys(texts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -105,8 +105,28 @@ def kernel_forecast(
 ) -> Forecast:
     """A plan's Triton kernels. Raises NoTritonKernel."""
     size_class = tuple(sorted(class_sizes({**DEFAULTS, **sizes}).items()))
+    if program.stages:
+        program.kernels.emitted(plan_text(plan, choices), dict(size_class), dtype, target)
+        return _in_turn(plan, [_stage(own, plan, sizes, dtype, device, target) for own in program.stages])
     configs, used = _file(program, plan_text(plan, choices), size_class, dtype, target)
     return configured(plan, shape_of(program, sizes, dtype), configs, device, used)
+
+
+def _stage(program: Program, plan: str, sizes: Mapping[str, int], dtype: str, device: Device, target: str) -> Forecast:
+    """One contraction of several. What is solved is as much work as the sum that it is solved for, forward and back."""
+    legal = any(found.name == plan for found in program.plans.legal)
+    return kernel_forecast(program, plan if legal else "auto", sizes, dtype, device, target)
+
+
+def _in_turn(plan: str, parts: Sequence[Forecast]) -> Forecast:
+    """Contractions one after the other."""
+    backward = [one.backward for one in parts if one.backward is not None]
+    kernels = [one.parts for one in parts if one.parts is not None]
+    made = Predicted(
+        tuple(part for one in kernels for part in one.forward), tuple(part for one in kernels for part in one.backward)
+    )
+    trained = sum(backward) if len(backward) == len(parts) else None
+    return Forecast("triton", plan, sum(one.forward for one in parts), trained, made)
 
 
 @lru_cache(maxsize=4096)

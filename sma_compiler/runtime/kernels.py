@@ -138,19 +138,24 @@ class Kernels:
 
     @cached_property
     def member(self) -> Linear | None:
-        """The op as a member of the family that kernels exist for; None: it is none."""
-        return _member(self.op, self.plans)
+        """The op as a member of the family that kernels exist for; None: it is none, or has several contractions."""
+        return None if self.stages else next(iter(self.members.values()), None)
+
+    @cached_property
+    def members(self) -> dict[str, Linear]:
+        """Its contractions as members of that family, by site; none where one of them is no member."""
+        parts = [(stage.site, stage.op, stage.plans) for stage in self.stages]
+        parts = parts or [(self.plans.choices[0].site.name, self.op, self.plans)]
+        found = {site: _member(op, plans) for site, op, plans in parts}
+        return {site: one for site, one in found.items() if one is not None} if all(found.values()) else {}
 
     @cached_property
     def carried(self) -> tuple[Carried, ...]:
         """The states of its contractions, as kernels have them; none where no kernel has any."""
-        of_stages = [(stage.site, _member(stage.op, stage.plans)) for stage in self.stages]
-        found = [
+        return tuple(
             Carried(site, len(one.terms), one.normalize != "none", one.merged, one.stabilised)
-            for site, one in of_stages or [(self.plans.choices[0].site.name, self.member)]
-            if one is not None
-        ]
-        return tuple(found) if len(found) == max(1, len(of_stages)) else ()
+            for site, one in self.members.items()
+        )
 
     @cached_property
     def cached(self) -> Cached | None:
@@ -269,6 +274,7 @@ class Kernels:
 
 
 def _member(op: Op, plans: Plans) -> Linear | None:
+    """A contraction as a member of the family; None: it is none."""
     for plan in ("chunked", "recurrent"):
         try:
             return linear(op, plans, plan)

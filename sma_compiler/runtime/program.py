@@ -72,6 +72,11 @@ class Program:
         return Kernels(self.op, self.plans)
 
     @cached_property
+    def stages(self) -> tuple[Program, ...]:
+        """Of an op of several contractions, each as a program of its own; none of others."""
+        return tuple(Program(stage.op, stage.plans) for stage in self.kernels.stages)
+
+    @cached_property
     def replays(self) -> Replays[Outputs]:
         """The forms of whole calls without gradients that were made before."""
         return Replays()

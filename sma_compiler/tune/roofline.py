@@ -105,6 +105,8 @@ def needs(program: Program, emitted: Emitted, sizes: Mapping[str, int], dtype: s
     row = ROWS.get(target)
     if row is None:  # the occupancy of other vendors' GPUs has other rules
         return Needs(target, tuple(Need(one, 1, "at least", None) for one in found.values()), ())
+    if program.stages:
+        return Needs(row.name, tuple(Need(one, *_room(one, row), None) for one in found.values()), ())
     shape = shape_of(program, known, dtype)
     used = by_role(program.op.name, found)
     seen = configured("", shape, emitted.configs, row, used)

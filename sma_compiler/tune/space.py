@@ -114,16 +114,18 @@ def _candidate(backend: str, plan: str, choices: Choices, found: Forecast) -> Ca
 
 def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
     """A plan's file with its defaults, then files with other numbers: the best forward ones beside the best backward
-    ones, as the cost model ranks them."""
+    ones, as the cost model ranks them; of several contractions the first alone."""
     program = at.program
     try:
         usual = program.kernels.emitted(plan, at.sizes, at.dtype, at.target)
     except NoTritonKernel:
         return
-    shape = shape_of(program, at.known, at.dtype)
     times = {Choices(): kernel_forecast(program, plan, at.known, at.dtype, at.row, at.target)}
     yield _candidate("triton", plan, Choices(), times[Choices()])
+    if program.stages:
+        return
     sizes = {**DEFAULTS, **at.sizes}
+    shape = shape_of(program, at.known, at.dtype)
     for choices in variations(usual.configs, sizes, at.dtype, at.target, channels=shape.channels):
         others = varied(usual.configs, choices)
         if others != usual.configs:
