@@ -116,7 +116,6 @@ def test_names_and_comments_of_a_spec_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("delta_net", "kernels exist for one `attend`"),
         ("hydra", "kernels exist for one `attend`"),
     ],
 )

@@ -53,4 +53,12 @@ op all_roles(q, v, g: [time, head], s: [head, key]):
 op no_gate(q, k, v, b: [time, head], w: [value]):
     return attend(causal * b[j], q, k, w * v, scale=1 / sqrt(key))
 """,
+    "one_in_another": """
+op one_in_another(q, k, v, q2: [time, head, key], k2: [time, head, key], g: [time, head], b: [time, head]):
+    return attend(decay(g), q, k, b * attend(causal, q2, k2, v)) + v
+""",
+    "three_attends": """
+op three_attends(q, k, v, k2: [time, head, key], g: [time, head]):
+    return attend(decay(g), q, k, v) + attend(causal, k, k2, attend(causal, q, k2, v))
+""",
 }

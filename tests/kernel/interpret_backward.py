@@ -32,7 +32,7 @@ from sma_compiler.target.compile import load_text
 CHUNK = 16
 SIZES = {"batch": 1, "head": 2, "key": 20, "value": 24}
 LENGTHS = (1, 50)
-EDGES = ("mamba2", "open_ends", "closed_ends")
+EDGES = ("mamba2", "open_ends", "closed_ends", "one_in_another")
 """The ops that are run with as many positions as a chunk, one fewer, one more; packed; and for one parameter."""
 MUTANTS = {
     "no anchor": (
@@ -46,6 +46,8 @@ MUTANTS = {
     "strict mask": ("mamba2", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] > o_c[:, None]"),
     "no decay": ("mamba2", "b_s * b_across", "b_s"),
     "no columns": ("mamba2", "b_cols = b_columns + b_through", "b_cols = b_columns"),
+    "one part": ("three_attends", "sum_of(dv_attend1, dv_attend0)", "dv_attend1"),
+    "no value": ("one_in_another", "dattend0 = dattend0_attend1", "dattend0 = dy"),
     "no pairs": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_inter, 0, reverse=True)"),
 }
 """For each the op, a text of its file and what takes its place."""

@@ -15,6 +15,7 @@ LIMITS = {"float32": 6e-6, "float16": 4e-3}
 MUTANTS = (
     *("no anchor", "no keys", "forward sums", "flipped mask"),
     *("strict mask", "no decay", "no columns", "no pairs"),
+    *("one part", "no value"),
 )
 
 

@@ -76,7 +76,7 @@ def test_explain_says_what_runs_an_op_and_why() -> None:
     assert "\n  triton       quadratic in bf16, fp16 and fp32 on GPUs, with gradients quadratic" in text
     assert "\n  quadratic tiles of 64 x 64 a head: 2016 full, 64 partial, 2016 skipped; " in text
     assert text.endswith("\n  on an H100   triton quadratic")
-    text = str(sma.library("delta_net").explain({"K": 64}))
+    text = str(sma.library("hydra").explain({"K": 64}))
     assert "\n  triton       no kernel: kernels exist for one `attend`" in text
 
 
