@@ -34,10 +34,10 @@ PAIRS = ("dq", "dkv")
 """Roles of the quadratic plan's gradients; their tiles have rows and columns."""
 WALKS = ("again", "dq", "dk", "dv")
 """Roles that have a chunk and tiles in common, and of their own only what `OWN` says."""
-ROLES = ("forward", "backward", *WALKS, "dkv", "states", "dstates", "recurrent", "step", "cached")
+ROLES = ("forward", "backward", *WALKS, "dkv", "states", "dstates", "recurrent", "step", "cached", "solve", "adjoint")
 """Every role; `states` is the walk that keeps those of every chunk, where heads share gradients (`dstates` the one from
 the end), `cached` is what continues from a cache."""
-FORWARD = ("forward", "recurrent", "step", "cached")
+FORWARD = ("forward", "recurrent", "step", "cached", "solve")
 """Those of kernels that make no gradients."""
 FIXED = ("assembly",)
 """What follows from the target and is never chosen."""

@@ -112,6 +112,9 @@ class Chunked(Maker):
     parts: whether several programs share a sequence, each with a part of it.
     """
 
+    rounds = True
+    """Whether products take x as it is loaded."""
+
     def __init__(self, walk: Walk, host: Host, tensors: Tensors, reserved: frozenset[str], parts: bool) -> None:
         super().__init__(host, reserved)
         self.walk = walk
@@ -239,7 +242,7 @@ class Chunked(Maker):
                 s, unit = self.in_units(quotient, walk.names[1])
             else:
                 s = operand(b, walk.s, walk.names[1], lowering, inputs.inside[walk.inner])
-        along_outer = wide_operand if self.wide else operand
+        along_outer = operand if self.rounds and not self.wide else wide_operand
         if walk.quotient == "x":
             quotient = wide_operand(b, walk.x, walk.names[2], lowering, inputs.inside[walk.outer])
             x, unit = self.in_units(quotient, walk.names[2])
@@ -335,7 +338,7 @@ class Chunked(Maker):
         """x as the state of a stream grows by it, with the factors of columns; named once."""
         if number not in chunk.values:
             factors, _ = self.leaving(chunk, number)
-            values = chunk.x
+            values = chunk.x.to("dot")
             if factors:
                 scaled_values = scaled(chunk.x.to("fp32"), factors, column=True)
                 values = self.b.let(f"b_u{self.suffix(number)}", scaled_values.to("dot"))

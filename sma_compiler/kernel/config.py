@@ -236,6 +236,14 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
     }
 
 
+def solve(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
+    """The configuration of the walks of `solve`."""
+    found = replace(backward(sizes, dtype, target), programs=0)
+    if found.chunk < 64 or found.outer < 64:
+        return found
+    return replace(found, warps=8 if sizes["key"] > 128 else 4, stages=2)
+
+
 def wide_products(dtype: str, target: str) -> bool:
     """Whether products of the linear family are made in fp64; see `wide`."""
     return dtype == "float32" and target == "sm_90"
