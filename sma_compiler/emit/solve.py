@@ -21,8 +21,8 @@ from sma_compiler.kernel.score_kernel import ChannelScores
 from sma_compiler.kernel.solve import solve_of
 from sma_compiler.kernel.solve_kernel import SolveKernel
 
-ROLES = ("scores", "scores_wide", "gates", "inverse", "solve", "adjoint")
-"""What the kernels of a solve are for."""
+ROLES = {"scores": "inverse", "scores_wide": "inverse_wide"} | {x: x for x in ("gates", "inverse", "solve", "adjoint")}
+"""What the kernels of a solve are for, and how they are called: gradients have scores of their own."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def solve(
     found = solve_of(member, graph)
     op = member.op
     name = f"{op.name}_adjoint"
-    roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
+    roles = {role: f"{op.name}_{called}_kernel" for role, called in ROLES.items()}
     held = frozenset({*reserved, *roles.values()})
     names = host(found.member, held | {name})
     back = host(found.member, held, [found.cotangent], name=name)
@@ -69,7 +69,7 @@ def solve(
             for role in ("scores", "scores_wide"):
                 made[role] = ChannelScores(*given, narrow=role == "scores", inverse=True)
         else:
-            made["inverse"] = Inverse(found.forward, each, tensors(found.forward, each), held, parts=False)
+            made["inverse"] = Inverse(found.forward, each, tensors(found.forward, each), held)
         if each.gates:
             made["gates"] = Gates(found.forward.paths, each, held)
         ahead.append({role: kernel(maker, roles[role]) for role, maker in made.items()})

@@ -16,17 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from sma_compiler.ir.nodes import Const, Expr
 from sma_compiler.kernel.ahead import Split, address, fill, split
-from sma_compiler.kernel.build import (
-    E,
-    arange,
-    call,
-    dot,
-    pointwise,
-    reduce_sum,
-    size,
-    trans,
-    zeros,
-)
+from sma_compiler.kernel.build import E, arange, call, dot, pointwise, reduce_sum, size, trans, zeros
 from sma_compiler.kernel.channel_operands import decayed, loaded
 from sma_compiler.kernel.channels import ChannelPath, channel_path
 from sma_compiler.kernel.gates import Path, Rows, path_of, scaled, with_factors

@@ -106,7 +106,7 @@ class SolveLauncher(Launch):
     def _results(self) -> None:
         """Make the tensors that are returned, and take the state that the walk begins with."""
         b, host = self.b, self.host
-        ((name, result),) = self.named.outputs.items()
+        (result,) = self.named.outputs.values()
         (output,) = self.walk.outputs
         like = host.parameters[self.solve.cotangent.name] if self.walk.backward else self.first
         b.section("")
@@ -122,21 +122,28 @@ class SolveLauncher(Launch):
 
     def _doc(self) -> list[str]:
         """The launcher's docstring."""
-        walk, host, op = self.walk, self.host, self.solve.member.op
-        lines = [f"{op.name}: {'the adjoint system' if walk.backward else 'chunked, the state carried on chip'}.", "", "Args:"]
-        decls = [*([self.solve.cotangent] if walk.backward else []), *op.params]
-        for decl in decls:
-            grouped = "head" in decl.dims and bool({"key", "value"} & set(decl.dims)) and decl in op.params
+        walk, host, op, start = self.walk, self.host, self.solve.member.op, name_of(self.start)
+        how = "the adjoint system" if walk.backward else "chunked, the state carried on chip"
+        lines = [f"{op.name}: {how}.", "", "Args:"]
+        if walk.backward:
+            lines.append(f"    {self.solve.cotangent.name}: {shape_of(self.solve.cotangent, False)}.")
+        for decl in op.params:
+            grouped = "head" in decl.dims and bool({"key", "value"} & set(decl.dims))
             lines.append(f"    {decl.name}: {'a number' if decl.number else shape_of(decl, grouped)}.")
         if walk.backward:
             lines += [
                 f"    {name_of(host.scores)}: as {op.name} returned it.",
-                f"    {name_of(self.start)}: the cotangent of the state that it returned, fp32, [S, H, K, V]; None: 0.",
+                f"    {start}: the cotangent of the state that it returned, fp32, [S, H, K, V]; None: 0.",
             ]
+            result = ["    The cotangent of the right-hand side, [B, T, H, V]."]
         else:
             lines += [
-                f"    {name_of(self.start)}: what earlier positions left, fp32, [S, H, K, V], S = B without a pack; None: nothing.",
+                f"    {start}: what earlier positions left, fp32, [S, H, K, V], S = B without a pack; None: nothing.",
                 f"    {name_of(self.final)}: whether to return the state as well.",
+            ]
+            result = [
+                "    The result [B, T, H, V], and of every chunk the inverse of its own system less the identity,",
+                "    [B, H, T, C]; then the state.",
             ]
         return [
             *lines,
@@ -144,12 +151,5 @@ class SolveLauncher(Launch):
             f'    {name_of(self.precision)}: of fp32 matrix products, "ieee" or "tf32".',
             "",
             "Returns:",
-            *(
-                ["    The cotangent of the right-hand side, [B, T, H, V]."]
-                if walk.backward
-                else [
-                    "    The result [B, T, H, V], and of every chunk the inverse of its own system without the identity,",
-                    "    [B, H, T, C]; then the state.",
-                ]
-            ),
+            *result,
         ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, Expr, Kind, Param, ParamDecl
+from sma_compiler.ir.nodes import Apply, Kind, Param, ParamDecl
 from sma_compiler.kernel.backward import declared
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, plain

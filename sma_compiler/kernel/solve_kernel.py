@@ -16,9 +16,9 @@ from sma_compiler.kernel.walk import Walk
 class SolveKernel(Chunked):
     """Builds the kernel. Of the right-hand side x of a chunk it makes the result, which then is the x of the state:
 
-        R = X - decay (P S)
-        U = R + N R
-        S = decay S + S^T (decay U)
+    R = X - decay (P S)
+    U = R + N R
+    S = decay S + S^T (decay U)
     """
 
     rounds = False
@@ -50,7 +50,9 @@ class SolveKernel(Chunked):
             self.write_output(place, chunk, output, rows)
         self.final_states(place, states)
         doc = f"One program solves for {self.outer} {walk.outer} channels of one head along a sequence"
-        return b.function(name, (f"{doc}{', from its end' if walk.backward else ''}.",), self.arguments.parameters, True)
+        return b.function(
+            name, (f"{doc}{', from its end' if walk.backward else ''}.",), self.arguments.parameters, True
+        )
 
     def _inverse(self, place: Place, chunk: Chunk) -> E:
         """N of the chunk, made ahead; what rows past the end have is 0."""
