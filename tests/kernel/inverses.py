@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from sma_compiler.driver import compile_source
+from sma_compiler.emit.file import MODULES, assembled, made_kernel
 from sma_compiler.emit.gradients import Gradients
-from sma_compiler.emit.source import MODULES, _emitted, _kernel, library
+from sma_compiler.emit.module import library
 from sma_compiler.kernel import config
 from sma_compiler.kernel.build import Operand, lift, path
 from sma_compiler.kernel.gate_kernel import Gates
@@ -74,7 +75,7 @@ def text(op: CompiledOp, dtype: str, target: str = "sm_90", chunk: int = 0) -> s
         builders["inverse"] = Inverse(walk, names, named, reserved)
     if names.gates:
         builders["gates"] = Gates(walk.paths, names, reserved)
-    made = partial(_kernel, wide=config.wide_products(dtype, target))
+    made = partial(made_kernel, wide=config.wide_products(dtype, target))
     kernels = {role: made(builder, f"{op.name}_{role}_kernel") for role, builder in builders.items()}
     launch = Launcher(member, walk, names, named)
     b = names.builder
@@ -104,4 +105,4 @@ def text(op: CompiledOp, dtype: str, target: str = "sm_90", chunk: int = 0) -> s
     parameters = [Parameter(name_of(names.parameters[decl.name])) for decl in op.ir.params]
     parameters.append(Parameter(name_of(names.pack), default=lift(None).node, keyword=True))
     launcher = b.function(op.name, ("N of every chunk.",), parameters, jit=False)
-    return _emitted((), builders.values(), kernels.values(), [launcher], Gradients()).text
+    return assembled((), builders.values(), kernels.values(), [launcher], Gradients()).text

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from sma_compiler.driver import compile_source
+from sma_compiler.emit.file import MODULES, assembled, made_kernel
 from sma_compiler.emit.gradients import Gradients
+from sma_compiler.emit.module import library
 from sma_compiler.emit.solve import solve
-from sma_compiler.emit.source import MODULES, _emitted, _kernel, library
 from sma_compiler.ir.graph import Graph
 from sma_compiler.kernel import config
 from sma_compiler.kernel.choices import DEFAULT, Choices
@@ -46,7 +47,7 @@ def text(name: str, dtype: str, target: str = "sm_90", choices: Choices = DEFAUL
     spec = f"op {name}({params}, w: [time, head, value]):\n    return {right} - attend({mask}, {a}, {b}, w)\n"
     op = compile_source(Source(spec, name))
     member = linear(op.ir, op.program.plans, "chunked", exact=dtype == "float32")
-    made = partial(_kernel, wide=config.wide_products(dtype, target))
+    made = partial(made_kernel, wide=config.wide_products(dtype, target))
     reserved = frozenset({*MODULES, *library()})
     found = solve(member, Graph.of(op.ir.result), SIZES, dtype, target, choices, reserved, made)
-    return _emitted((), found.builders, found.kernels.values(), found.launchers, Gradients()).text
+    return assembled((), found.builders, found.kernels.values(), found.launchers, Gradients()).text
