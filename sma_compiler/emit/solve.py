@@ -75,7 +75,8 @@ def solve(
         ahead.append({role: kernel(maker, roles[role]) for role, maker in made.items()})
         builders |= made
     walks = found.forward, found.adjoint
-    configs = {walk.name: choices.apply(walk.name, config.solve(sizes, dtype, target)) for walk in walks}
+    usual = config.solve(sizes, dtype, target, decayed=found.forward.decayed)
+    configs = {walk.name: choices.apply(walk.name, usual) for walk in walks}
     kernels: dict[str, Kernel] = dict(ahead[0])
     launchers: list[Function] = []
     for walk, each, before, wanted in zip(walks, (names, back), ahead, (op.name, name), strict=True):

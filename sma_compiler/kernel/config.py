@@ -236,12 +236,15 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
     }
 
 
-def solve(sizes: Mapping[str, int], dtype: str, target: str) -> Config:
-    """The configuration of the walks of `solve`."""
+def solve(sizes: Mapping[str, int], dtype: str, target: str, *, decayed: bool) -> Config:
+    """The configuration of the walks of `solve`, of which two programs fit on a multiprocessor of an H100.
+
+    decayed: whether both operands are made ahead, because gates differ by their channels.
+    """
     found = replace(backward(sizes, dtype, target), programs=0)
     if found.chunk < 64 or found.outer < 64:
         return found
-    return replace(found, warps=8 if sizes["key"] > 128 else 4, stages=2)
+    return replace(found, warps=8 if sizes["key"] > 128 else 4, stages=2 if decayed and sizes["key"] > 64 else 3)
 
 
 def wide_products(dtype: str, target: str) -> bool:
