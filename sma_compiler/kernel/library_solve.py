@@ -29,8 +29,8 @@ def inverse_by_rows(a, DOT: tl.constexpr):
     inverse = -a
     for j in tl.static_range(1, s - 1):
         row = tl.sum(tl.where(o_s[:, None, None] == j, inverse, 0.0), 0)
-        column = tl.sum(tl.where(o_s[None, None, :] == j, a, 0.0), 2)
-        inverse -= column[:, :, None] * row[None, :, :]
+        column = tl.gather(a, tl.full(a.shape, j, tl.int32), 2)
+        inverse -= column * row[None, :, :]
     return tl.permute(inverse, [1, 0, 2]).to(tl.float32)
 
 
