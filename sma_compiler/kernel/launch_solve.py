@@ -83,7 +83,7 @@ class SolveLauncher(Launch):
             operands = self.solve.forward.p, self.solve.forward.s
             self.decayed(kernels, self.solve.forward.terms[0], operands, constants, config)
         elif not self.walk.backward:
-            self.inverse(kernels["inverse"], constants, 4)
+            self.inverse(kernels["inverse"], constants)
         self._results()
         grid = sequence([heads * blocks, host.sequences])
         b.do(kernels[self.walk.name].launch(grid, constants, config.warps))

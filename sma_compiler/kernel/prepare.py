@@ -17,6 +17,8 @@ from sma_compiler.kernel.walk import Walk
 
 RUN = 16
 """Chunks of which one program sees whether there is anything to do."""
+ALONE = 128
+"""Channels that one warp holds of the rows of a chunk."""
 WIDE = 8
 """Warps of the kernels whose pairs are summed by halves, of which each adds tiles."""
 
@@ -152,13 +154,14 @@ class Launch:
         b.do(kernel.launch(sequence([host.slots, host.groups, batch]), constants, 4))
         b.section("")
 
-    def inverse(self, kernel: Kernel, constants: Mapping[str, Operand], warps: int) -> None:
-        """Invert what a `solve` has inside every chunk."""
+    def inverse(self, kernel: Kernel, constants: Mapping[str, Operand]) -> None:
+        """Invert what a `solve` has inside every chunk, with one warp where it holds the operands: no thread waits."""
         b, host = self.b, self.host
         batch, time, heads, _, _ = (host.sizes[axis] for axis in SIZES)
         b.section("What the pairs of every chunk are solved by")
         shape = [batch, heads, time, lift(constants["C"])]
         b.set(host.scores, self.empty(shape, path("dtype_of").call(constants["DOT"])))
+        warps = choose(lift(constants["BK"]) <= ALONE, 1, 2)
         b.do(kernel.launch(sequence([host.slots, heads, batch]), constants, warps))
         b.section("")
 

@@ -98,7 +98,7 @@ def text(op: CompiledOp, dtype: str, target: str = "sm_90", chunk: int = 0) -> s
     if "gates" in kernels:
         launch.gates(kernels["gates"], constants)
     if "inverse" in kernels:
-        launch.inverse(kernels["inverse"], constants, 4)
+        launch.inverse(kernels["inverse"], constants)
     else:
         launch.decayed(kernels, walk.terms[0], (walk.p, walk.s), constants, chosen)
     b.give(names.scores)
