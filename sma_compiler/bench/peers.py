@@ -63,7 +63,7 @@ def _mamba() -> Peer:
 
 
 def _selective_scan() -> Peer:
-    """Mamba-1, channels before positions: [B, D, T] and [B, N, T]."""
+    """Mamba-1, channels before positions, [B, D, T] and [B, N, T], all four in the dtype of v."""
     scan = _get("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
     _get("selective_scan_cuda", "fwd")
 
@@ -71,7 +71,10 @@ def _selective_scan() -> Peer:
         found: Tensor = scan(x["v"], x["dt"], x["a"], x["k"], x["q"], x["d"])
         return found
 
-    return Peer(run, partial(_turned, ("q", "k", "v", "dt")), lambda y: y.transpose(1, 2))
+    def given(x: Arguments) -> Arguments:
+        return _turned(("q", "k", "v", "dt"), {**x, "dt": x["dt"].to(x["v"].dtype)})
+
+    return Peer(run, given, lambda y: y.transpose(1, 2))
 
 
 def _turned(names: tuple[str, ...], x: Arguments) -> Arguments:
@@ -184,6 +187,7 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "fla chunk_linear_attn, normalized": lambda: _fla("linear_attn", "chunk_linear_attn", normalize=True, scale=1.0),
     "fla chunk_linear_attn, elu + 1, normalized": _elu,
     "fla chunk_simple_gla": lambda: _fla("simple_gla", "chunk_simple_gla", ("g",)),
+    "fla fused_chunk_simple_gla": lambda: _fla("simple_gla", "fused_chunk_simple_gla", ("g",)),
     "fla chunk_lightning_attn": lambda: _fla("lightning_attn", "chunk_lightning_attn", layer_idx=0, num_layers=12),
     "fla chunk_gla": lambda: _fla("gla", "chunk_gla", ("g",)),
     "fla chunk_gla, hgrn2": _hgrn2,
