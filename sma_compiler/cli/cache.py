@@ -22,6 +22,9 @@ app.add_typer(cache, name="cache")
 OpOption = Annotated[str | None, typer.Option("--op", metavar="NAME", help="Only records of this op.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="Only records whose device has this in its name.")]
 
+WRAPPED = ("sizes", "device", "plan", "date")
+"""Columns that give way where a terminal is narrow: the names of records stay whole."""
+
 
 class NoSuchRecord(SmaError):
     """A record's name that no record has, or several."""
@@ -58,7 +61,7 @@ def list_records(op: OpOption = None, device: DeviceOption = None, as_json: Json
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("record", "op", "sizes", "dtype", "device", "for", "backend", "plan", "time", "date", ""):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name not in WRAPPED, overflow="fold")
     for record in found:
         seconds = record.forward + (record.backward or 0.0)
         table.add_row(
