@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from sma_compiler.runtime.usage import by_role, known
 from sma_compiler.target.model import Predicted, Shape, chunked, recurrent
 from sma_compiler.target.model_channels import channelled, scanned
 from sma_compiler.target.model_pairs import quadratic
+from sma_compiler.target.model_solve import solved
 from sma_compiler.target.resources import Resources
 
 SIDES = (64, 128)
@@ -34,6 +35,9 @@ RUNS = 4
 """Of equal ids and equal lengths that a sequence is taken to have, where masks end at them."""
 SHORTEST, LONGEST = 16, 2**18
 """Lengths between which crossover points are looked for."""
+
+Shapes = Mapping[str, Shape]
+"""Of the contractions that a file computes one after the other, by what the roles of their kernels begin with."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +109,8 @@ def kernel_forecast(
 ) -> Forecast:
     """A plan's Triton kernels. Raises NoTritonKernel."""
     size_class = tuple(sorted(class_sizes({**DEFAULTS, **sizes}).items()))
-    if program.stages:
-        program.kernels.emitted(plan_text(plan, choices), dict(size_class), dtype, target)
-        return _in_turn(plan, [_stage(own, plan, sizes, dtype, device, target) for own in program.stages])
     configs, used = _file(program, plan_text(plan, choices), size_class, dtype, target)
-    return configured(plan, shape_of(program, sizes, dtype), configs, device, used)
-
-
-def _stage(program: Program, plan: str, sizes: Mapping[str, int], dtype: str, device: Device, target: str) -> Forecast:
-    """One contraction of several. What is solved is as much work as the sum that it is solved for, forward and back."""
-    legal = any(found.name == plan for found in program.plans.legal)
-    return kernel_forecast(program, plan if legal else "auto", sizes, dtype, device, target)
-
-
-def _in_turn(plan: str, parts: Sequence[Forecast]) -> Forecast:
-    """Contractions one after the other."""
-    backward = [one.backward for one in parts if one.backward is not None]
-    kernels = [one.parts for one in parts if one.parts is not None]
-    made = Predicted(
-        tuple(part for one in kernels for part in one.forward), tuple(part for one in kernels for part in one.backward)
-    )
-    trained = sum(backward) if len(backward) == len(parts) else None
-    return Forecast("triton", plan, sum(one.forward for one in parts), trained, made)
+    return configured(plan, shapes_of(program, sizes, dtype), configs, device, used)
 
 
 @lru_cache(maxsize=4096)
@@ -140,7 +124,7 @@ def _file(
 
 def configured(
     plan: str,
-    shape: Shape,
+    shapes: Shapes,
     configs: Mapping[str, AnyConfig],
     device: Device,
     used: Mapping[str, Resources] = MappingProxyType({}),
@@ -149,27 +133,54 @@ def configured(
 
     used: what compiled kernels need, by role.
     """
+    forward, backward = [], []
+    trained = True
+    for name, shape in shapes.items():
+        own = {role.removeprefix(name): config for role, config in configs.items() if role.startswith(name)}
+        kernels = name.replace(".", "_")
+        needs = {role.removeprefix(kernels): need for role, need in used.items() if role.startswith(kernels)}
+        trained = trained and ("backward" in own or "dq" in own)
+        found = _predicted(shape, own, device, needs)
+        forward += [replace(part, role=kernels + part.role) for part in found.forward]
+        backward += [replace(part, role=kernels + part.role) for part in found.backward]
+    parts = Predicted(tuple(forward), tuple(backward))
+    ahead = max(parts.seconds(backward=False), device.host)
+    behind = max(parts.seconds(backward=True), device.host_backward) if trained else None
+    return Forecast("triton", plan, ahead, behind, parts)
+
+
+def _predicted(
+    shape: Shape, configs: Mapping[str, AnyConfig], device: Device, used: Mapping[str, Resources]
+) -> Predicted:
+    """The kernels of one contraction."""
     own = {role: config for role, config in configs.items() if isinstance(config, Config)}
     base = configs.get("recurrent")
     tiles = {role: config for role, config in configs.items() if isinstance(config, PairConfig)}
     if "forward" in tiles:
-        found = quadratic(shape, tiles, device, used)
-    elif isinstance(base, Config):
-        found = scanned(shape, own, device)
-    elif isinstance(base, Recurrence):
-        found = recurrent(shape, base, device)
-    elif shape.channels:
-        found = channelled(shape, own, device)
-    else:
-        found = chunked(shape, own, device, used)
-    forward = max(found.seconds(backward=False), device.host)
-    trained = "backward" in configs or "dq" in tiles
-    backward = max(found.seconds(backward=True), device.host_backward) if trained else None
-    return Forecast("triton", plan, forward, backward, found)
+        return quadratic(shape, tiles, device, used)
+    if isinstance(base, Config):
+        return scanned(shape, own, device)
+    if isinstance(base, Recurrence):
+        return recurrent(shape, base, device)
+    if "solve" in own:
+        return solved(shape, own, device, used)
+    if shape.channels:
+        return channelled(shape, own, device)
+    return chunked(shape, own, device, used)
 
 
-def shape_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
-    """What the model of kernels asks of an op."""
+def shapes_of(program: Program, sizes: Mapping[str, int], dtype: str) -> Shapes:
+    """What the model of kernels asks of an op, contraction by contraction."""
+    if not program.stages:
+        return {"": _shape(program, sizes, dtype)}
+    return {
+        f"{stage.site}.": _shape(own, sizes, dtype)
+        for stage, own in zip(program.kernels.stages, program.stages, strict=True)
+    }
+
+
+def _shape(program: Program, sizes: Mapping[str, int], dtype: str) -> Shape:
+    """Of an op of one contraction."""
     known = {**DEFAULTS, **sizes}
     member = program.kernels.member
     gates = [gate for term in member.terms for gate in term.gates] if member else []
@@ -294,8 +305,17 @@ class Outlook:
             lines.append(f"  {name:<20}{_milliseconds(one.forward):>12}  with gradients {trained:>12}{bound}")
         wins = [f"from T = {one.time} on {one.backend} {one.plan}" for one in self.crossovers]
         lines.append(f"  fastest: {'; '.join(wins)}")
-        lines.append("  auto takes {0.backend} {0.plan}, with gradients {1.backend} {1.plan}".format(*self.picks))
+        lines.append(f"  auto takes {', with gradients '.join(map(self._taken, self.picks))}")
         return "\n".join(lines)
+
+    def _taken(self, pick: Pick) -> str:
+        """A pick; of a mixture of the torch backend's plans, which ones."""
+        if pick != ("torch", "auto"):
+            return f"{pick.backend} {pick.plan}"
+        case = self.case
+        counts = {name: n for name, n in case.numbers.items() if isinstance(n, int)}
+        chosen = case.program.choose("auto", case.sizes, counts, case.device)
+        return f"torch {' and '.join(dict.fromkeys(chosen.values()))}"
 
     def data(self) -> dict[str, object]:
         """For programs."""

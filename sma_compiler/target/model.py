@@ -121,12 +121,12 @@ def chunked(
     """The kernels of the chunked plan. used: what compiled kernels need, by role."""
     forward = list(_walk("forward", shape, configs["forward"], device, used, "key", "value"))
     if shape.varying:
-        forward.insert(0, _stream("gates", shape, device, 8.0 * shape.head * shape.streams))
+        forward.insert(0, stream("gates", shape, device, 8.0 * shape.head * shape.streams))
     if "backward" not in configs:
         return Predicted(tuple(forward), ())
     backward: list[Part] = []
     if shape.varying:
-        backward.append(_stream("gates", shape, device, 8.0 * shape.head * shape.streams))
+        backward.append(stream("gates", shape, device, 8.0 * shape.head * shape.streams))
     axes = {"dq": ("value", "key"), "dk": ("value", "key"), "dv": ("key", "value"), "again": ("key", "value")}
     together = "states" in configs
     by_chunk = {"dq", "dk"} if together else set()
@@ -137,7 +137,7 @@ def chunked(
     if together:
         backward += _shared(shape, configs, device, used)
     if shape.gated:
-        backward.append(_stream("chain", shape, device, 24.0 * shape.head * shape.streams))
+        backward.append(stream("chain", shape, device, 24.0 * shape.head * shape.streams))
     return Predicted(tuple(forward), tuple(backward))
 
 
@@ -162,7 +162,7 @@ def recurrent(shape: Shape, chosen: Recurrence, device: Device) -> Predicted:
     return Predicted((part,), (Part("walks", RECURRENT_BACKWARD * seconds, programs, resident, waves, units),))
 
 
-def _stream(role: str, shape: Shape, device: Device, bytes_: float) -> Part:
+def stream(role: str, shape: Shape, device: Device, bytes_: float) -> Part:
     """A kernel that does little but read and write so many bytes for each position."""
     seconds = shape.batch * shape.time * bytes_ / device.bandwidth
     return Part(role, seconds + device.launch, 0, 0, 0.0, {"memory": seconds})
@@ -204,19 +204,19 @@ def _walk(
         moved += inner * tile * size
     distinct = moved * _fresh(shape, inner_axis, tiles)
     divided = NORMALISED if shape.normalised else 1.0
-    turn = _Turn(products * divided, exps, simple * shape.streams * divided, moved, distinct)
+    turn = Turn(products * divided, exps, simple * shape.streams * divided, moved, distinct)
     found = []
     if config.scores:
-        ahead = _Turn(2.0 * c * c * inner, 0.0, 2.0 * c * c, 2 * c * inner * size, 2 * c * inner * size + c * c * size)
+        ahead = Turn(2.0 * c * c * inner, 0.0, 2.0 * c * c, 2 * c * inner * size, 2 * c * inner * size + c * c * size)
         found.append(
-            _grid("scores", ahead, shape.batch * shape.group * chunks, 1, config, inner, tile, shape, device, used)
+            grid("scores", ahead, shape.batch * shape.group * chunks, 1, config, inner, tile, shape, device, used)
         )
     if parts > 1:
-        state = _Turn(2.0 * c * inner * tile, 0.0, STATE * inner * tile + VALUES * c * tile, moved / 2, distinct / 2)
-        local = _grid(f"local_{role}", state, rows * parts, chunks / parts, config, inner, tile, shape, device, used)
-        scan = _stream("scan", shape, device, rows * parts * inner * tile * 8.0 / (shape.batch * shape.time))
+        state = Turn(2.0 * c * inner * tile, 0.0, STATE * inner * tile + VALUES * c * tile, moved / 2, distinct / 2)
+        local = grid(f"local_{role}", state, rows * parts, chunks / parts, config, inner, tile, shape, device, used)
+        scan = stream("scan", shape, device, rows * parts * inner * tile * 8.0 / (shape.batch * shape.time))
         found += [local, scan]
-    found.append(_grid(role, turn, rows * parts, chunks / parts, config, inner, tile, shape, device, used))
+    found.append(grid(role, turn, rows * parts, chunks / parts, config, inner, tile, shape, device, used))
     return found
 
 
@@ -239,30 +239,30 @@ def _shared(shape: Shape, configs: Mapping[str, Config], device: Device, used: M
         parts = min(chunks, max(1, config.programs // rows)) if config.programs else 1
         moved = float((c * key + c * config.outer + states * key * config.outer) * size)
         distinct = moved - float(c * key * size) * (1 - shape.group / shape.head)
-        state = _Turn(2.0 * c * key * config.outer, 0.0, states * STATE * key * config.outer, moved, distinct)
-        found.append(_grid(role, state, rows * parts, chunks / parts, config, key, config.outer, shape, device, used))
+        state = Turn(2.0 * c * key * config.outer, 0.0, states * STATE * key * config.outer, moved, distinct)
+        found.append(grid(role, state, rows * parts, chunks / parts, config, key, config.outer, shape, device, used))
         found += [replace(found[-1], role=f"local_{role}")] * (parts > 1)
     if "dstates" in configs:
         config = configs["dv"]
         programs = shape.batch * shape.head * chunks * math.ceil(value / config.outer)
         distinct = float((2 * c * config.outer + key * config.outer) * size)
         products = 2.0 * c * c * config.outer + 2.0 * c * key * config.outer
-        turn = _Turn(products, 1.0 * c * c, PAIRS * c * c, distinct + (c * key + c * c) * size, distinct)
-        found.append(_grid("dv", turn, programs, 1.0, config, key, config.outer, shape, device, used))
+        turn = Turn(products, 1.0 * c * c, PAIRS * c * c, distinct + (c * key + c * c) * size, distinct)
+        found.append(grid("dv", turn, programs, 1.0, config, key, config.outer, shape, device, used))
     for role in ("dk", "dq"):
         config = configs[role]
         programs = shape.batch * shape.group * chunks * math.ceil(key / config.outer) * config.share
         first = role == "dk"  # it weighs the pairs inside chunks, for both
         moved = ((1.0 + first) * c * value + config.outer * value) * size
         products = 2.0 * c * c * value * first + 2.0 * c * value * config.outer
-        turn = _Turn(products, 1.0 * c * c * first, BACKWARD_SUMS * PAIRS * c * c * first, moved, moved)
+        turn = Turn(products, 1.0 * c * c * first, BACKWARD_SUMS * PAIRS * c * c * first, moved, moved)
         turns = shape.head / shape.group / config.share
-        found.append(_grid(role, turn, programs, turns, config, value, config.outer, shape, device, used))
+        found.append(grid(role, turn, programs, turns, config, value, config.outer, shape, device, used))
     return found
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
     """What one turn of a program's loop asks for: operations, and bytes (of them those that come from memory)."""
 
     products: float
@@ -272,9 +272,9 @@ class _Turn:
     distinct: float
 
 
-def _grid(
+def grid(
     role: str,
-    turn: _Turn,
+    turn: Turn,
     programs: int,
     turns: float,
     config: Config,

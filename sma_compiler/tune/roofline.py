@@ -9,7 +9,7 @@ from sma_compiler.emit.file import Emitted
 from sma_compiler.emit.source import DEFAULTS
 from sma_compiler.plan.devices import GPU, H100, Device
 from sma_compiler.runtime import records
-from sma_compiler.runtime.forecast import configured, shape_of
+from sma_compiler.runtime.forecast import configured, shapes_of
 from sma_compiler.runtime.program import Program
 from sma_compiler.runtime.tuned import shape_class
 from sma_compiler.runtime.usage import by_role, keep
@@ -105,18 +105,17 @@ def needs(program: Program, emitted: Emitted, sizes: Mapping[str, int], dtype: s
     row = ROWS.get(target)
     if row is None:  # the occupancy of other vendors' GPUs has other rules
         return Needs(target, tuple(Need(one, 1, "at least", None) for one in found.values()), ())
-    if program.stages:
-        return Needs(row.name, tuple(Need(one, *_room(one, row), None) for one in found.values()), ())
-    shape = shape_of(program, known, dtype)
+    shapes = shapes_of(program, known, dtype)
     used = by_role(program.op.name, found)
-    seen = configured("", shape, emitted.configs, row, used)
+    seen = configured("", shapes, emitted.configs, row, used)
     parts = seen.parts
     own = {part.role: part for part in (*(parts.backward if parts else ()), *(parts.forward if parts else ()))}
     kernels = tuple(Need(one, *_room(one, row), own.get(role)) for role, one in used.items())
     passes = []
     for what, backward, predicted in (("forward", False, seen.forward), ("backward", True, seen.backward)):
         if predicted is not None:
-            best, unit = roof(shape, row, backward=backward)
+            roofs = [roof(shape, row, backward=backward) for shape in shapes.values()]
+            best, unit = sum(seconds for seconds, _ in roofs), max(roofs)[1]
             passes.append(Roofline(what, predicted, best, unit, _measured(program, known, dtype, row, backward)))
     return Needs(row.name, kernels, tuple(passes))
 

@@ -17,7 +17,7 @@ from sma_compiler.runtime.forecast import (
     auto_pick,
     configured,
     kernel_forecast,
-    shape_of,
+    shapes_of,
     torch_forecast,
 )
 from sma_compiler.runtime.kernels import class_sizes
@@ -88,7 +88,7 @@ def signatures(at: Situation, one: Candidate) -> tuple[str, str]:
     for role, config in configs.items():
         usual = {field.name: field.default for field in fields(config)}
         numbers = [f"{name}={int(n)}" for name, n in asdict(config).items() if n != usual[name] and name not in FIXED]
-        parts[role not in FORWARD].append(f"{role}({' '.join(numbers)})")
+        parts[role.rpartition(".")[2] not in FORWARD].append(f"{role}({' '.join(numbers)})")
     ahead, behind = (" ".join([one.plan, *own]) for own in parts)
     return ahead, behind
 
@@ -114,22 +114,21 @@ def _candidate(backend: str, plan: str, choices: Choices, found: Forecast) -> Ca
 
 def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
     """A plan's file with its defaults, then files with other numbers: the best forward ones beside the best backward
-    ones, as the cost model ranks them; of several contractions the first alone."""
+    ones, as the cost model ranks them."""
     program = at.program
     try:
         usual = program.kernels.emitted(plan, at.sizes, at.dtype, at.target)
     except NoTritonKernel:
         return
+    shapes = shapes_of(program, at.known, at.dtype)
     times = {Choices(): kernel_forecast(program, plan, at.known, at.dtype, at.row, at.target)}
     yield _candidate("triton", plan, Choices(), times[Choices()])
-    if program.stages:
-        return
     sizes = {**DEFAULTS, **at.sizes}
-    shape = shape_of(program, at.known, at.dtype)
-    for choices in variations(usual.configs, sizes, at.dtype, at.target, channels=shape.channels):
+    channels = any(shape.channels for shape in shapes.values())
+    for choices in variations(usual.configs, sizes, at.dtype, at.target, channels=channels):
         others = varied(usual.configs, choices)
         if others != usual.configs:
-            times[_changed(usual.configs, choices)] = configured(plan, shape, others, at.row)
+            times[_changed(usual.configs, choices)] = configured(plan, shapes, others, at.row)
     ranked: list[list[Choices]] = []
     for backward in (False, True):
         own = [choices for choices in times if choices and bool(choices.only(backward=True)) == backward]
@@ -137,13 +136,26 @@ def _kernels(at: Situation, plan: str, limit: int) -> Iterator[Candidate]:
         ranked.append(own[:limit])
     for one, other in zip_longest(*ranked, fillvalue=Choices()):
         both = one | other
-        yield _candidate("triton", plan, both, configured(plan, shape, varied(usual.configs, both), at.row))
+        yield _candidate("triton", plan, both, configured(plan, shapes, varied(usual.configs, both), at.row))
 
 
 def _changed(configs: Mapping[str, AnyConfig], choices: Choices) -> Choices:
     """Those numbers that are others than the defaults."""
-    usual = {(role, field): int(n) for role, config in configs.items() for field, n in asdict(config).items()}
-    return Choices(tuple(number for number in choices.numbers if usual.get(number[:2]) != number[2]))
+    usual: dict[tuple[str, str], set[int]] = {}
+    for own in contractions(configs).values():
+        for role, config in own.items():
+            for field, n in asdict(config).items():
+                usual.setdefault((role, field), set()).add(int(n))
+    return Choices(tuple(number for number in choices.numbers if usual.get(number[:2]) != {number[2]}))
+
+
+def contractions(configs: Mapping[str, AnyConfig]) -> dict[str, dict[str, AnyConfig]]:
+    """A file's configurations by what the roles of each contraction begin with: choices hold for all of them."""
+    found: dict[str, dict[str, AnyConfig]] = {}
+    for name, config in configs.items():
+        site, dot, role = name.rpartition(".")
+        found.setdefault(site + dot, {})[role] = config
+    return found
 
 
 def _doubt(choices: Choices) -> float:
@@ -158,6 +170,15 @@ def _of(found: Forecast, backward: bool) -> float:
 
 def varied(configs: Mapping[str, AnyConfig], choices: Choices) -> dict[str, AnyConfig]:
     """What a file's configurations become by choices: walks have in common what `backward` says."""
+    return {
+        name + role: config
+        for name, own in contractions(configs).items()
+        for role, config in _varied(own, choices).items()
+    }
+
+
+def _varied(configs: Mapping[str, AnyConfig], choices: Choices) -> dict[str, AnyConfig]:
+    """The same of one contraction."""
     found: dict[str, AnyConfig] = {}
     shared = ("chunk", "outer", "programs")
     common = {field: n for field, n in choices.data().get("backward", {}).items() if field in shared}
@@ -184,6 +205,14 @@ def variations(
 
     channels: whether gates differ by channel, whose walks are not cut and have their scores ahead in any case.
     """
+    for own in contractions(configs).values():
+        yield from _variations(own, sizes, dtype, target, channels=channels)
+
+
+def _variations(
+    configs: Mapping[str, AnyConfig], sizes: Mapping[str, int], dtype: str, target: str, *, channels: bool
+) -> Iterator[Choices]:
+    """The same of one contraction."""
     if isinstance(configs.get("recurrent"), Config):
         fields = ("chunk", "outer", "warps", "stages", "registers")
         for role, tried in SCAN_TILES.items():
@@ -193,9 +222,13 @@ def variations(
     if isinstance(configs.get("forward"), PairConfig):
         yield from _pair_variations(configs)
         return
+    for role in ("solve", "adjoint"):
+        if role in configs:
+            for warps, stages in product((4, 8), (1, 2, 3)):
+                yield Choices.of({role: {"warps": warps, "stages": stages}})
     narrow = 64 if target == "sm_90" and dtype != "float32" else 16
     for role, axis in (("forward", "value"), ("backward", "key")):
-        base = configs.get(role) if "forward" in configs else None
+        base = configs.get(role) if configs.keys() & {"forward", "solve"} else None
         if not isinstance(base, Config):
             continue
         wide = max(narrow, power_of_two(sizes[axis]))

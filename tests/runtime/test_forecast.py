@@ -24,8 +24,8 @@ from sma_compiler.target.model import Shape, chunked, occupancy, roof
 from sma_compiler.target.resources import Resources
 from sma_compiler.tune.roofline import needs
 from sma_compiler.tune.search import tune
-from sma_compiler.tune.setting import from_shape
-from sma_compiler.tune.space import candidates, variations, varied
+from sma_compiler.tune.setting import from_shape, situation
+from sma_compiler.tune.space import candidates, signatures, variations, varied
 
 WIDE = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
 PAIRS = {"batch": 4, "time": 8192, "head": 16, "key": 128, "value": 128}
@@ -88,7 +88,7 @@ def test_no_prediction_goes_below_the_roof() -> None:
             continue
         program = sma.library(name).program
         found = kernel_forecast(program, plan, sizes, "bfloat16", H100, "sm_90")
-        shape = module.shape_of(program, sizes, "bfloat16")
+        (shape,) = module.shapes_of(program, sizes, "bfloat16").values()
         assert found.backward is not None
         assert roof(shape, H100, backward=False)[0] < found.forward
         assert roof(shape, H100, backward=True)[0] < found.backward
@@ -99,8 +99,8 @@ def test_quadratic_configurations_are_told_apart() -> None:
     configs = program.kernels.emitted("quadratic", PAIRS, "bfloat16", "sm_90").configs
 
     def of(sizes: dict[str, int], name: str = "attention", **forward: int) -> float:
-        shape = module.shape_of(sma.library(name).program, sizes, "bfloat16")
-        parts = module.configured("quadratic", shape, varied(configs, Choices.of({"forward": forward})), H100).parts
+        shapes = module.shapes_of(sma.library(name).program, sizes, "bfloat16")
+        parts = module.configured("quadratic", shapes, varied(configs, Choices.of({"forward": forward})), H100).parts
         assert parts is not None
         return parts.seconds(backward=False)
 
@@ -293,3 +293,39 @@ def test_crossovers_are_drawn(tmp_path: Path) -> None:
     done = run.invoke(app, ["draw", "simple_gla", *shape])
     assert done.exit_code == 0, done.stderr
     assert "<svg" in out.read_text()
+
+
+TWICE = """\
+op twice(q, k, v, g: [time, head]):
+    u = attend(decay(g), k, k, v)
+    return attend(causal, q, k, u) + u
+"""
+"""An op of two contractions: its kernels are those of two stages."""
+
+
+def test_an_op_of_several_contractions_takes_as_long_as_its_stages() -> None:
+    program = sma.compile(TWICE).program
+    whole = kernel_forecast(program, "chunked", WIDE, "bfloat16", H100, "sm_90")
+    assert whole.parts is not None and whole.backward is not None
+    assert {part.role.partition("_")[0] for part in whole.parts.forward} == {"attend0", "attend1"}
+    gated = kernel_forecast(sma.library("simple_gla").program, "chunked", WIDE, "bfloat16", H100, "sm_90")
+    plain = kernel_forecast(sma.library("linear_attention").program, "chunked", WIDE, "bfloat16", H100, "sm_90")
+    assert whole.forward == pytest.approx(gated.forward + plain.forward, rel=0.02)
+    assert gated.backward is not None and plain.backward is not None
+    assert whole.backward == pytest.approx(gated.backward + plain.backward, rel=0.02)
+    assert auto_pick(Case(program, WIDE, {}, "bfloat16", H100, "sm_90"), training=True) == Pick("triton", "chunked")
+
+
+def test_configurations_of_several_contractions_are_chosen_together() -> None:
+    at = situation(sma.compile(TWICE).program, WIDE, "bfloat16", H100, "sm_90", training=True)
+    found = [one for one in candidates(at, 6) if one.choices]
+    assert found
+    for one in found:
+        ahead, behind = signatures(at, one)
+        assert "attend0.forward(" in ahead and "attend1.forward(" in ahead
+        assert "attend0.dq(" in behind and "attend1.dq(" in behind
+
+
+def test_what_the_torch_backend_takes_is_named() -> None:
+    case = Case(sma.compile(TWICE).program, WIDE, {}, "bfloat16", CPU)
+    assert "auto takes torch chunked, with gradients torch chunked" in str(outlook(case))
