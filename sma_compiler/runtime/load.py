@@ -56,6 +56,8 @@ def private_folder(name: str) -> Path:
             raise UnsafeCache(folder, f"belongs to another user (uid {found.st_uid})")
         if found.st_mode & 0o022:
             raise UnsafeCache(folder, f"can be written by others (mode {found.st_mode & 0o777:o})")
+        if held.st_uid not in (os.geteuid(), 0):
+            raise UnsafeCache(base, f"belongs to another user (uid {held.st_uid})")
         if held.st_mode & 0o022 and not held.st_mode & stat.S_ISVTX:  # who may rename what is in it may replace it
             raise UnsafeCache(base, f"can be written by others (mode {held.st_mode & 0o777:o})")
     return folder

@@ -306,12 +306,14 @@ op twice(q, k, v, g: [time, head]):
 def test_an_op_of_several_contractions_takes_as_long_as_its_stages() -> None:
     program = sma.compile(TWICE).program
     whole = kernel_forecast(program, "chunked", WIDE, "bfloat16", H100, "sm_90")
-    assert whole.parts is not None and whole.backward is not None
+    assert whole.parts is not None
+    assert whole.backward is not None
     assert {part.role.partition("_")[0] for part in whole.parts.forward} == {"attend0", "attend1"}
     gated = kernel_forecast(sma.library("simple_gla").program, "chunked", WIDE, "bfloat16", H100, "sm_90")
     plain = kernel_forecast(sma.library("linear_attention").program, "chunked", WIDE, "bfloat16", H100, "sm_90")
     assert whole.forward == pytest.approx(gated.forward + plain.forward, rel=0.02)
-    assert gated.backward is not None and plain.backward is not None
+    assert gated.backward is not None
+    assert plain.backward is not None
     assert whole.backward == pytest.approx(gated.backward + plain.backward, rel=0.02)
     assert auto_pick(Case(program, WIDE, {}, "bfloat16", H100, "sm_90"), training=True) == Pick("triton", "chunked")
 
@@ -322,8 +324,10 @@ def test_configurations_of_several_contractions_are_chosen_together() -> None:
     assert found
     for one in found:
         ahead, behind = signatures(at, one)
-        assert "attend0.forward(" in ahead and "attend1.forward(" in ahead
-        assert "attend0.dq(" in behind and "attend1.dq(" in behind
+        assert "attend0.forward(" in ahead
+        assert "attend1.forward(" in ahead
+        assert "attend0.dq(" in behind
+        assert "attend1.dq(" in behind
 
 
 def test_what_the_torch_backend_takes_is_named() -> None:

@@ -67,6 +67,14 @@ def test_folders_that_others_may_write_to_are_refused(folder: Path, monkeypatch:
         fresh(TEXT.format(1))
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may give a folder away")
+def test_a_cache_that_belongs_to_somebody_else_is_refused(folder: Path) -> None:
+    fresh(TEXT.format(1))
+    os.chown(folder.parent, 12345, -1)
+    with pytest.raises(UnsafeCache, match=r"belongs to another user \(uid 12345\)"):
+        fresh(TEXT.format(1))
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SMA_CACHE_DIR", str(tmp_path / "file"))
