@@ -57,3 +57,14 @@ def test_every_walk_has_the_chunks_of_all(inner: int) -> None:
             assert found.assembly == target.startswith("sm_")
             narrow = inner > 64 and (flags[0] or flags[3])
             assert (found.warps == 8) == (narrow if dtype == "float32" else inner > 256 and target == "sm_90")
+
+
+def test_three_stages_are_prefetched_unless_they_leave_no_room_for_a_second_program() -> None:
+    def of(**sizes: int) -> tuple[int, bool]:
+        found = forward({**SIZES, **sizes}, "bfloat16", "sm_90", normalised=False, varying=True)
+        return found.stages, found.scores
+
+    assert of(key=64, group=1) == (3, False)  # scores of so few keys are made again as fast as they are read
+    assert of(key=128, group=1) == (3, True)
+    assert of(key=128, batch=8, value=128) == (2, False)
+    assert of(key=128, batch=1, value=128) == (3, False)
