@@ -119,8 +119,8 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
     else:
         shared = sizes["head"] // sizes.get("group", sizes["head"]) >= SHARED and sizes["key"] > 64
         # where two programs could share a multiprocessor, a third stage takes the room of the second
-        crowded = sizes["key"] > 64 and not shared and rows * -(-sizes["value"] // 64) > MULTIPROCESSORS
-        stages = 2 if crowded and (varying or normalised) else 3
+        many = rows * -(-sizes["value"] // 64) > MULTIPROCESSORS or sizes["time"] >= LONG * 64
+        stages = 2 if (varying or normalised) and many and sizes["key"] > 64 and not shared else 3
         found = Config(chunk=64, outer=64, warps=4, stages=stages, scores=shared)
     programs = rows * -(-sizes["value"] // found.outer)
     if programs < MULTIPROCESSORS and sizes["time"] >= LONG * found.chunk:

@@ -68,3 +68,4 @@ def test_three_stages_are_prefetched_unless_they_leave_no_room_for_a_second_prog
     assert of(key=128, group=1) == (3, True)
     assert of(key=128, batch=8, value=128) == (2, False)
     assert of(key=128, batch=1, value=128) == (3, False)
+    assert of(key=128, batch=1, value=128, time=32768) == (2, False)  # cut in parts, which are many
