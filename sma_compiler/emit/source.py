@@ -10,6 +10,7 @@ from sma_compiler.emit.file import MODULES, Emitted, assembled, header, made_ker
 from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients, scanned
 from sma_compiler.emit.module import library
 from sma_compiler.emit.quadratic import quadratic
+from sma_compiler.emit.solve import solve
 from sma_compiler.emit.stages import staged
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
@@ -30,7 +31,7 @@ from sma_compiler.kernel.scan import LocalScan, Scan, is_scan
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.stabilised import Stabilised, StabilisedParts
-from sma_compiler.kernel.stages import split
+from sma_compiler.kernel.stages import Stage, split
 from sma_compiler.kernel.step import Step, without_time
 from sma_compiler.kernel.walk import forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
@@ -92,9 +93,25 @@ def emit(
     for stage in stages:
         legal = any(found.name == plan for found in stage.plans.legal)
         if stage.right is not None:
-            raise NoTritonKernel(op.name, plan, "`solve` has no kernel in this version")
+            files.append(_solved(stage, plan, sizes, dtype, target, choices))
+            continue
         files.append(_of_one(stage.op, stage.plans, plan if legal else "auto", sizes, dtype, target, choices))
     return staged(op, plans, plan, stages, files)
+
+
+def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
+    """The file of a `solve`: its walk, that of its adjoint, and the gradients of the sum that it is solved for."""
+    if plan != "chunked":
+        raise NoTritonKernel(stage.op.name, plan, "`solve` has kernels of the chunked plan alone")
+    member = linear(stage.op, stage.plans, plan, exact=dtype == "float32")
+    reserved = frozenset({*MODULES, *library()})
+    made = partial(made_kernel, wide=config.wide_products(dtype, target))
+    found = solve(member, stage.plans.graph, sizes, dtype, target, choices, reserved, made)
+    ahead = found.kernels.keys() & {"gates"}
+    back, common = _chunked_gradients(member, stage.plans, sizes, dtype, target, choices, ahead, reserved)
+    more = ["scan_parts_kernel"] if common.programs else []
+    file = assembled((), found.builders, found.kernels.values(), found.launchers, back, more)
+    return replace(file, configs={**found.configs, **_backward_configs(back, common)})
 
 
 def _of_one(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sma_compiler.backend_errors import KernelTooLarge
 from sma_compiler.ir.nodes import Attend, Kind
+from sma_compiler.kernel.config import Config
+from sma_compiler.kernel.stages import Stage
 from sma_compiler.runtime.kernels import DTYPES, Kernel, target_of
 from sma_compiler.runtime.program import Program, concrete
 from sma_compiler.runtime.replay import ALIGNMENT, form, plain
@@ -108,10 +110,25 @@ def joined(program: Program, states: Sequence[Tensor]) -> Nested:
     return tuple(part if part[1:] else part[0] for part in parts)
 
 
+def chunk_of(job: Job, given: Given, stage: Stage) -> int:
+    """How many positions the chunks have that are inverted for a `solve`."""
+    program, params = job.program, given.params
+    config = program.kernels.emitted(job.plan, *_asked(program, job.sizes(params), params)).configs[
+        f"{stage.site}.solve"
+    ]
+    assert isinstance(config, Config)
+    return config.chunk
+
+
 def find_kernel(program: Program, plan: str, sizes: Mapping[str, int], params: Sequence[Tensor]) -> Kernel:
     """The kernel for a plan, sizes and tensors in the order of the spec. NoTritonKernel where there is none."""
+    return program.kernels.find(plan, *_asked(program, sizes, params))
+
+
+def _asked(program: Program, sizes: Mapping[str, int], params: Sequence[Tensor]) -> tuple[dict[str, int], str, str]:
+    """What kernels are asked for beside their plan: sizes, a dtype and a target."""
     counts = {axis: concrete(size) for axis, size in all_sizes(program, sizes, params).items()}
-    return program.kernels.find(plan, counts, operand_name(program, params), target_of(params[0].device))
+    return counts, operand_name(program, params), target_of(params[0].device)
 
 
 def all_sizes(program: Program, sizes: Mapping[str, int], params: Sequence[Tensor]) -> dict[str, int]:

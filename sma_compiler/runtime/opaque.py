@@ -17,11 +17,13 @@ from typing_extensions import Unpack
 
 from sma_compiler.backend_errors import NoDoubleBackward, NoForwardMode
 from sma_compiler.ir.nodes import Kind
+from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.linear import STATE_ROWS
 from sma_compiler.runtime import job as launches
 from sma_compiler.runtime.job import Given, Job, Number
 from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.replay import plain
+from sma_compiler.torch_plans.run import COARSEST_FIRST
 
 Dims: TypeAlias = "int | Sequence[Dims] | None"
 """Where a mapped tensor has its mapped dimension, None where it has none; lists of these for lists of tensors."""
@@ -219,6 +221,12 @@ def zero_values(job: Job, given: Given) -> list[Tensor]:
             dtypes[stage.value.name] = dtypes[first]
             shape = [sizes[axis] for axis in stage.value.dims]
             found.append(given.params[0].new_zeros(shape, dtype=dtypes[first]))
+        if stage.right is not None:
+            member = job.program.kernels.members[stage.site]
+            read = {dtypes[node.name] for node in tensors_of((member.q, member.k, stage.right))}
+            coarsest = next(dtype for dtype in COARSEST_FIRST if dtype in read)
+            shape = [*(sizes[axis] for axis in ("batch", "head", "time")), launches.chunk_of(job, given, stage)]
+            found.append(given.params[0].new_zeros(shape, dtype=coarsest))
     return found
 
 

@@ -71,9 +71,9 @@ def test_kernel_stages(stage: str) -> None:
 
 
 def test_kernel_stages_of_what_has_no_kernel_are_refused_clearly() -> None:
-    done = sma.invoke(app, ["inspect", "delta_net", "--stage", "triton"])
+    done = sma.invoke(app, ["inspect", "hydra", "--stage", "triton"])
     assert done.exit_code == 2
-    assert "delta_net has no Triton kernel" in done.stderr
+    assert "hydra has no Triton kernel" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

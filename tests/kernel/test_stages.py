@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+
 import pytest
+from kernel.interpret_stages import MUTANTS, RUNS
+from kernel.test_recurrent import run
 
 import sma_compiler as sma
 from sma_compiler.ir.nodes import Attend, Contraction, postorder
 from sma_compiler.ir.show import show_expr
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.stages import Stage, split
+
+LIMITS = {"float32": 6e-6, "float16": 4e-3}
+"""Relative errors: of fp32 sums over a few hundred products, and of fp16 operands."""
+
+
+@cache
+def errors() -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(run("interpret_stages"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_files_match_the_reference(name: str, dtype: str) -> None:
+    pytest.importorskip("triton")
+    found = errors()[f"{name} {dtype}"]
+    assert max(found.values()) < LIMITS[dtype], found
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_do_not(name: str) -> None:
+    pytest.importorskip("triton")
+    assert max(errors()[name].values()) > 1e-2
 
 
 def stages(op: sma.CompiledOp) -> tuple[Stage, ...]:

@@ -210,6 +210,14 @@ TESTS: tuple[Callable[[sma.CompiledOp], float], ...] = (
 )
 
 
+OTHERS: dict[str, tuple[Callable[[sma.CompiledOp], float], ...]] = {
+    "mamba1": (joined_by_states, packs),
+    "rwkv4": (joined_by_states, packs),
+    "gated_delta_net": (whole_calls, joined_by_states, packs),
+    "forgetting": (logarithms,),
+}
+
+
 def main() -> None:
     """Print the error of every test of every op."""
     again.replayable = lambda _: True
@@ -220,10 +228,9 @@ def main() -> None:
         for test in TESTS:
             if name == "mamba2" or test is not self_checks:
                 found[f"{name} {test.__name__}"] = test(sma.library(name))
-    for name in ("mamba1", "rwkv4"):
-        for test in (joined_by_states, packs):
+    for name, tests in OTHERS.items():
+        for test in tests:
             found[f"{name} {test.__name__}"] = test(sma.library(name))
-    found["forgetting logarithms"] = logarithms(sma.library("forgetting"))
     print(json.dumps(found))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runtime.interpret_ops import OPS, TESTS
+from runtime.interpret_ops import OPS, OTHERS, TESTS
 from torch import Tensor
 
 import sma_compiler as sma
@@ -21,8 +21,7 @@ from sma_compiler.verify.samples import default_sizes, samples
 
 ROOT = Path(__file__).parents[2]
 CASES = [(name, test.__name__) for name in OPS for test in TESTS if name == OPS[0] or test.__name__ != "self_checks"]
-OTHERS = [(name, test) for name in ("mamba1", "rwkv4") for test in ("joined_by_states", "packs")]
-OTHERS += [("forgetting", "logarithms")]
+MORE = [(name, test.__name__) for name, tests in OTHERS.items() for test in tests]
 
 
 @cache
@@ -36,7 +35,7 @@ def errors() -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(("name", "test"), [*CASES, *OTHERS])
+@pytest.mark.parametrize(("name", "test"), [*CASES, *MORE])
 def test_in_the_interpreter(name: str, test: str) -> None:
     pytest.importorskip("triton")
     assert errors()[f"{name} {test}"] < 2e-5
