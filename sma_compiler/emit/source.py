@@ -89,14 +89,19 @@ def emit(
     if not stages:
         return _of_one(op, plans, plan, sizes, dtype, target, choices)
     plan = usual(plans) if plan == "auto" else plan
-    files = []
-    for stage in stages:
-        legal = any(found.name == plan for found in stage.plans.legal)
-        if stage.right is not None:
-            files.append(_solved(stage, plan, sizes, dtype, target, choices))
-            continue
-        files.append(_of_one(stage.op, stage.plans, plan if legal else "auto", sizes, dtype, target, choices))
+    try:
+        files = [_of_stage(stage, plan, sizes, dtype, target, choices) for stage in stages]
+    except NoTritonKernel as error:
+        raise NoTritonKernel(op.name, plan, error.reason) from None
     return staged(op, plans, plan, stages, files)
+
+
+def _of_stage(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
+    """The file of one contraction of several."""
+    if stage.right is not None:
+        return _solved(stage, plan, sizes, dtype, target, choices)
+    legal = any(found.name == plan for found in stage.plans.legal)
+    return _of_one(stage.op, stage.plans, plan if legal else "auto", sizes, dtype, target, choices)
 
 
 def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
