@@ -8,7 +8,9 @@ from itertools import chain
 from sma_compiler.emit.file import MODULES, REFUSED, Emitted, checked, header
 from sma_compiler.emit.module import library
 from sma_compiler.ir.nodes import Op
+from sma_compiler.kernel.check import mentioned
 from sma_compiler.kernel.launch_stages import BackwardStages, ForwardStages
+from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.stages import Stage
 from sma_compiler.plan.choose import Plans
 
@@ -25,11 +27,22 @@ def staged(op: Op, plans: Plans, plan: str, stages: Sequence[Stage], files: Sequ
         top = (*top, refused[0])
     else:
         made.append(BackwardStages(op, stages, launchers, reserved).build())
-    helpers = chain.from_iterable(file.helpers for file in files)
-    found = checked(top, helpers, (*functions, *made))
+    found = checked(top, (), (*_called(functions, made), *made))
     configs = {
         f"{stage.site}.{role}": config
         for stage, file in zip(stages, files, strict=True)
         for role, config in file.configs.items()
     }
     return Emitted(found.header, found.helpers, found.functions, configs)
+
+
+def _called(functions: Sequence[Function], launchers: Sequence[Function]) -> list[Function]:
+    """Those that some launchers come to call: stages have steps and caches of their own."""
+    known = {function.name: function for function in functions}
+    found: set[str] = set()
+    stack = list(launchers)
+    while stack:
+        new = (mentioned(stack.pop().body) & known.keys()) - found
+        found |= new
+        stack += [known[name] for name in new]
+    return [function for function in functions if function.name in found]

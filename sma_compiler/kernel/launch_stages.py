@@ -54,7 +54,8 @@ class StagesLauncher:
         """The keywords of a call, as far as the launcher of a stage takes them."""
         known = keywords(self.launchers[launcher])
         more |= {"cu_seqlens": self.pack, "precision": self.precision}
-        return {name: value for name, value in more.items() if name in known}
+        states = () if self.states else ("initial_state", "return_state", "dstate")
+        return {name: value for name, value in more.items() if name in known and name not in states}
 
     def parameters(self, first: Iterable[E], options: Iterable[tuple[E, Operand]]) -> list[Parameter]:
         """What a launcher takes. options: keywords with their defaults, without those that all launchers take."""

@@ -86,3 +86,16 @@ op f(k, v):
 """
     with pytest.raises(NoTritonKernel, match="a `solve` is the result itself"):
         stages(sma.compile(spec))
+
+
+@pytest.mark.parametrize("plan", ["chunked", "recurrent", "quadratic"])
+def test_beside_a_stage_without_states_there_are_none(plan: str) -> None:
+    spec = """
+op f(q, k, v):
+    return attend(causal, q, k, attend(causal, k, k, v, normalize=softmax))
+"""
+    text = sma.compile(spec).source(plan)
+    assert "\ndef f_backward(" in text
+    assert "initial_state" not in text.partition("\ndef f(")[2]
+    assert "_step(" not in text
+    assert "_cached(" not in text
