@@ -47,7 +47,8 @@ def plan_row(given: Mapping[str, Any]) -> list[dict[str, Any]]:
         except NoTritonKernel:
             continue
         works: list[Work] = work_of(at, one, ()) if one.backend == "triton" else []
-        file = sha256("".join(work.text for work in works).encode()).hexdigest()[:16] if works else ""
+        texts = [work.text for work in works if work.share[0] == 0]
+        file = sha256("".join(texts).encode()).hexdigest()[:16] if works else ""
         made = {"backend": one.backend, "pick": one.pick, "ahead": ahead, "behind": behind, "file": file}
         found.append(made | {"works": [asdict(work) for work in works], "wanted": one in wanted})
     return found

@@ -78,6 +78,8 @@ STEP = Recurrence(elements=8192, warps=4)
 LONG = 256
 """Chunks of a sequence that every walk cuts into parts, where there are fewer programs than multiprocessors; walks of
 gradients where they are at most half as many, since what they make for it costs them more."""
+MIDDLE = 32
+"""Chunks from which on forward walks cut it that have at most half as many programs as there are multiprocessors."""
 SHORT = 16
 """Chunks from which on the walks that do most do: two launches more cost the host as much as they save elsewhere."""
 
@@ -117,11 +119,15 @@ def forward(sizes: Mapping[str, int], dtype: str, target: str, *, normalised: bo
         alone = sizes.get("group", sizes["head"]) == sizes["head"]
         found = Config(chunk=64, outer=64, warps=8 if alone else 4, stages=2 if alone else 1, scores=not alone)
     else:
-        shared = sizes["head"] // sizes.get("group", sizes["head"]) >= SHARED and sizes["key"] > 64
+        narrow = sizes["key"] <= 64
+        shared = sizes["head"] // sizes.get("group", sizes["head"]) >= SHARED and not narrow
+        programs = rows * -(-sizes["value"] // 64)
         # where two programs could share a multiprocessor, a third stage takes the room of the second
-        many = rows * -(-sizes["value"] // 64) > MULTIPROCESSORS or sizes["time"] >= LONG * 64
-        stages = 2 if (varying or normalised) and many and sizes["key"] > 64 and not shared else 3
-        found = Config(chunk=64, outer=64, warps=4, stages=stages, scores=shared)
+        cut = programs < MULTIPROCESSORS and sizes["time"] >= LONG * 64
+        crowded = (varying or normalised) and not narrow and (cut or (programs > MULTIPROCESSORS and not shared))
+        found = Config(chunk=64, outer=64, warps=4, stages=2 if crowded else 3, scores=shared)
+        if 2 * programs <= MULTIPROCESSORS and sizes["time"] >= MIDDLE * 64:
+            found = replace(found, programs=(2 if narrow else 1) * MULTIPROCESSORS)
     programs = rows * -(-sizes["value"] // found.outer)
     if programs < MULTIPROCESSORS and sizes["time"] >= LONG * found.chunk:
         found = replace(found, programs=4 * MULTIPROCESSORS)

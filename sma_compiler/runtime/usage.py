@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from sma_compiler.runtime.load import cache_dir, private_folder
+from sma_compiler.runtime.load import cache_dir, private_folder, write_whole
 from sma_compiler.runtime.versions import triton_version
 from sma_compiler.target.resources import Resources
 
@@ -17,24 +15,24 @@ FOLDER = "usage"
 
 
 def keep(text: str, target: str, found: Sequence[Resources]) -> None:
-    """Remember what the kernels of a file need. Raises UnsafeCache."""
-    folder = private_folder(FOLDER)
-    handle, draft = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump([asdict(one) for one in found], file)
-    os.replace(draft, folder / _name(text, target))
+    """Remember what kernels of a file need, each by itself: processes compile them in shares. Raises UnsafeCache."""
+    folder = private_folder(FOLDER) / _name(text, target)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for one in found:
+        write_whole(folder / f"{one.kernel}.json", json.dumps(asdict(one)).encode())
 
 
 def known(text: str, target: str) -> dict[str, Resources]:
-    """By kernel; empty where the file was never compiled, or what is kept is damaged."""
-    path = cache_dir() / FOLDER / _name(text, target)
-    try:
-        found = [Resources(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return {}
-    if not all(isinstance(n, int) for one in found for n in (one.registers, one.spilled, one.shared, one.warps)):
-        return {}
-    return {one.kernel: one for one in found}
+    """By kernel; empty where the file was never compiled; without what is damaged."""
+    found = {}
+    for path in sorted((cache_dir() / FOLDER / _name(text, target)).glob("*.json")):
+        try:
+            one = Resources(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue
+        if all(isinstance(n, int) for n in (one.registers, one.spilled, one.shared, one.warps)):
+            found[one.kernel] = one
+    return found
 
 
 def by_role(name: str, used: Mapping[str, Resources]) -> dict[str, Resources]:
@@ -43,4 +41,4 @@ def by_role(name: str, used: Mapping[str, Resources]) -> dict[str, Resources]:
 
 
 def _name(text: str, target: str) -> str:
-    return hashlib.sha256(f"{triton_version()} {target}\n{text}".encode()).hexdigest() + ".json"
+    return hashlib.sha256(f"{triton_version()} {target}\n{text}".encode()).hexdigest()

@@ -59,6 +59,10 @@ class JitFunction(Protocol):
     arg_names: Sequence[str]
 
 
+WHOLE = (0, 1)
+"""All launches of a file, as one share of them."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch of a kernel: its arguments by name, how many warps, and the registers of a thread at most, if any."""
@@ -111,11 +115,17 @@ def load_text(text: str, folder: Path) -> ModuleType:
 
 
 def compile_text(
-    text: str, op: Op, sizes: Mapping[str, int], dtype: str, target: str, cu_seqlens: Tensor | None = None
+    text: str,
+    op: Op,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    cu_seqlens: Tensor | None = None,
+    share: tuple[int, int] = WHOLE,
 ) -> list[Compiled]:
     """Compile every kernel of an emitted file that a call of these sizes launches, its gradient and its decoding step.
 
-    cu_seqlens: of a pack, on the device `meta`.
+    cu_seqlens: of a pack, on the device `meta`. share: which of how many shares of its launches.
 
     Raises:
         ImportError: Triton is not installed.
@@ -137,11 +147,16 @@ def compile_text(
         if step is not None:
             step(**_at_one_position(op, arguments))
 
-    return compile_call(text, call, target)
+    return compile_call(text, call, target, share)
 
 
-def compile_call(text: str, call: Callable[[ModuleType], object], target: str) -> list[Compiled]:
-    """Compile every kernel that a call of an emitted file's functions launches, on tensors of the device `meta`."""
+def compile_call(
+    text: str, call: Callable[[ModuleType], object], target: str, share: tuple[int, int] = WHOLE
+) -> list[Compiled]:
+    """Compile every kernel that a call of an emitted file's functions launches, on tensors of the device `meta`.
+
+    share: see `compile_text`.
+    """
     from triton.runtime.jit import JITFunction
 
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +168,8 @@ def compile_call(text: str, call: Callable[[ModuleType], object], target: str) -
                 kernels[name] = value
                 setattr(module, name, _Recorder(value, launches))
         call(module)
-        return [compile_launch(kernels[launch.kernel], launch, target) for launch in launches]
+        first, shares = share
+        return [compile_launch(kernels[launch.kernel], launch, target) for launch in launches[first::shares]]
 
 
 def _at_one_position(op: Op, arguments: Mapping[str, Tensor | int | float]) -> dict[str, Tensor | int | float]:

@@ -1,7 +1,7 @@
 """How long the kernels of a `solve` take, see `target.model`.
 
 What the pairs of every chunk are solved by is made ahead, chunks in parallel. Then a walk passes the chunks one after
-the other, with three products of which each waits for the one before; the same walk from the end makes the adjoint,
+the other; the same walk from the end makes the adjoint,
 and the gradients are those of a contraction of the same sizes.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from sma_compiler.kernel.config import Config, power_of_two
 from sma_compiler.plan.devices import Device
@@ -17,10 +16,8 @@ from sma_compiler.target.model import BYTES, STATE, VALUES, Part, Predicted, Sha
 from sma_compiler.target.model_channels import channelled
 from sma_compiler.target.resources import Resources
 
-INVERSE = 3.0
-"""Products of two tiles of pairs that solving a chunk's pairs for the identity takes."""
-WAITS = 3.0
-"""Products of a turn that wait for one another, each as long as what a turn of other walks waits."""
+INVERSE = 4.5
+"""Products of two tiles of pairs that solving a chunk's pairs for the identity takes as long as."""
 
 
 def solved(shape: Shape, configs: Mapping[str, Config], device: Device, used: Mapping[str, Resources]) -> Predicted:
@@ -57,5 +54,4 @@ def _walk(role: str, shape: Shape, config: Config, device: Device, used: Mapping
     fresh = (2.0 * c * key + c * c) * size * min(1.0, 0.5 + 0.5 / tiles) + 2.0 * c * tile * size
     turn = Turn(products, 1.0 * c * shape.gated, VALUES * c * tile + STATE * key * tile, moved, fresh)
     turns = math.ceil(shape.time / c)
-    waiting = replace(device, latency=WAITS * device.latency)
-    return grid(role, turn, shape.batch * shape.head * tiles, turns, config, key, tile, shape, waiting, used)
+    return grid(role, turn, shape.batch * shape.head * tiles, turns, config, key, tile, shape, device, used)

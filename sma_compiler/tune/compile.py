@@ -19,12 +19,14 @@ from sma_compiler.runtime.program import program_of
 from sma_compiler.runtime.self_check import TIMES, small_sizes
 from sma_compiler.runtime.triton_key import quicken
 from sma_compiler.runtime.usage import keep
-from sma_compiler.target.compile import compile_text
+from sma_compiler.target.compile import WHOLE, compile_text
 from sma_compiler.target.resources import resources
 from sma_compiler.tune.report import Candidate
 from sma_compiler.tune.setting import Setting, Situation
 from sma_compiler.tune.workers import do_jobs, serve
 
+SHARE = 8
+"""Kernels of a file that a process compiles; the others of a longer one are compiled beside them."""
 SECONDS = 35.0
 """Beyond which no other file is begun for a setting: the rest of its minute is for checking and timing."""
 
@@ -42,7 +44,7 @@ class Work:
     """One file at some sizes, as another process can be told of it.
 
     handle: of the program. chosen: the sizes that the file is emitted for; sizes: those of the launches that are
-    compiled, where not the same.
+    compiled, where not the same. share: which of how many shares of these, where they are many.
     """
 
     handle: str
@@ -51,6 +53,7 @@ class Work:
     dtype: str
     target: str
     sizes: tuple[tuple[str, int], ...] = ()
+    share: tuple[int, int] = WHOLE
 
     @property
     def text(self) -> str:
@@ -65,15 +68,19 @@ def compile_all(setting: Setting, wanted: Sequence[Candidate]) -> Mapping[Candid
 
 def work_of(at: Situation, one: Candidate, times: Sequence[int] = TIMES) -> list[Work]:
     """A candidate's file at the sizes of a setting, and at those of its check with so many positions."""
+    functions = at.program.kernels.emitted(one.plan, at.sizes, at.dtype, at.target).functions
+    shares = math.ceil(sum(function.jit for function in functions) / SHARE)
 
-    def at_sizes(sizes: Mapping[str, int], heads: Mapping[str, int]) -> Work:
+    def at_sizes(sizes: Mapping[str, int], heads: Mapping[str, int]) -> list[Work]:
         named = {f"{name}.head": n for name, n in heads.items()}
         found = tuple(sorted({**sizes, **numbers, **named}.items()))
-        return Work(at.program.handle, one.pick, tuple(sorted(at.sizes.items())), at.dtype, at.target, found)
+        given = at.program.handle, one.pick, tuple(sorted(at.sizes.items())), at.dtype, at.target, found
+        return [Work(*given, (number, shares)) for number in range(shares)]
 
     numbers = {name: n for name, n in at.known.items() if name not in at.sizes}
     small = [small_sizes(at.program, at.sizes, time) for time in times]
-    return [at_sizes(at.sizes, at.heads), *(at_sizes(sizes, heads_at(at.program, sizes)) for sizes in small)]
+    every = [(at.sizes, at.heads), *((sizes, heads_at(at.program, sizes)) for sizes in small)]
+    return [work for sizes, heads in every for work in at_sizes(sizes, heads)]
 
 
 K = TypeVar("K")
@@ -98,7 +105,7 @@ def compile_one(job: Work) -> int:
     """Compile a file; how many kernels. What they need at the sizes that it is for is kept for the cost model."""
     quicken()
     sizes = {**DEFAULTS, **dict(job.sizes or job.chosen)}
-    made = compile_text(job.text, program_of(job.handle).op, sizes, job.dtype, job.target)
+    made = compile_text(job.text, program_of(job.handle).op, sizes, job.dtype, job.target, share=job.share)
     if dict(job.chosen).items() <= sizes.items():
         keep(job.text, job.target, [resources(one) for one in made])
     return len(made)
@@ -107,7 +114,7 @@ def compile_one(job: Work) -> int:
 def read_work(given: Mapping[str, Any]) -> Work:
     """From JSON."""
     pairs = {name: tuple((axis, n) for axis, n in given[name]) for name in ("chosen", "sizes")}
-    return Work(**{**given, **pairs})
+    return Work(**{**given, **pairs, "share": tuple(given["share"])})
 
 
 if __name__ == "__main__":

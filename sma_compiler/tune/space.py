@@ -40,9 +40,9 @@ HOPELESS = 8.0
 """Times the best prediction: plans beyond it are not measured."""
 DOUBT = 0.02
 """Of each number that differs from the defaults."""
-PROGRAMS = (0, 264, 528)
+PROGRAMS = (0, 132, 264, 528)
 """How many programs a long sequence is cut for; 0: it is not."""
-LONG = 64
+LONG = 32
 """Chunks from which on cutting sequences is worth a try."""
 
 
@@ -233,7 +233,7 @@ def _variations(
             continue
         wide = max(narrow, power_of_two(sizes[axis]))
         tiles = [base.outer] if channels else [n for n in (16, 32, 64, 128, 256) if narrow <= n <= wide]
-        few = sizes["batch"] * sizes["head"] * -(-sizes[axis] // base.outer) < PROGRAMS[1]
+        few = sizes["batch"] * sizes["head"] * -(-sizes[axis] // base.outer) < PROGRAMS[2]
         cuts = PROGRAMS if few and sizes["time"] >= LONG * base.chunk and not channels else (base.programs,)
         scores = (False, True) if role == "forward" and not channels else (base.scores,)
         for outer, warps, stages, programs, ahead in product(tiles, (4, 8), (1, 2, 3), cuts, scores):

@@ -69,3 +69,12 @@ def test_three_stages_are_prefetched_unless_they_leave_no_room_for_a_second_prog
     assert of(key=128, batch=8, value=128) == (2, False)
     assert of(key=128, batch=1, value=128) == (3, False)
     assert of(key=128, batch=1, value=128, time=32768) == (2, False)  # cut in parts, which are many
+    assert of(key=128, batch=1, group=1, time=131072) == (2, True)
+
+
+def test_few_programs_are_cut_in_parts_from_two_thousand_positions_on() -> None:
+    def of(**sizes: int) -> int:
+        return forward({**SIZES, **sizes}, "bfloat16", "sm_90", normalised=False, varying=True).programs
+
+    assert of(batch=1, key=64, time=2048) == 2 * of(batch=1, key=128, time=2048) == 264
+    assert of(batch=1, key=64, time=1024) == of(batch=8, key=64, time=2048) == 0
