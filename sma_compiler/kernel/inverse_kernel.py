@@ -67,6 +67,6 @@ class Inverse(ByChunk):
         whole = scaled(scaled(scores, found.columns.factors, column=False), found.rows.factors, column=True)
         b.set(scores, where(found.support(rows), whole, 0.0) if decays is None else whole)
         b.section("What they are solved by")
-        keep_scores(self, inputs, rows, span, inverted(b, scores), "inverse")
+        keep_scores(self, inputs, rows, span, inverted(b, scores, parts=True), "inverse")
         doc = "N of (I + A)^-1 = I + N, A the weighted scores of the pairs inside a chunk."
         return b.function(name, (doc,), self.arguments.parameters, jit=True)

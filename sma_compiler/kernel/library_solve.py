@@ -35,24 +35,30 @@ def inverse_by_rows(a, DOT: tl.constexpr):
 
 
 @triton.jit
-def inverse_below(a, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def inverse_below(
+    a,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """N of (I + A)^-1 = I + N for strictly lower triangular A, both [n, s, s]: of halves, then what joins them.
 
     Every entry is a sum of few products of what is as large as N itself: powers of A, which may be far larger, do not
-    occur.
+    occur. PARTS: where N is rounded to bf16, factors are two parts in bf16 each; that takes registers.
     """
     n: tl.constexpr = a.shape[0]
     s: tl.constexpr = a.shape[1] // 2
+    rounding: tl.constexpr = "bf16x3" if PARTS and tl.bfloat16 == DOT else PRECISION
     if s < 16:
         inverse = inverse_by_rows(a, DOT)
     else:
         first, below, last = quarters(a)
         halves = tl.permute(tl.join(first, last), [0, 3, 1, 2])
-        halves = inverse_below(tl.reshape(halves, [2 * n, s, s]), DOT, PRECISION)
+        halves = inverse_below(tl.reshape(halves, [2 * n, s, s]), DOT, PRECISION, PARTS)
         halves = tl.permute(tl.reshape(halves, [n, 2, s, s]), [0, 2, 3, 1])
         first, last = tl.split(halves)
-        below += tl.dot(last, below, input_precision=PRECISION)
-        below += tl.dot(below, first, input_precision=PRECISION)
+        below += tl.dot(last, below, input_precision=rounding)
+        below += tl.dot(below, first, input_precision=rounding)
         left = tl.join(first, -below)
         right = tl.join(tl.zeros_like(last), last)
         inverse = tl.permute(tl.join(left, right), [0, 3, 1, 4, 2])
@@ -61,7 +67,13 @@ def inverse_below(a, DOT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def inverse_of_chunk(a, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def inverse_of_chunk(
+    a,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """`inverse_below` of one matrix, [C, C]."""
     s: tl.constexpr = a.shape[0]
-    return tl.reshape(inverse_below(tl.reshape(a, [1, s, s]), DOT, PRECISION), [s, s])
+    inverse = inverse_below(tl.reshape(a, [1, s, s]), DOT, PRECISION, PARTS)
+    return tl.reshape(inverse, [s, s])

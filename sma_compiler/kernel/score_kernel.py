@@ -195,7 +195,7 @@ class ChannelScores(Maker):
             b.set(scores, where(o_c.col.eq(o_c.row), own.col, scores))
         if self.inverse:
             b.section("What they are solved by")
-            scores = inverted(b, scores)
+            scores = inverted(b, scores, parts=False)
         keep_scores(self, inputs, rows, span, scores, "inverse" if self.inverse else "scores")
 
     def _keep(self, inputs: Inputs, rows: Rows, span: Span, slot: E, decayed: tuple[E, E], across: E) -> None:
@@ -228,7 +228,7 @@ def keep_scores(kernel: Maker, inputs: Inputs, rows: Rows, span: Span, scores: E
     b.do(call("store", place, scores, rows.valid.col, size("MASKED"), tile=Tile("ptr")))
 
 
-def inverted(b: Builder, scores: E) -> E:
-    """N of (I + A)^-1 = I + N for the scores A of a chunk, strictly lower."""
+def inverted(b: Builder, scores: E, *, parts: bool) -> E:
+    """N of (I + A)^-1 = I + N for the scores A of a chunk, strictly lower. parts: see the helper."""
     b.helpers.add("inverse_of_chunk")
-    return b.let("b_inverse", call("inverse_of_chunk", scores, path("DOT"), path("PRECISION"), tile=scores.tile))
+    return b.let("b_inverse", call("inverse_of_chunk", scores, path("DOT"), path("PRECISION"), parts, tile=scores.tile))

@@ -29,10 +29,10 @@ CASES = {
 NARROW = "narrow"
 """The pack, by the kernel that products in bf16 have, in fp16."""
 MUTANTS = {
-    "no products": ("float16", "below += tl.dot(last, below, input_precision=PRECISION)", "below += 0.0"),
+    "no products": ("float16", "below += tl.dot(last, below, input_precision=rounding)", "below += 0.0"),
     "wrong half": ("float16", "tl.dot(below, first,", "tl.dot(below, last,"),
     "own position": ("float32", "o_c[:, None] > o_c[None, :]", "o_c[:, None] >= o_c[None, :]"),
-    "not solved": ("float32", "b_inverse = inverse_of_chunk(b_scores, DOT, PRECISION)", "b_inverse = -b_scores"),
+    "not solved": ("float32", "b_inverse = inverse_of_chunk(b_scores, DOT, PRECISION, True)", "b_inverse = -b_scores"),
 }
 """For each a case, a text of the file of `gated` and what takes its place."""
 
