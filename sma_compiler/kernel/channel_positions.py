@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sma_compiler.kernel.build import E, call, size, where, zeros
 from sma_compiler.kernel.crossing import Crossing
 from sma_compiler.kernel.gates import LOWEST, log2_of
-from sma_compiler.kernel.inputs import EXTENT, Inputs
+from sma_compiler.kernel.inputs import EXTENT
 from sma_compiler.kernel.linear import Term
-from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.positions import Operands, State, number_of
-from sma_compiler.kernel.rows import Span
-
-if TYPE_CHECKING:
-    from sma_compiler.kernel.recurrent import Recurrent
 
 
 class ChannelPositions(Crossing):
     """The statements of one kernel."""
-
-    def __init__(self, kernel: Recurrent, inputs: Inputs, span: Span, static: Lowering) -> None:
-        super().__init__(kernel, inputs, span, static)
-        self.late = inputs.made("late_sums", self._late(), kernel.walk.outer)
 
     def cross(self, states: Sequence[State]) -> None:
         """Have the weight of the pairs that lead over the position."""
@@ -37,23 +27,26 @@ class ChannelPositions(Crossing):
         factors = [number_of(factor, self.lowering) for factor in term.row]
         for factor in factors:
             weights = weights * factor
-        pointer = self._late()
-        base, stride = self.late
-        offsets, valid = self.inputs.channels[self.kernel.walk.outer]
-        address = self.kernel.entry(base, self.t, stride) + offsets
+        pointer, outer = self.kernel.arguments.pointer("late_sums", self.named["late", 0]), self.kernel.walk.outer
+        offsets, valid = self.inputs.channels[outer]
+
+        def address() -> E:
+            base, stride = self.inputs.made("late_sums", pointer, outer)
+            return self.kernel.entry(base, self.t, stride) + offsets
+
         if self.asked.pairs:
             b.helpers.add("store")
             with b.branch(pointer.given()):
-                b.do(call("store", address, weights, valid, size("MASKED"), tile=Tile("ptr")))
+                b.do(call("store", address(), weights, valid, size("MASKED"), tile=Tile("ptr")))
             return
         assert self.asked.gate is not None
         gate = term.gates[0]
         late_closed, early_closed = gate.key_closed, gate.query_closed
         found = self.across
         if late_closed:
-            late = b.let("b_late", zeros(EXTENT[self.kernel.walk.outer]))
+            late = b.let("b_late", zeros(EXTENT[outer]))
             with b.branch(pointer.given()):
-                b.set(late, b.helper("load", address, valid, size("MASKED")))
+                b.set(late, b.helper("load", address(), valid, size("MASKED")))
             found = found + late
         if early_closed:
             found = found + weights
@@ -65,6 +58,3 @@ class ChannelPositions(Crossing):
         for gate in term.gates:
             found = where(log2_of(gate.log, self.lowering) < LOWEST, 0.0, found)
         self.lowering.bind(self.asked.gate, b.let("b_dgate", found))
-
-    def _late(self) -> E:
-        return self.kernel.arguments.pointer("late_sums", self.named["late", 0])

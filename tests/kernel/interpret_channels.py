@@ -18,7 +18,7 @@ import torch
 from kernel import interpret_backward
 from kernel.channel_specs import compiled
 from kernel.interpret import Arguments, error, part
-from kernel.interpret_backward import combined, gradients, joined, reference
+from kernel.interpret_backward import combined, gradients, joined, reference, singly
 from kernel.interpret_recurrent import steps
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -109,6 +109,10 @@ OF_BF16 = r"tl\.bfloat16(?= [!=]= DOT|:\n +(gla|rwkv6)_)"
 """Where a file asks whether products are of bf16."""
 
 
+ALONE = {("closed", "recurrent")}
+"""Ops whose gradients are asked for one by one as well."""
+
+
 def arguments(op: Op, sizes: dict[str, int], dtype: str, group: int) -> Arguments:
     """Random arguments. group: heads of q and k."""
     torch.manual_seed(0)
@@ -176,6 +180,8 @@ def run(op: CompiledOp, plan: str, dtype: str, group: int) -> dict[str, float]:
         "": gradients(op.ir, made, given, dy),
         " joined": joined(op.ir, made, given, dy),
     }
+    if (op.name, plan) in ALONE:
+        found[" alone"] = singly(op.ir, made, given, dy)
     for how, got in found.items():
         errors |= {f"d{name}{how}": interpret_backward.error(got[name], want[name]) for name in want}
     apart = [reference(op.ir, part(op.ir, given, *span), dy[:, span[0] : span[1]]) for span in spans]
