@@ -101,14 +101,15 @@ def _of_stage(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, tar
     if stage.right is not None:
         return _solved(stage, plan, sizes, dtype, target, choices)
     legal = any(found.name == plan for found in stage.plans.legal)
-    return _of_one(stage.op, stage.plans, plan if legal else "auto", sizes, dtype, target, choices)
+    plan = plan if legal else "auto"
+    return _of_one(stage.op, stage.plans, plan, sizes, dtype, target, choices, stage.handed)
 
 
 def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
     """The file of a `solve`: its walk, that of its adjoint, and the gradients of the sum that it is solved for."""
     if plan != "chunked":
         raise NoTritonKernel(stage.op.name, plan, "`solve` has kernels of the chunked plan alone")
-    member = linear(stage.op, stage.plans, plan, exact=dtype == "float32")
+    member = replace(linear(stage.op, stage.plans, plan, exact=dtype == "float32"), handed=stage.handed)
     reserved = frozenset({*MODULES, *library()})
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
     found = solve(member, stage.plans.graph, sizes, dtype, target, choices, reserved, made)
@@ -120,32 +121,46 @@ def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, targe
 
 
 def _of_one(
-    op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+    op: Op,
+    plans: Plans,
+    plan: str,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    choices: Choices,
+    handed: frozenset[str] = frozenset(),
 ) -> Emitted:
-    """The file of an op of one contraction."""
+    """The file of an op of one contraction. handed: see `Linear`."""
     if plan == "recurrent":
-        return _recurrent(op, plans, plan, sizes, dtype, target, choices)
+        return _recurrent(op, plans, plan, sizes, dtype, target, choices, handed)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
         made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), made_kernel, choices)
         top = header(op, plans, "quadratic")
         return replace(assembled(top, made.builders, made.kernels, made.launchers, made.back), configs=made.configs)
     try:
-        return _chunked(op, plans, plan, sizes, dtype, target, choices)
+        return _chunked(op, plans, plan, sizes, dtype, target, choices, handed)
     except NoTritonKernel:
         if plan != "auto" or not any(found.name == "recurrent" for found in plans.legal):
             raise
-    return _recurrent(op, plans, plan, sizes, dtype, target, choices)
+    return _recurrent(op, plans, plan, sizes, dtype, target, choices, handed)
 
 
 def _chunked(
-    op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+    op: Op,
+    plans: Plans,
+    plan: str,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    choices: Choices,
+    handed: frozenset[str],
 ) -> Emitted:
     """The chunked plan: fused, or split for long sequences. plan: as it was asked for."""
-    member = linear(op, plans, "chunked", exact=dtype == "float32")
+    member = replace(linear(op, plans, "chunked", exact=dtype == "float32"), handed=handed)
     if len(member.channels) > 1 or member.stabilised:
         if not (member.stabilised or is_scan(member)):
             raise NoTritonKernel(op.name, plan, "a sum over value channels is no part of a tile of both channels")
-        return _recurrent(op, plans, plan, sizes, dtype, target, choices)
+        return _recurrent(op, plans, plan, sizes, dtype, target, choices, handed)
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
@@ -212,7 +227,14 @@ def _chunked_gradients(
 
 
 def _recurrent(
-    op: Op, plans: Plans, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices
+    op: Op,
+    plans: Plans,
+    plan: str,
+    sizes: Mapping[str, int],
+    dtype: str,
+    target: str,
+    choices: Choices,
+    handed: frozenset[str],
 ) -> Emitted:
     """The recurrent plan, and the decoding step of causal ops.
 
@@ -222,6 +244,7 @@ def _recurrent(
     scans = member.stabilised or is_scan(member)
     if scans and dtype != "float32":
         member = linear(op, plans, "recurrent")
+    member = replace(member, handed=handed)
     if member.merged:
         sizes = {**sizes, "head": 1, "value": sizes["head"]}
     if member.stabilised:

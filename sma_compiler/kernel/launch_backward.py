@@ -346,6 +346,7 @@ class BackwardLauncher(Launch):
         param = host.parameters[piece.param]
         alone = len(self.made.pieces_of(piece.param)) == 1
         rounded = alone and {"batch", "time"} <= set(self._decl(piece).dims) and "tile" not in piece.axes
+        rounded = rounded and piece.param not in self.linear.handed
         dtype = param.attr("dtype") if rounded else self._wide(piece, param)
         written = self._written(tensor)
         if tensor in self.stacked:
@@ -417,6 +418,7 @@ class BackwardLauncher(Launch):
                 found.append(lift(None))
                 continue
             dtype = self.host.parameters[decl.name].attr("dtype")
+            dtype = path("torch.float32") if decl.name in self.linear.handed else dtype
             total, *others = (self._reduced(piece, decl, None if pieces[1:] else dtype) for piece in pieces)
             gradient = self._written(pieces[0].tensor)
             found.append(gradient)

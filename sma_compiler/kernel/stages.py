@@ -27,7 +27,8 @@ class Stage:
     """One contraction of an op.
 
     site: the name of its states. op: what it computes. value: what later stages read it as; None: it is the last.
-    right: of a `solve`, what it is solved for; then `value` is the last parameter of `op`.
+    right: of a `solve`, what it is solved for; then `value` is the last parameter of `op`. handed: the parameters that
+    are values of earlier stages.
     """
 
     site: str
@@ -35,6 +36,7 @@ class Stage:
     plans: Plans
     value: ParamDecl | None
     right: Expr | None
+    handed: frozenset[str]
 
     @property
     def given(self) -> tuple[ParamDecl, ...]:
@@ -77,7 +79,8 @@ def split(op: Op, plans: Plans) -> tuple[Stage, ...]:
             right = own.u
             own = graph.apply("sub", right, graph.attend(own.mask, own.a, own.b, done[node], span=own.span))
         made = _op(op, site, own, (*op.params, *values), value)
-        found.append(Stage(site, made, plan(made), value, right))
+        handed = frozenset(decl.name for decl in values if decl is not value)
+        found.append(Stage(site, made, plan(made), value, right, handed))
     return tuple(found)
 
 
