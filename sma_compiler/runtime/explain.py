@@ -83,14 +83,17 @@ class Explanation:
         if not members:
             return []
         texts: list[tuple[str, str]] = []
+        rights = {stage.site: stage.right for stage in self.program.kernels.stages if stage.right is not None}
         for site, member in members.items():
+            right = rights.get(site)
             own = "diagonal" if member.stabilised else "q"
             parts = [(own, member.q), ("k", member.k), ("v", member.v)]
+            parts = parts if right is None else [("a", member.q), ("b", member.k), ("u", right)]
             for term in member.terms:
                 parts += [("factor", x) for x in (*term.row, *term.col)]
                 parts += [("log gate", gate.log) for gate in term.gates]
             texts += [(what, show_expr(unplaced(self.program.plans.graph, x))) for what, x in parts if not is_tensor(x)]
-            if member.op.result is not member.attend:
+            if member.op.result is not member.attend and right is None:
                 texts.append(("result", show_expr(member.op.result).replace(show_expr(member.attend), site)))
         if not texts:
             return ["  fused        nothing: operands, gates and the result are tensors as they are"]

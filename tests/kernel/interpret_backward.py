@@ -32,7 +32,7 @@ from sma_compiler.target.compile import load_text
 CHUNK = 16
 SIZES = {"batch": 1, "head": 2, "key": 20, "value": 24}
 LENGTHS = (1, 50)
-EDGES = ("mamba2", "open_ends", "closed_ends", "one_in_another")
+EDGES = ("mamba2", "open_ends", "closed_ends")
 """The ops that are run with as many positions as a chunk, one fewer, one more; packed; and for one parameter."""
 MUTANTS = {
     "no anchor": (

@@ -53,6 +53,7 @@ def test_tensors_of_the_cpu_are_refused() -> None:
     [
         ("hgrn2", ["k          1 - exp(g)"]),
         ("mamba1", ["v          dt * v", "log gate   dt * a", "result     attend0 + d * v"]),
+        ("rwkv7", ["a          -a", "result     attend0 + attend2"]),
         ("rwkv6", ["result     attend0 + sum(q * k * u, key) * v"]),
     ],
 )
