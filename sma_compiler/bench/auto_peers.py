@@ -29,8 +29,7 @@ OTHERS = {
     "rwkv7": ("fla chunk_rwkv7",),
     "prefix_lm": ("flex, prefix",),
 }
-"""The peers of ops that the speed tables leave out, from the same packages; the fastest counts. On Hopper FLA refuses
-the gradients of gated chunks under Triton 3.4 to 3.7.0, but not those of `fused_chunk_simple_gla`."""
+"""The peers of ops that the speed tables leave out, from the same packages; the fastest counts."""
 FIXED = {"lightning": ("s",)}
 """What peers take no gradients of."""
 

@@ -1,8 +1,7 @@
 """How long the kernels of a `solve` take, see `target.model`.
 
 What the pairs of every chunk are solved by is made ahead, chunks in parallel. Then a walk passes the chunks one after
-the other; the same walk from the end makes the adjoint,
-and the gradients are those of a contraction of the same sizes.
+the other; the same walk from the end makes the adjoint, and the gradients are those of a contraction of these sizes.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def _walk(role: str, shape: Shape, config: Config, device: Device, used: Mapping
     tiles = math.ceil(shape.value / tile)
     products = 2.0 * c * c * tile + 4.0 * c * key * tile
     moved = float((2 * c * key + c * c + 2 * c * tile) * size)
-    fresh = (2.0 * c * key + c * c) * size * min(1.0, 0.5 + 0.5 / tiles) + 2.0 * c * tile * size
+    fresh = (2.0 * c * key + c * c) * size / tiles + 2.0 * c * tile * size  # tiles share what is in the cache
     turn = Turn(products, 1.0 * c * shape.gated, VALUES * c * tile + STATE * key * tile, moved, fresh)
     turns = math.ceil(shape.time / c)
     return grid(role, turn, shape.batch * shape.head * tiles, turns, config, key, tile, shape, device, used)
