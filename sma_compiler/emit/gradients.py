@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sma_compiler.kernel import config
-from sma_compiler.kernel.backward import backward, gathered, sums_inner
+from sma_compiler.kernel.backward import backward, gathered, joined, sums_inner
 from sma_compiler.kernel.chain import ChainKernel
 from sma_compiler.kernel.channel_gradients import ChannelGradients, summed_by_chunk
 from sma_compiler.kernel.choices import Choices
@@ -85,9 +85,12 @@ def gradients(
     outer = host(member, held, made.reads, name=name)
     cut = common.programs > 0
     shares = bool(together) and may_share(made)
-    made = gathered(made) if shares else made
     apart = walker is not Recurrent
     by_key = apart and member.terms[0].axes == ("key",)
+    if shares:
+        made = gathered(made)
+    elif apart and not by_key:
+        made = joined(made)
     forward = forward_walk(member)
     if by_key:
         made = summed_by_chunk(made)

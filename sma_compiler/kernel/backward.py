@@ -29,11 +29,15 @@ CHANNELS = ("key", "value")
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a parameter's gradient: a tensor of the host with these axes; those the parameter lacks are summed."""
+    """A part of a parameter's gradient: a tensor of the host with these axes; those the parameter lacks are summed.
+
+    added: whether a later walk adds it to its own part.
+    """
 
     param: str
     tensor: str
     axes: tuple[str, ...]
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Backward:
         return tuple(walk for walk in (self.before, self.dq, self.dk, self.dv) if walk is not None)
 
     def pieces_of(self, param: str) -> tuple[Piece, ...]:
-        """The parts of one parameter's gradient."""
-        return tuple(piece for piece in self.pieces if piece.param == param)
+        """The parts of one parameter's gradient that nothing has added yet."""
+        return tuple(piece for piece in self.pieces if piece.param == param and not piece.added)
 
 
 def gathered(made: Backward) -> Backward:
@@ -105,6 +109,17 @@ def gathered(made: Backward) -> Backward:
     pieces = tuple(replace(p, axes=axes[p.tensor]) if p.tensor in names else p for p in made.pieces)
     dk = replace(made.dk, outputs=(*made.dk.outputs, *(replace(x, axes=axes[x.name]) for x in moved)))
     return replace(made, dv=replace(made.dv, outputs=kept), dk=dk, pieces=pieces)
+
+
+def joined(made: Backward) -> Backward:
+    """The same where the walk of dK adds what that of dQ has for the same parameters, as both read them."""
+    earlier = {p.param: p for p in made.pieces if any(p.tensor == x.name for x in made.dq.outputs)}
+    later = {p.tensor: p for p in made.pieces if p.axes == ("batch", "time", "head", made.dk.outer)}
+    found = {x.name: earlier.get(later[x.name].param) for x in made.dk.outputs if x.name in later}
+    pairs = {name: p.tensor for name, p in found.items() if p is not None and p.axes == later[name].axes}
+    outputs = tuple(replace(x, plus=pairs.get(x.name, "")) for x in made.dk.outputs)
+    pieces = tuple(replace(p, added=p.tensor in pairs.values()) for p in made.pieces)
+    return replace(made, dk=replace(made.dk, outputs=outputs), pieces=pieces)
 
 
 def backward(linear: Linear, graph: Graph) -> Backward:

@@ -487,6 +487,11 @@ class Chunked(Maker):
                 b.do(call("store", at, reduce_sum(value, 0), valid, size("MASKED"), tile=Tile("ptr")))
             else:
                 rows = rows or place.inputs.made(output.name, pointer, outer)
-                at, mask = place.inputs.addresses(*rows, outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid)
+                here = outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid
+                at, mask = place.inputs.addresses(*rows, *here)
+                if output.plus:
+                    earlier = self.arguments.pointer(output.plus, self.tensors.outputs[output.plus])
+                    more, _ = place.inputs.addresses(*place.inputs.made(output.plus, earlier, outer), *here)
+                    value = value + b.let("b_more", b.helper("load", more, mask, size("MASKED")))
                 b.helpers.add("store")
                 b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))

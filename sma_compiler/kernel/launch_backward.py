@@ -62,7 +62,7 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
     parts, span = path(fresh("parts")), path(fresh("span"))
 
     def tensors(walk: Walk, start: States, end: States, kinds: Iterable[str] = ()) -> Tensors:
-        outputs = {output.name: written[output.name] for output in walk.outputs}
+        outputs = {name: written[name] for output in walk.outputs for name in (output.name, output.plus) if name}
         if made.gated:
             kinds = ("states", "late") if walk.sums is not None else ()
         asked = {key: x for key, x in sums.items() if key[0] in kinds}
@@ -346,7 +346,7 @@ class BackwardLauncher(Launch):
         param = host.parameters[piece.param]
         alone = len(self.made.pieces_of(piece.param)) == 1
         rounded = alone and {"batch", "time"} <= set(self._decl(piece).dims) and "tile" not in piece.axes
-        rounded = rounded and piece.param not in self.linear.handed
+        rounded = rounded and not piece.added and piece.param not in self.linear.handed
         dtype = param.attr("dtype") if rounded else self._wide(piece, param)
         written = self._written(tensor)
         if tensor in self.stacked:

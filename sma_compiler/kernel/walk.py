@@ -28,13 +28,14 @@ class Output:
 
     name: the tensor on the host. expr: an expression that may read `Walk.result`. axes: of the tensor, in order; where
     they lack the outer axis, the expression is summed over it, each program's channels apart: [tiles, B, H, T], fp32.
-    optional: whether the launcher may pass None for the tensor.
+    optional: whether the launcher may pass None for the tensor. plus: the output of an earlier walk that is added.
     """
 
     name: str
     expr: Expr
     axes: tuple[str, ...]
     optional: bool = True
+    plus: str = ""
 
 
 @dataclass(frozen=True)
