@@ -28,12 +28,14 @@ from sma_compiler.kernel.scan_back import Again, Back, Locals
 from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.shared_walk import ChunkRows, ChunkStates, SharedHeads, may_share
+from sma_compiler.kernel.solve import Solve
+from sma_compiler.kernel.solve_kernel import SolveKernel
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.stabilised import StabilisedAgain, StabilisedBack, StabilisedParts
 from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.plan.choose import Plans
 
-WALKS = ("again", "dq", "dk", "dv")
+WALKS = ("again", "dq", "dk", "dv", "adjoint")
 ROLES = (*WALKS, *(f"local_{walk}" for walk in WALKS), "states", "dstates", "dv_narrow", "dqk", "dqk_wide", "chain")
 """What the kernels of a backward pass are for."""
 
@@ -66,18 +68,20 @@ def gradients(
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
     together: Mapping[str, Config] = MappingProxyType({}),
+    solve: Solve | None = None,
 ) -> Gradients:
     """The backward pass of an op.
 
     common: the configuration of all walks; each: that of one. walker: builds its kernel. ahead: the forward
     pass's kernels that work ahead, by role. reserved: names of the file. kernel: makes a kernel from its
     builder, under a name. together: the configurations of the kernels that make the gradients of q and k for all heads
-    that share them; none where each head makes its own.
+    that share them; none where each head makes its own. solve: what the member stands for.
     """
     try:
         made = backward(member, plans.graph)
     except NoTritonKernel as error:
         return Gradients(refused=error.reason)
+    made = made if solve is None else solve.gradients(made)
     op = member.op
     name = f"{op.name}_backward"
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
@@ -102,6 +106,9 @@ def gradients(
         if by_key and walk in (made.dq, made.dk):
             continue
         alone = not shares or walk not in (made.dq, made.dk)
+        if solve is not None and walk is made.dv:
+            builders[walk.name] = SolveKernel(walk, outer, names.walks[walk.name], held)
+            continue
         if cut and alone:
             builders[f"local_{walk.name}"] = LocalStates(walk, outer, names.walks[walk.name], held, parts=True)
         builders[walk.name] = (walker if alone else SharedHeads)(walk, outer, names.walks[walk.name], held)
@@ -111,7 +118,7 @@ def gradients(
         if "dstates" in together:
             builders["dstates"] = ChunkStates(made.dv, outer, names.walks["dstates"], held, parts=cut)
             builders["dv"] = ChunkRows(made.dv, outer, names.walks["dv"], held, parts=False)
-    alone = by_key and "scores" not in ahead
+    alone = by_key and "scores" not in ahead and solve is None
     if alone:
         held_dv = names.walks["dv"]
         builders["dv_narrow"] = walker(made.dv, outer, replace(held_dv, alone=True), held)

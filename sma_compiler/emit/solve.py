@@ -1,11 +1,10 @@
-"""The kernels and the launchers of a `solve`: a stage of an op that has several contractions."""
+"""The kernels and the launcher of a `solve`: a stage of an op that has several contractions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from sma_compiler.ir.graph import Graph
 from sma_compiler.kernel import config
 from sma_compiler.kernel.choices import Choices
 from sma_compiler.kernel.config import Config
@@ -13,21 +12,20 @@ from sma_compiler.kernel.gate_kernel import Gates
 from sma_compiler.kernel.host import host, tensors
 from sma_compiler.kernel.inverse_kernel import Inverse
 from sma_compiler.kernel.launch_solve import SolveLauncher
-from sma_compiler.kernel.linear import Linear
 from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.score_kernel import ChannelScores
-from sma_compiler.kernel.solve import solve_of
+from sma_compiler.kernel.solve import Solve
 from sma_compiler.kernel.solve_kernel import SolveKernel
 
-ROLES = {"scores": "inverse", "scores_wide": "inverse_wide"} | {x: x for x in ("gates", "inverse", "solve", "adjoint")}
+ROLES = {"scores": "inverse", "scores_wide": "inverse_wide"} | {x: x for x in ("gates", "inverse", "solve")}
 """What the kernels of a solve are for, and how they are called: gradients have scores of their own."""
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The builders of the kernels, the kernels by role, the launchers, and the configurations by role."""
+    """The builders of the kernels, the kernels by role, the launcher, and the configurations by role."""
 
     builders: tuple[Maker, ...]
     kernels: Mapping[str, Kernel]
@@ -36,8 +34,7 @@ class Solved:
 
 
 def solve(
-    member: Linear,
-    graph: Graph,
+    made: Solve,
     sizes: Mapping[str, int],
     dtype: str,
     target: str,
@@ -45,45 +42,23 @@ def solve(
     reserved: frozenset[str],
     kernel: Callable[[Maker, str], Kernel],
 ) -> Solved:
-    """A solve, as the member of the linear family that its result is the fixed point of; see `solve_of`.
-
-    The launchers are named after the op and, of the adjoint, "<op>_adjoint". reserved: names of the file. kernel: makes
-    a kernel from its builder, under a name.
-
-    Raises:
-        NoTritonKernel: this version has no kernel for it.
-    """
-    found = solve_of(member, graph)
-    op = member.op
-    name = f"{op.name}_adjoint"
+    """The forward pass of a solve. reserved: names of the file. kernel: makes one from its builder, under a name."""
+    op, walk = made.member.op, made.walk
     roles = {role: f"{op.name}_{called}_kernel" for role, called in ROLES.items()}
     held = frozenset({*reserved, *roles.values()})
-    names = host(found.member, held | {name})
-    back = host(found.member, held, [found.cotangent], name=name)
+    names = host(made.member, held)
+    named = replace(tensors(walk, names), inverse=names.scores)
     builders: dict[str, Maker] = {}
-    ahead = []
-    for each in (names, back):
-        made: dict[str, Maker] = {}
-        if found.forward.decayed:
-            given = found.forward.terms[0], member.q, member.k, found.forward.names[:2], each, held
-            for role in ("scores", "scores_wide"):
-                made[role] = ChannelScores(*given, narrow=role == "scores", inverse=True)
-        else:
-            made["inverse"] = Inverse(found.forward, each, tensors(found.forward, each), held)
-        if each.gates:
-            made["gates"] = Gates(found.forward.paths, each, held)
-        ahead.append({role: kernel(maker, roles[role]) for role, maker in made.items()})
-        builders |= made
-    walks = found.forward, found.adjoint
-    usual = config.solve(sizes, dtype, target, decayed=found.forward.decayed)
-    configs = {walk.name: choices.apply(walk.name, usual) for walk in walks}
-    kernels: dict[str, Kernel] = dict(ahead[0])
-    launchers: list[Function] = []
-    for walk, each, before, wanted in zip(walks, (names, back), ahead, (op.name, name), strict=True):
-        named = tensors(walk, each)
-        named = replace(named, final={}) if walk.backward else named
-        builders[walk.name] = SolveKernel(walk, each, named, held)
-        kernels[walk.name] = kernel(builders[walk.name], roles[walk.name])
-        own = {**before, walk.name: kernels[walk.name]}
-        launchers.append(SolveLauncher(found, walk, each, named).build(wanted, own, configs[walk.name]))
-    return Solved(tuple(builders.values()), kernels, tuple(launchers), configs)
+    if walk.decayed:
+        given = walk.terms[0], walk.p, walk.s, walk.names[:2], names, held
+        for role in ("scores", "scores_wide"):
+            builders[role] = ChannelScores(*given, narrow=role == "scores", inverse=True)
+    else:
+        builders["inverse"] = Inverse(walk, names, named, held)
+    if names.gates:
+        builders["gates"] = Gates(walk.paths, names, held)
+    builders["solve"] = SolveKernel(walk, names, named, held)
+    kernels = {role: kernel(maker, roles[role]) for role, maker in builders.items()}
+    chosen = choices.apply("solve", config.solve(sizes, dtype, target, decayed=walk.decayed))
+    launcher = SolveLauncher(made, names, named).build(kernels, chosen)
+    return Solved(tuple(builders.values()), kernels, (launcher,), {"solve": chosen})

@@ -29,6 +29,7 @@ from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.recurrent import Recurrent
 from sma_compiler.kernel.scan import LocalScan, Scan, is_scan
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
+from sma_compiler.kernel.solve import Solve, solve_of
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.stabilised import Stabilised, StabilisedParts
 from sma_compiler.kernel.stages import Stage, split
@@ -112,9 +113,10 @@ def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, targe
     member = replace(linear(stage.op, stage.plans, plan, exact=dtype == "float32"), handed=stage.handed)
     reserved = frozenset({*MODULES, *library()})
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
-    found = solve(member, stage.plans.graph, sizes, dtype, target, choices, reserved, made)
+    solved = solve_of(member, stage.plans.graph)
+    found = solve(solved, sizes, dtype, target, choices, reserved, made)
     ahead = found.kernels.keys() & {"gates"}
-    back, common = _chunked_gradients(member, stage.plans, sizes, dtype, target, choices, ahead, reserved)
+    back, common = _chunked_gradients(member, stage.plans, sizes, dtype, target, choices, ahead, reserved, solved)
     more = ["scan_parts_kernel"] if common.programs else []
     file = assembled((), found.builders, found.kernels.values(), found.launchers, back, more)
     return replace(file, configs={**found.configs, **_backward_configs(back, common)})
@@ -212,18 +214,22 @@ def _chunked_gradients(
     choices: Choices,
     ahead: Collection[str],
     reserved: frozenset[str],
+    solve: Solve | None = None,
 ) -> tuple[Gradients, Config]:
-    """The backward pass of the chunked plan, and what its walks have in common. ahead: see `gradients`."""
+    """The backward pass of the chunked plan, and what its walks have in common. ahead, solve: see `gradients`."""
     common = choices.apply("backward", config.backward(sizes, dtype, target))
     channels = bool(member.channels)
     if channels:
         common = replace(common, programs=0)
     each = chunked_walks(member, common, sizes, choices, varying="gates" in ahead)
     walker = partial(WalkKernel, parts=common.programs > 0)
-    shared = {} if channels else config.shared(common, sizes, dtype, target)
+    shared = {} if channels or solve is not None else config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
-    return gradients(member, plans, common, each, walker, ahead, reserved, made, together), common
+    if solve is not None:
+        usual = choices.apply("adjoint", config.solve(sizes, dtype, target, decayed=channels))
+        walks, each = each, lambda walk: usual if walk.name == "adjoint" else walks(walk)
+    return gradients(member, plans, common, each, walker, ahead, reserved, made, together, solve), common
 
 
 def _recurrent(

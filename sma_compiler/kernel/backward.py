@@ -88,8 +88,14 @@ class Backward:
 
     @property
     def walks(self) -> tuple[Walk, ...]:
-        """All walks, in the order they run."""
-        return tuple(walk for walk in (self.before, self.dq, self.dk, self.dv) if walk is not None)
+        """All walks, in the order they run: first what makes tensors that others read."""
+        last = () if self.solved else (self.dv,)
+        return tuple(walk for walk in (self.dv if self.solved else self.before, self.dq, self.dk, *last) if walk)
+
+    @property
+    def solved(self) -> bool:
+        """Whether the walk of dV is the adjoint system of a `solve`."""
+        return self.dv.name == "adjoint"
 
     def pieces_of(self, param: str) -> tuple[Piece, ...]:
         """The parts of one parameter's gradient that nothing has added yet."""

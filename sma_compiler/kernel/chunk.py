@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sma_compiler.ir.nodes import Const, Expr
 from sma_compiler.kernel.ahead import Split, address, fill, split
@@ -487,11 +488,11 @@ class Chunked(Maker):
                 b.do(call("store", at, reduce_sum(value, 0), valid, size("MASKED"), tile=Tile("ptr")))
             else:
                 rows = rows or place.inputs.made(output.name, pointer, outer)
-                here = outer, chunk.t0, chunk.rows.offsets, chunk.rows.valid
-                at, mask = place.inputs.addresses(*rows, *here)
+                there = partial(place.inputs.addresses, t0=chunk.t0, rows=chunk.rows.offsets, valid=chunk.rows.valid)
+                at, mask = there(*rows, outer)
                 if output.plus:
                     earlier = self.arguments.pointer(output.plus, self.tensors.outputs[output.plus])
-                    more, _ = place.inputs.addresses(*place.inputs.made(output.plus, earlier, outer), *here)
+                    more, _ = there(*place.inputs.made(output.plus, earlier, outer), outer)
                     value = value + b.let("b_more", b.helper("load", more, mask, size("MASKED")))
                 b.helpers.add("store")
                 b.do(call("store", at, value, mask, size("MASKED"), tile=Tile("ptr")))

@@ -83,9 +83,10 @@ class Tensors:
     outputs: by `Output.name`. initial, final: states by part and stream; `matrix` is [S, H, K, V], `vector` [S, H, K].
     local: those of every part, [S, parts, H, ...], with the `decay` [S, parts, H] over each. norm: [B, T, H], what rows
     are divided by. others: [B, H, T], the share of each row that all but its largest weight have. sums: by kind and
-    stream, see `sums.py`. scores: whether P S^T was made ahead. alone: whether the walk decays operands by itself where
-    a gate differs by the inner channels; again: whether it writes what such a walk wrote wrongly. parts: how many
-    programs share a sequence; span: how many positions each has.
+    stream, see `sums.py`. inverse: [B, H, T, C], what a `solve` has inside every chunk. scores: whether P S^T was made
+    ahead. alone: whether the walk decays operands by itself where a gate differs by the inner channels; again: whether
+    it writes what such a walk wrote wrongly. parts: how many programs share a sequence; span: how many positions each
+    has.
     """
 
     parts: E
@@ -97,6 +98,7 @@ class Tensors:
     sums: dict[tuple[str, int], E] = field(default_factory=dict)
     norm: E | None = None
     others: E | None = None
+    inverse: E | None = None
     scores: bool = False
     alone: bool = False
     again: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.kernel.backward import Backward, Piece, needs_whole
@@ -22,7 +22,6 @@ COUNTING = ("net", "inter", "rows", "columns", "states", "vectors", "late")
 """Sums that the walk of dq writes; that of dk writes the others, and reads the states."""
 MET = ("anchors", "through")
 """Sums that are made where the states of both directions meet."""
-
 STACKED = ("batch", "slot", "head")
 """The axes of parts of gradients that lie in one tensor, where there are several."""
 
@@ -75,8 +74,10 @@ def named(made: Backward, host: Host, cut: bool = False, *, apart: bool = True) 
     walks = {
         "dq": tensors(made.dq, initial, {}, COUNTING),
         "dk": tensors(made.dk, after, only(before, "vector"), ("through", "states", "vectors", "anchors", "across")),
-        "dv": tensors(made.dv, only(after, "matrix"), only(before, "matrix")),
+        made.dv.name: tensors(made.dv, only(after, "matrix"), only(before, "matrix")),
     }
+    if made.solved:
+        walks[made.dv.name] = replace(walks[made.dv.name], inverse=path(fresh("inverse")))
     if made.before is not None:
         walks[made.before.name] = tensors(made.before, initial, {})
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
@@ -137,12 +138,13 @@ class BackwardLauncher(Launch):
 
     def _parameters(self) -> list[Parameter]:
         host, none = self.host, lift(None).node
-        given = [self.made.reads[0], *self.linear.op.params]
+        given = [host.parameters[decl.name] for decl in (self.made.reads[0], *self.linear.op.params)]
+        inverse = self.names.walks[self.made.dv.name].inverse
         options = [host.parameters[decl.name] for decl in self.made.reads[1:] if self._takes(decl)]
         options += [self.initial, self.dstate] if self.states else []
         options += [self.needs, host.pack]
         return [
-            *(Parameter(name_of(host.parameters[decl.name])) for decl in given),
+            *(Parameter(name_of(x)) for x in (*given, *([inverse] if inverse is not None else []))),
             *(Parameter(name_of(x), default=none, keyword=True) for x in options),
             *([Parameter(name_of(self.precision), default=lift("ieee").node, keyword=True)] if self.rounds else []),
         ]
@@ -154,7 +156,7 @@ class BackwardLauncher(Launch):
 
     def _takes(self, decl: ParamDecl) -> bool:
         """Whether the caller may give a tensor of the forward pass; else it is made again."""
-        return self.made.before is None or all(output.name != decl.name for output in self.made.before.outputs)
+        return all(output.name != decl.name for walk in self.made.walks for output in walk.outputs)
 
     def _cotangents(self) -> None:
         b, decl = self.b, self.made.reads[0]
@@ -464,6 +466,8 @@ class BackwardLauncher(Launch):
         for decl in op.params:
             grouped = decl.name in host.shared and "head" in decl.dims
             lines.append(f"    {decl.name}: {'a number' if decl.number else shape_of(decl, grouped)}.")
+        if made.solved:
+            lines.append(f"    inverse: as {op.name} returned it.")
         for decl in made.reads[1:]:
             if self._takes(decl):
                 what = "its result" if decl is made.reads[1] else "what it divided rows by"
@@ -491,5 +495,6 @@ TITLES = {
     "dq": "Queries",
     "dk": "Keys",
     "dv": "Values",
+    "adjoint": "The adjoint system, from the end: the cotangent of the right-hand side, and what follows from it alone",
 }
 """What each walk makes."""

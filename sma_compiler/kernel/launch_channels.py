@@ -17,12 +17,12 @@ from sma_compiler.kernel.prepare import Kernel, either
 def named_channels(made: Backward, host: Host) -> Named:
     """Name everything that the kernels read and write."""
     names = named(made, host)
-    dq, dk, dv = (names.walks[name] for name in ("dq", "dk", "dv"))
+    dq, dk, dv = (names.walks[name] for name in ("dq", "dk", made.dv.name))
     states, after = (path(host.builder.fresh(name)) for name in ("states", "states_after"))
     walks = {
         **{name: tensors for name, tensors in names.walks.items() if name not in ("dq", "dk")},
         "states": replace(dq, outputs={}, sums={("states", 0): states}),
-        "dv": replace(dv, sums={("states", 0): after}),
+        made.dv.name: replace(dv, sums={("states", 0): after}),
         "dqk": replace(dq, outputs=dq.outputs | dk.outputs, sums={("states", 0): states, ("after", 0): after}),
     }
     return replace(names, walks=walks)
@@ -59,7 +59,7 @@ class ChannelLauncher(BackwardLauncher):
         with b.branch(needed):
             config = each["states"]
             b.do(kernels["states"].launch(grid, {**given, "STAGES": config.stages}, config.warps))
-        self._walk(made.dv, kernels, constants, each["dv"], also=wanted)
+        self._walk(made.dv, kernels, constants, each[made.dv.name], also=wanted)
         b.section("Queries, keys and gates")
         for output in outputs:
             self._output(output.name)

@@ -69,7 +69,7 @@ class StagesLauncher:
         """The state of every contraction, by where it stands."""
         with self.b.branch(states.missing()):
             self.b.set(states, sequence([lift(None)]) * len(parts))
-        self.b.assign(parts.values(), states)
+        self.b.assign(parts.values(), states if len(parts) > 1 else states.at(0))
 
     def heads(self) -> None:
         """Give stages all heads of which no tensor need have them: one of theirs has each entry as often as needed."""
@@ -230,12 +230,7 @@ class BackwardStages(StagesLauncher):
         b, name, given = self.b, f"{stage.op.name}_backward", self.arguments(stage)
         before, left = self.before[stage.site], after[stage.site]
         if stage.right is not None and stage.value is not None:
-            adjoint = f"{stage.op.name}_adjoint"
-            solved = path(adjoint).call(
-                cotangent, *given, self.inverses[stage.site], **self.options(adjoint, dstate=left)
-            )
-            cotangent = b.let(f"x_{stage.site}", solved)
-            given.append(self.names[stage.value.name])
+            given += [self.names[stage.value.name], self.inverses[stage.site]]
         tensors = [decl for decl in stage.op.params if not decl.number]
         needs = sequence(need[decl.name] if decl is not stage.value else lift(False) for decl in tensors)
         options = self.options(name, initial_state=before, dstate=left, needs=needs)

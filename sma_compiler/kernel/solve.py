@@ -14,28 +14,48 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, Kind, Param, ParamDecl
-from sma_compiler.kernel.backward import declared
+from sma_compiler.ir.nodes import Apply, Kind, Param, postorder
+from sma_compiler.kernel.backward import Backward, declared
 from sma_compiler.kernel.errors import NoTritonKernel
 from sma_compiler.kernel.linear import Linear, plain
-from sma_compiler.kernel.walk import RESULT, Output, Walk, forward_walk, turned
+from sma_compiler.kernel.walk import RESULT, Output, Walk, forward_walk
 
 
 @dataclass(frozen=True)
 class Solve:
-    """A solve by the member of the linear family that it is the fixed point of: w = right - attend(L, a, b, w).
+    """A solve, by the member of the linear family that it is the fixed point of: w = right - attend(L, a, b, w).
 
-    member: that op without its parameter w. forward, adjoint: the walks. cotangent: the tensor `du` of the adjoint.
+    member: that op without its parameter w. walk: what computes w. graph: of the expressions.
     """
 
     member: Linear
-    forward: Walk
-    adjoint: Walk
-    cotangent: ParamDecl
+    walk: Walk
+    graph: Graph
+
+    def gradients(self, made: Backward) -> Backward:
+        """The gradients of a solve. made: those of the member.
+
+        They are the same where the cotangent of the member's result is X, of the adjoint system. That takes the place
+        of the walk of dV, whose result would be the gradient of w; it writes X as well as what follows from X alone.
+        """
+        (decl,) = made.reads
+        x = self.graph.param(decl.name, decl.kind, decl.dims, False)
+        name = "du"
+        while name in {decl.name, *(own.name for own in made.linear.op.params)}:
+            name += "_"
+        cotangent = self.graph.param(name, Kind.REAL, RESULT, False)
+        direct = [output for output in made.dv.outputs if made.dv.result not in postorder((output.expr,))]
+        outputs = (Output(decl.name, x, RESULT, optional=False), *direct)
+        adjoint = replace(
+            made.dv, name="adjoint", names=("b", "a", "r"), x=cotangent, result=x, outputs=outputs, sums=None
+        )
+        left = {output.name for output in made.dv.outputs} - {output.name for output in direct}
+        pieces = tuple(piece for piece in made.pieces if piece.tensor not in left)
+        return replace(made, reads=(*declared([cotangent]), decl), dv=adjoint, pieces=pieces)
 
 
 def solve_of(member: Linear, graph: Graph) -> Solve:
-    """The walks of a solve.
+    """A solve.
 
     Args:
         member: the op `right - attend(L, a, b, w)`, of which w is a parameter.
@@ -60,28 +80,6 @@ def solve_of(member: Linear, graph: Graph) -> Solve:
     if "value" in member.channels:
         raise NoTritonKernel(op.name, "chunked", "gates for each value channel of `solve` have no chunked kernel")
     params = tuple(decl for decl in op.params if decl.name != values.name)
-    name = "du"
-    while name in {decl.name for decl in params}:
-        name += "_"
-    cotangent = graph.param(name, Kind.REAL, RESULT, False)
-    forward = replace(
-        forward_walk(member),
-        name="solve",
-        names=("a", "b", "r"),
-        x=right,
-        result=values,
-        outputs=(Output("u", values, RESULT, optional=False),),
-    )
-    adjoint = replace(
-        forward,
-        name="adjoint",
-        p=forward.s,
-        s=forward.p,
-        names=("b", "a", "r"),
-        x=cotangent,
-        terms=tuple(turned(term) for term in forward.terms),
-        backward=True,
-        outputs=(Output("x", values, RESULT, optional=False),),
-    )
-    (decl,) = declared([cotangent])
-    return Solve(replace(member, op=replace(op, params=params), v=right), forward, adjoint, decl)
+    outputs = (Output("u", values, RESULT, optional=False),)
+    walk = replace(forward_walk(member), name="solve", names=("a", "b", "r"), x=right, result=values, outputs=outputs)
+    return Solve(replace(member, op=replace(op, params=params), v=right), walk, graph)
