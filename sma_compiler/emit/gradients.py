@@ -77,6 +77,7 @@ def gradients(
     builder, under a name. together: the configurations of the kernels that make the gradients of q and k for all heads
     that share them; none where each head makes its own. solve: what the member stands for.
     """
+    member = member if solve is None else solve.less
     try:
         made = backward(member, plans.graph)
     except NoTritonKernel as error:

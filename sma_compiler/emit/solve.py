@@ -16,11 +16,18 @@ from sma_compiler.kernel.maker import Maker
 from sma_compiler.kernel.nodes import Function
 from sma_compiler.kernel.prepare import Kernel
 from sma_compiler.kernel.score_kernel import ChannelScores
-from sma_compiler.kernel.solve import Solve
+from sma_compiler.kernel.solve import Solve, tiles
 from sma_compiler.kernel.solve_kernel import SolveKernel
+from sma_compiler.kernel.walk import Walk
 
 ROLES = {"scores": "inverse", "scores_wide": "inverse_wide"} | {x: x for x in ("gates", "inverse", "solve")}
 """What the kernels of a solve are for, and how they are called: gradients have scores of their own."""
+
+
+def configuration(walk: Walk, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Config:
+    """The configuration of a walk of a solve."""
+    keys, values = tiles(walk)
+    return choices.apply(walk.name, config.solve(sizes, dtype, target, keys=keys, values=values))
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,6 @@ def solve(
         builders["gates"] = Gates(walk.paths, names, held)
     builders["solve"] = SolveKernel(walk, names, named, held)
     kernels = {role: kernel(maker, roles[role]) for role, maker in builders.items()}
-    chosen = choices.apply("solve", config.solve(sizes, dtype, target, decayed=walk.decayed))
+    chosen = configuration(walk, sizes, dtype, target, choices)
     launcher = SolveLauncher(made, names, named).build(kernels, chosen)
     return Solved(tuple(builders.values()), kernels, (launcher,), {"solve": chosen})

@@ -10,7 +10,7 @@ from sma_compiler.emit.file import MODULES, Emitted, assembled, header, made_ker
 from sma_compiler.emit.gradients import Gradients, chunked_walks, gradients, scanned
 from sma_compiler.emit.module import library
 from sma_compiler.emit.quadratic import quadratic
-from sma_compiler.emit.solve import solve
+from sma_compiler.emit.solve import configuration, solve
 from sma_compiler.emit.stages import staged
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
@@ -34,7 +34,7 @@ from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.stabilised import Stabilised, StabilisedParts
 from sma_compiler.kernel.stages import Stage, split
 from sma_compiler.kernel.step import Step, without_time
-from sma_compiler.kernel.walk import forward_walk
+from sma_compiler.kernel.walk import Walk, forward_walk
 from sma_compiler.kernel.walk_kernel import WalkKernel
 from sma_compiler.plan.choose import Plans, usual
 
@@ -226,10 +226,11 @@ def _chunked_gradients(
     shared = {} if channels or solve is not None else config.shared(common, sizes, dtype, target)
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
-    if solve is not None:
-        usual = choices.apply("adjoint", config.solve(sizes, dtype, target, decayed=channels))
-        walks, each = each, lambda walk: usual if walk.name == "adjoint" else walks(walk)
-    return gradients(member, plans, common, each, walker, ahead, reserved, made, together, solve), common
+
+    def chosen(walk: Walk) -> Config:
+        return configuration(walk, sizes, dtype, target, choices) if walk.name == "adjoint" else each(walk)
+
+    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve), common
 
 
 def _recurrent(

@@ -88,6 +88,8 @@ SMALL_TILES = 4096
 """Positions below which gradients of heads of 64 channels have small tiles: of others many would cross the diagonal."""
 RESIDENT = 12
 """Programs of one warp that run at once on a multiprocessor where gates differ by both axes of channels."""
+SHARED_MEMORY = 227 * 1024
+"""Bytes that programs of a multiprocessor of an H100 share among them."""
 AT_ONCE = 32
 """Programs that a multiprocessor holds at most."""
 
@@ -245,15 +247,19 @@ def shared(common: Config, sizes: Mapping[str, int], dtype: str, target: str) ->
     }
 
 
-def solve(sizes: Mapping[str, int], dtype: str, target: str, *, decayed: bool) -> Config:
-    """The configuration of the walks of `solve`, of which two programs fit on a multiprocessor of an H100.
+def solve(sizes: Mapping[str, int], dtype: str, target: str, *, keys: int, values: int) -> Config:
+    """The configuration of a walk of `solve`: as many stages as two programs of an H100's multiprocessor have room for.
 
-    decayed: whether both operands are made ahead, because gates differ by their channels.
+    keys, values: how many tensors of key and of value channels it reads.
     """
     found = replace(backward(sizes, dtype, target), programs=0)
     if found.chunk < 64 or found.outer < 64:
         return found
-    return replace(found, warps=8 if sizes["key"] > 128 else 4, stages=2 if decayed and sizes["key"] > 64 else 3)
+    width = power_of_two(sizes["key"])
+    alone = width > 128
+    stage = 2 * found.chunk * (keys * width + values * found.outer + found.chunk)
+    room = SHARED_MEMORY // (1 if alone else 2) - 12 * 1024
+    return replace(found, warps=8 if alone else 4, stages=min(3, max(1, room // stage)))
 
 
 def wide_products(dtype: str, target: str) -> bool:

@@ -17,6 +17,7 @@ from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Apply, Kind, Param, postorder
 from sma_compiler.kernel.backward import Backward, declared
 from sma_compiler.kernel.errors import NoTritonKernel
+from sma_compiler.kernel.inputs import tensors_of
 from sma_compiler.kernel.linear import Linear, plain
 from sma_compiler.kernel.walk import RESULT, Output, Walk, forward_walk
 
@@ -32,11 +33,21 @@ class Solve:
     walk: Walk
     graph: Graph
 
-    def gradients(self, made: Backward) -> Backward:
-        """The gradients of a solve. made: those of the member.
+    @property
+    def less(self) -> Linear:
+        """The op attend(L, a, b, w) - right, of which the member is the negative."""
+        op, attend = self.member.op, self.member.attend
+        values = self.walk.result
+        assert isinstance(values, Param)
+        known = (*op.params, *declared([values]))
+        result = self.graph.apply("sub", attend, self.walk.x)
+        return replace(self.member, op=replace(op, params=known, result=result), v=values)
 
-        They are the same where the cotangent of the member's result is X, of the adjoint system. That takes the place
-        of the walk of dV, whose result would be the gradient of w; it writes X as well as what follows from X alone.
+    def gradients(self, made: Backward) -> Backward:
+        """The gradients of a solve. made: those of `less`.
+
+        They are the same where the cotangent of its result is -X, X of the adjoint system. That takes the place of the
+        walk of dV, whose result would be the gradient of w; it writes -X as well as what follows from X alone.
         """
         (decl,) = made.reads
         x = self.graph.param(decl.name, decl.kind, decl.dims, False)
@@ -52,6 +63,14 @@ class Solve:
         left = {output.name for output in made.dv.outputs} - {output.name for output in direct}
         pieces = tuple(piece for piece in made.pieces if piece.tensor not in left)
         return replace(made, reads=(*declared([cotangent]), decl), dv=adjoint, pieces=pieces)
+
+
+def tiles(walk: Walk) -> tuple[int, int]:
+    """How many tensors of key channels and of value channels a walk reads."""
+    held = {walk.p, walk.s} if not walk.decayed else set()
+    read = tensors_of((*held, walk.x, *(output.expr for output in walk.outputs)))
+    keys, values = (sum(axis in x.axes for x in read if x is not walk.result) for axis in ("key", "value"))
+    return keys + 2 * walk.decayed, values
 
 
 def solve_of(member: Linear, graph: Graph) -> Solve:

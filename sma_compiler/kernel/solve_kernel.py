@@ -6,7 +6,7 @@ Of the right-hand side X of a chunk it makes the result U, which then is what th
     U = R + N R
     S = decay S + S^T (decay U)
 
-In the adjoint system the state has the other sign: it is the cotangent of the state.
+In the adjoint system the result has the other sign: then the state is the cotangent of the state.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class SolveKernel(WalkKernel):
                 self._keep_state(place, chunk, state)
             b.section(f"The chunk without what it owes to those {'after' if walk.backward else 'before'} it")
             owed = self._owed(chunk, state)
-            r = b.let("b_r", chunk.x + owed if walk.backward else chunk.x - owed)
+            r = b.let("b_r", -chunk.x - owed if walk.backward else chunk.x - owed)
             b.section("The inverse of the chunk's own system")
             u = b.let("b_u", self.plus_product(r, inverse, r.to("dot")))
-            self.advance(replace(chunk, x=-u if walk.backward else u), states)
+            self.advance(replace(chunk, x=u), states)
             self.write(place, chunk, None, u, rows)
         self.final_states(place, states)
         end = ", from its end" if walk.backward else ""
