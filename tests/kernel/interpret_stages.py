@@ -41,7 +41,7 @@ RUNS = (
 )
 MUTANTS = {
     "a part alone": ("delta_net", "sum_of(dk_attend0, dk_solve0)", "dk_attend0"),
-    "no adjoint": ("delta_net", "x_solve0 = delta_net_solve0_adjoint(", "x_solve0 = (lambda x, *_, **__: x)("),
+    "no adjoint": ("delta_net", "b_n = tl.trans(", "b_n = 0.0 * tl.trans("),
     "no inverse": ("delta_net", "inverse_of_chunk(b_scores", "inverse_of_chunk(0.0 * b_scores"),
 }
 """For each the op, a text of its file and what takes its place."""
