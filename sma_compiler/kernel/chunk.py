@@ -213,7 +213,7 @@ class Chunked(Maker):
         valid = b.let("m_t", t0 + place.offsets < place.end, show=False)
         found = Rows(place.offsets, valid, pointwise("tl.minimum", place.end - t0, size("C"), dtype="int32"))
         inputs.enter(valid)
-        kept = {plain(x) for x in operands if is_tensor(x)}
+        kept = {plain(x) for x in operands if is_tensor(x) and (self.rounds or x is not walk.x)}
         exprs = (*operands, *(scored if self.alone else ()), *self.factors(rows), *around)
         lowering = inputs.chunk(exprs, static, t0, place.offsets, valid, kept)
         p: E | None

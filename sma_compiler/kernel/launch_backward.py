@@ -466,8 +466,7 @@ class BackwardLauncher(Launch):
         for decl in op.params:
             grouped = decl.name in host.shared and "head" in decl.dims
             lines.append(f"    {decl.name}: {'a number' if decl.number else shape_of(decl, grouped)}.")
-        if made.solved:
-            lines.append(f"    inverse: as {op.name} returned it.")
+        lines += [f"    inverse: as {op.name} returned it."] if made.solved else []
         for decl in made.reads[1:]:
             if self._takes(decl):
                 what = "its result" if decl is made.reads[1] else "what it divided rows by"
