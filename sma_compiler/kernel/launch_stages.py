@@ -132,7 +132,9 @@ class ForwardStages(StagesLauncher):
             with b.branch(final):
                 b.set(more, sequence([sequence(after)]))
         with b.branch(keep):
-            b.set(more, more + sequence([sequence(self.kept)]))
+            # What autograd is given shares no memory
+            kept = [x.attr("clone").call() if x is y else x for x in self.kept]
+            b.set(more, more + sequence([sequence(kept)]))
         b.give(choose(more, sequence([y]) + more, y))
         given = self.parameters(
             self.given, [*([(initial, None), (final, False)] if self.states else []), (keep, False)]

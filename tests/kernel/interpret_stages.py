@@ -20,7 +20,7 @@ from kernel.interpret import Arguments, error, part
 from kernel.interpret_backward import combined, gradients, joined, reference
 from torch import Tensor
 
-from sma_compiler.interface import library
+from sma_compiler.interface import compile, library
 from sma_compiler.ir.nodes import Op
 from sma_compiler.kernel import config
 from sma_compiler.reference import evaluate
@@ -32,7 +32,12 @@ CHANNELS = ("kda", "rwkv7")
 """Ops whose gates differ by channel: slow to interpret, and so run whole and with one head alone."""
 CUT = (0, 1, 1, 18, 21)
 """Where the sequences of a pack begin."""
+SOLVE = """
+op solve_alone(k, v, g: [time, head], beta: [time, head]):
+    return solve(strict * decay(g), beta * k, k, v)
+"""
 RUNS = (
+    ("solve_alone", "float32"),
     ("delta_net", "float32"),
     ("delta_net", "float16"),
     ("gated_delta_net", "float32"),
@@ -117,7 +122,7 @@ def main(names: list[str]) -> None:
     interpret_backward.SIZES.update(SIZES)
     for name, dtype in RUNS:
         if name in names:
-            op = library(name)
+            op = compile(SOLVE) if name == "solve_alone" else library(name)
             found[f"{name} {dtype}"] = run(op, module(op, dtype), dtype)
     for mutant, (name, old, new) in MUTANTS.items():
         if mutant in names:

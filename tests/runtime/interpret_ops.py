@@ -22,6 +22,7 @@ from sma_compiler.verify.samples import default_sizes, samples
 
 OPS = ("mamba2", "linear_attention_normalized")
 SIZES = {"batch": 2, "time": 9, "head": 2, "key": 6, "value": 5}
+SOLVE = "op f(k, v, g: [time, head]):\n    return solve(strict * decay(g), 0.5 * l2norm(k), l2norm(k), v)\n"
 Given = dict[str, Tensor | int | float]
 
 
@@ -215,6 +216,7 @@ OTHERS: dict[str, tuple[Callable[[sma.CompiledOp], float], ...]] = {
     "rwkv4": (joined_by_states, packs),
     "gated_delta_net": (whole_calls, joined_by_states, packs),
     "forgetting": (logarithms,),
+    "solve": (whole_calls,),
 }
 
 
@@ -230,7 +232,8 @@ def main() -> None:
                 found[f"{name} {test.__name__}"] = test(sma.library(name))
     for name, tests in OTHERS.items():
         for test in tests:
-            found[f"{name} {test.__name__}"] = test(sma.library(name))
+            op = sma.compile(SOLVE) if name == "solve" else sma.library(name)
+            found[f"{name} {test.__name__}"] = test(op)
     print(json.dumps(found))
 
 
