@@ -53,6 +53,10 @@ def test_quadratic_text_is_golden(name: str, request: pytest.FixtureRequest) -> 
     assert text == path.read_text(encoding="utf-8")
 
 
+SOLVED = ("delta_net", "gated_delta_net", "kda", "rwkv7")
+"""Ops of several contractions."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("emitted")
@@ -64,6 +68,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
         op.save(found / f"{name}_recurrent.py", "recurrent", SHAPE)
+    for name in SOLVED:
+        library(name).save(found / f"{name}.py", "chunked", SHAPE)
     for name in (*SCANS, *COLUMNS):
         for number, shape in enumerate((SHAPE, LONG)):
             by_channel(name).save(found / f"{name}_{number}_recurrent.py", "recurrent", shape)
