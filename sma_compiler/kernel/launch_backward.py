@@ -217,8 +217,7 @@ class BackwardLauncher(Launch):
         b.section(f"Which gradients are asked for{sums}")
         with b.branch(self.needs.missing()):
             b.set(self.needs, sequence([lift(True)]) * len(self.tensors))
-        read = (self.need[decl.name] if self.made.pieces_of(decl.name) else path(UNUSED) for decl in self.tensors)
-        b.assign(read, self.needs)
+        b.assign((self.need[x.name] if self.made.pieces_of(x.name) else path(UNUSED) for x in self.tensors), self.needs)
         if self.made.chain is not None:
             outputs = {output.name for output in self.made.chain.outputs}
             b.set(self.by_chain, either(*self._needed(outputs)))
