@@ -94,7 +94,7 @@ def gradients(
     by_key = apart and member.terms[0].axes == ("key",)
     if shares:
         made = gathered(made)
-    elif apart and not by_key:
+    elif apart:
         made = joined(made)
     forward = forward_walk(member)
     if by_key:

@@ -374,6 +374,9 @@ class ChannelGradients(ByChunk):
         """Write what one walk would, but what needs the gradients of gates."""
         y = self.b.let(f"b_{walk.name}", y if own is None else y + own)
         lowering.bind(walk.result, y)
+        if any(output.plus for output in walk.outputs):
+            self.b.comment("What other threads have written for queries is read")
+            self.b.do(call("tl.debug_barrier", tile=Tile("ptr")))
         self._write(walk, place, rows, lowering, "sum")
 
     def _outputs(self, walk: Walk, reads: str) -> list[Output]:
