@@ -28,7 +28,7 @@ from sma_compiler.kernel.scan_back import Again, Back, Locals
 from sma_compiler.kernel.scan_gradients import ScanBackward, ScanGradients
 from sma_compiler.kernel.score_kernel import ChannelScores, Scores
 from sma_compiler.kernel.shared_walk import ChunkRows, ChunkStates, SharedHeads, may_share
-from sma_compiler.kernel.solve import Solve
+from sma_compiler.kernel.solve import Solve, finer
 from sma_compiler.kernel.solve_kernel import SolveKernel
 from sma_compiler.kernel.split import LocalStates
 from sma_compiler.kernel.stabilised import StabilisedAgain, StabilisedBack, StabilisedParts
@@ -69,13 +69,16 @@ def gradients(
     kernel: Callable[[Maker, str], Kernel],
     together: Mapping[str, Config] = MappingProxyType({}),
     solve: Solve | None = None,
+    *,
+    fine: bool = False,
 ) -> Gradients:
     """The backward pass of an op.
 
     common: the configuration of all walks; each: that of one. walker: builds its kernel. ahead: the forward
     pass's kernels that work ahead, by role. reserved: names of the file. kernel: makes a kernel from its
     builder, under a name. together: the configurations of the kernels that make the gradients of q and k for all heads
-    that share them; none where each head makes its own. solve: what the member stands for.
+    that share them; none where each head makes its own. solve: what the member stands for. fine:
+    see `finer`.
     """
     member = member if solve is None else solve.less
     try:
@@ -83,6 +86,7 @@ def gradients(
     except NoTritonKernel as error:
         return Gradients(refused=error.reason)
     made = made if solve is None else solve.gradients(made)
+    made = finer(made) if fine else made
     op = member.op
     name = f"{op.name}_backward"
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}

@@ -43,6 +43,8 @@ PLANS = ("chunked", "recurrent", "quadratic")
 DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = ("sm_80", "sm_90", "gfx942")
 LARGEST_KEY = 256
+FINE = 128
+"""Channels of a head whose states a program multiplies in two parts; of more it would spill them."""
 
 
 DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
@@ -227,10 +229,12 @@ def _chunked_gradients(
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
 
+    fine = (bool(member.handed) or solve is not None) and max(sizes["key"], sizes["value"]) <= FINE
+
     def chosen(walk: Walk) -> Config:
         return configuration(walk, sizes, dtype, target, choices) if walk.name == "adjoint" else each(walk)
 
-    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve), common
+    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve, fine=fine), common
 
 
 def _recurrent(

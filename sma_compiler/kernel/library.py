@@ -188,6 +188,15 @@ def wide_dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def fine_dot(x, s, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """x times s, of which what rounding to an operand takes counts as well."""
+    first = s.to(DOT)
+    rest = (s - first.to(tl.float32)).to(DOT)
+    product = tl.dot(x, rest, input_precision=PRECISION)
+    return tl.dot(x, first, product, input_precision=PRECISION)
+
+
+@triton.jit
 def wide_row(x, s):
     """The sum over the first axis of products in fp64, rounded once."""
     return tl.sum(x.to(tl.float64) * s.to(tl.float64), 0).to(tl.float32)

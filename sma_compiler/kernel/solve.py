@@ -65,6 +65,17 @@ class Solve:
         return replace(made, reads=(*declared([cotangent]), decl), dv=adjoint, pieces=pieces)
 
 
+def finer(made: Backward) -> Backward:
+    """The gradients of a solve or of what reads one, with states in two parts where nothing decays.
+
+    Cotangents then sum up all the way, and the adjoint system takes most of that away again.
+    """
+    (term, *_) = made.linear.terms
+    if term.gates or term.exact:
+        return made
+    return replace(made, dk=replace(made.dk, fine=True), dv=replace(made.dv, fine=True))
+
+
 def tiles(walk: Walk) -> tuple[int, int]:
     """How many tensors of key channels and of value channels a walk reads."""
     held = {walk.p, walk.s} if not walk.decayed else set()

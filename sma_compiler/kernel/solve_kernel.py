@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sma_compiler.kernel.build import E, dot, size, trans
+from sma_compiler.kernel.build import E, size, trans
 from sma_compiler.kernel.chunk import Chunk, Place, State
 from sma_compiler.kernel.gates import scaled, static_rates
 from sma_compiler.kernel.host import Host, Tensors
@@ -74,4 +74,4 @@ class SolveKernel(WalkKernel):
         (path,) = chunk.paths
         decay = path.entering()
         factors = [self.b.let("b_in", decay)] if decay is not None else []
-        return scaled(dot(chunk.p, state.matrix.to("dot")), [*factors, *path.rows.factors], column=True)
+        return scaled(self.times_state(chunk.p, state.matrix), [*factors, *path.rows.factors], column=True)

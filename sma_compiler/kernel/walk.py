@@ -66,6 +66,7 @@ class Walk:
     was, for which fp16 may lack the range; "": none, or it is fp32. result: the leaf that stands for y in the outputs.
     normalize: how rows are divided. lone: whether "rows" or "columns" are those of the op, where one that pairs with
     itself alone, the first of a sequence without a state, is the same whatever its weight: it brings exactly nothing.
+    fine: whether products take states in two parts, for what is far larger than the difference that is wanted of it.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Walk:
     quotient: str = ""
     sums: Sums | None = None
     lone: str = ""
+    fine: bool = False
 
     @property
     def paths(self) -> tuple[Term, ...]:

@@ -322,15 +322,22 @@ class WalkKernel(Chunked):
             matrix, factors = matrix * up, [down, *factors]
             if start is not None:
                 self.b.set(start, start * up)
-        matrix = matrix.to("dot")
         if start is not None:
-            self.b.set(start, self.plus_product(start, chunk.p, matrix))
-        rows = scaled(start or dot(chunk.p, matrix), factors, column=True)
+            self.b.set(start, self.plus_product(start, chunk.p, matrix.to("dot")))
+        rows = scaled(start or self.times_state(chunk.p, matrix), factors, column=True)
         if sums is None:
             return rows
         rows = self.b.named(f"b_y{self.suffix(number)}", rows)
         sums.through(chunk, number, rows)
         return scaled(rows, chunk.paths[number].rows.factors if self.several else [], column=True)
+
+    def times_state(self, p: E, state: E) -> E:
+        """An operand [C, inner] times a state, [C, outer]."""
+        if not self.walk.fine:
+            return dot(p, state.to("dot"))
+        self.b.helpers.add("fine_dot")
+        tile = Tile("fp32", (p.tile.shape[0], state.tile.shape[1]))
+        return call("fine_dot", p, state, named("DOT"), named("PRECISION"), tile=tile)
 
     def _keep_norm(self, place: Place, chunk: Chunk, norm: E) -> None:
         """Write what rows are divided by, [B, T, H], once for all tiles."""
