@@ -210,7 +210,7 @@ class BackwardStages(StagesLauncher):
             for decl, x in zip(wanted, found, strict=True):
                 parts.setdefault(decl.name, []).append(x)
         b.section("What the stages bring to each gradient is added")
-        gradients = b.let("gradients", sequence(added(parts.get(decl.name, [])) for decl in self.tensors))
+        gradients = b.let("gradients", sequence(self.whole(decl, parts.get(decl.name, [])) for decl in self.tensors))
         if self.states:
             with b.branch(self.before[self.stages[0].site].given()):
                 b.set(gradients, gradients + sequence([sequence(last.values())]))
@@ -244,6 +244,12 @@ class BackwardStages(StagesLauncher):
                     b.set(x, path("of_groups").call(x, self.size(decl, "head")))
         for state in states:
             b.set(state, choose(before.given(), made.at(-1), lift(None)))
+
+    def whole(self, decl: ParamDecl, parts: Sequence[E]) -> E:
+        """A parameter's gradient from its parts, in its dtype."""
+        if not parts[1:]:
+            return added(parts)
+        return path("sum_of").call(*parts, dtype=self.names[decl.name].attr("dtype"))
 
     def doc(self) -> list[str]:
         """The launcher's docstring."""

@@ -21,15 +21,18 @@ def of_all_heads(x, axis, heads):
     return x if count == heads else x.repeat_interleave(heads // count, axis)
 
 
-def sum_of(*parts):
-    """The sum of the parts of a gradient, rounded once; None where it is not needed."""
+def sum_of(*parts, dtype=None):
+    """The sum of the parts of a gradient, rounded once, to theirs by default; None where it is not needed."""
     found = [x for x in parts if x is not None]
     if not found:
         return None
-    total = found[0] if len(found) < 3 else found[0].float()
+    dtype = found[0].dtype if dtype is None else dtype
+    if len(found) == 2:
+        return torch.add(*found, out=torch.empty_like(found[0], dtype=dtype))
+    total = found[0].float() if len(found) > 2 else found[0]
     for x in found[1:]:
         total = total + x
-    return total.to(found[0].dtype)
+    return total.to(dtype)
 
 
 @triton.jit

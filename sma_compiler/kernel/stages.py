@@ -27,8 +27,8 @@ class Stage:
     """One contraction of an op.
 
     site: the name of its states. op: what it computes. value: what later stages read it as; None: it is the last.
-    right: of a `solve`, what it is solved for; then `value` is the last parameter of `op`. handed: the parameters that
-    are values of earlier stages.
+    right: of a `solve`, what it is solved for; then `value` is the last parameter of `op`. handed: the parameters
+    whose gradients are parts that other stages take up: values of earlier ones.
     """
 
     site: str
@@ -81,7 +81,23 @@ def split(op: Op, plans: Plans) -> tuple[Stage, ...]:
         made = _op(op, site, own, (*op.params, *values), value)
         handed = frozenset(decl.name for decl in values if decl is not value)
         found.append(Stage(site, made, plan(made), value, right, handed))
-    return tuple(found)
+    return _finely(found)
+
+
+def _finely(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages of which, where one is a `solve` and nothing decays, each hands on its part of a gradient in fp32.
+
+    These parts sum up all the way, and most of them cancels.
+    """
+    sites = [choice.site for stage in stages for choice in stage.plans.choices]
+    solved = any(stage.right is not None for stage in stages)
+    if not solved or any(stream.gates for site in sites for stream in site.decomposition.streams):
+        return tuple(stages)
+    read = [decl.name for stage in stages for decl in stage.given]
+    return tuple(
+        replace(stage, handed=stage.handed | {decl.name for decl in stage.given if read.count(decl.name) > 1})
+        for stage in stages
+    )
 
 
 def _op(op: Op, site: str, result: Expr, known: Sequence[ParamDecl], value: ParamDecl | None) -> Op:

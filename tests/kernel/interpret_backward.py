@@ -46,7 +46,7 @@ MUTANTS = {
     "strict mask": ("mamba2", "o_c[None, :] >= o_c[:, None]", "o_c[None, :] > o_c[:, None]"),
     "no decay": ("mamba2", "b_s * b_across", "b_s"),
     "no columns": ("mamba2", "b_cols = b_columns + b_through", "b_cols = b_columns"),
-    "one part": ("three_attends", "sum_of(dv_attend1, dv_attend0)", "dv_attend1"),
+    "one part": ("three_attends", "sum_of(dv_attend1, dv_attend0, dtype=v.dtype)", "dv_attend1"),
     "no value": ("one_in_another", "dattend0 = dattend0_attend1", "dattend0 = dy"),
     "no pairs": ("mamba2", "tl.cumsum(b_net + b_inter, 0, reverse=True)", "tl.cumsum(b_inter, 0, reverse=True)"),
 }

@@ -45,7 +45,7 @@ RUNS = (
     ("rwkv7", "float32"),
 )
 MUTANTS = {
-    "a part alone": ("delta_net", "sum_of(dk_attend0, dk_solve0)", "dk_attend0"),
+    "a part alone": ("delta_net", "sum_of(dk_attend0, dk_solve0, dtype=k.dtype)", "dk_attend0"),
     "no adjoint": ("delta_net", "b_n = tl.trans(", "b_n = 0.0 * tl.trans("),
     "no inverse": ("delta_net", "inverse_of_chunk(b_scores", "inverse_of_chunk(0.0 * b_scores"),
 }
