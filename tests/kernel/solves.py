@@ -1,4 +1,4 @@
-"""Specs of `solve` alone: beside the library's they have every kind of gates, and paths with other ends."""
+"""Specs of `solve` alone, whose gates and paths are not those of the library's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ SPECS = {
     "open_ends": "a: [time, head, key], k, v, g: [time, head], w: [time, head], c: [time, head]): "
     "solve(strict * exp(sum(g[t], j < t < i)) * decay(w) * sigmoid(c[j]), -a, l2norm(k), v)",
     "static": "k, v, c: [head], beta: [time, head]): solve(strict * retention(sigmoid(c)), beta * k, k, silu(v))",
-    "per_key_open": "a: [time, head, key], k, v, g: [time, head, key]): "
-    "solve(strict * exp(sum(g[t], j < t < i)), -a, k, v)",
 }
 """For each its parameters, and its result."""
 
