@@ -226,6 +226,11 @@ class Inputs:
         shape = (extent, EXTENT[channel])
         return call("tile", base, t0, stride, rows, offsets, tile=Tile("ptr", shape)), self.inside[channel]
 
+    def line(self, name: str, t0: E, rows: E) -> E:
+        """The addresses of rows t0 + rows of a tensor."""
+        self.builder.helpers.add("column")
+        return call("column", self.base(name), t0, self._strides[name], rows, tile=Tile("ptr", rows.tile.shape))
+
     def result(self, name: str, host: E, axes: tuple[str, ...]) -> tuple[E, E]:
         """The address of this program's rows of an output with these axes, and the stride of its positions."""
         address = self.arguments.pointer(name, host)

@@ -30,8 +30,10 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in (*back.sums, *back.lags)}
-    leaves = back.delta, back.logs, back.rest, back.others, back.share, back.low, back.sole
-    delta, logs, rest, others, share, low, sole = (lift(None) if x is None else host.parameters[x.name] for x in leaves)
+    leaves = back.delta, back.logs, back.rest, back.others, back.share, back.below, back.low, back.sole
+    rows = (lift(None) if x is None else host.parameters[x.name] for x in leaves)
+    delta, logs, rest, others, share, below, low, sole = rows
+    handed = delta, logs, rest, others, share, below, low, sole
     one = lift(1)
     walks = {
         walk.name: Tensors(one, one, {output.name: written[output.name] for output in walk.outputs})
@@ -40,8 +42,7 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     walks[SUMS] = Tensors(one, one, sums)
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
     named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
-    rows = delta, logs, rest, others, share, low, sole
-    return PairTensors(written, sums, *rows, path(fresh("groups")), path(fresh("dlse"))), named
+    return PairTensors(written, sums, *handed, path(fresh("groups")), path(fresh("dlse"))), named
 
 
 class PairBackwardLauncher(BackwardLauncher):
@@ -168,7 +169,7 @@ class PairBackwardLauncher(BackwardLauncher):
             shape = [batch, heads, time, *([] if one.table is None else [host.sizes["level"]])]
             b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, shape, summed))
         names = self.pair_names
-        for tensor in (names.logs, names.rest, names.share, names.low, names.delta):
+        for tensor in (names.logs, names.rest, names.share, names.below, names.low, names.delta):
             if tensor.node != lift(None).node:
                 dtype = summed if tensor is names.delta and self.before.pairs.softmax else fp32
                 b.set(tensor, self.empty([batch, heads, time], dtype))

@@ -34,6 +34,48 @@ def in_registers(x, HELD: tl.constexpr):
 
 
 @triton.jit
+def parted(x):
+    """x in 8 bits below its largest entry, and the rest: fp32 rounds no sum of products of two such tiles."""
+    wide = x.to(tl.float32)
+    top = tl.max(tl.max(tl.abs(wide), 1), 0).to(tl.int32, bitcast=True)
+    bits = ((top & 0x7F800000) + (17 << 23)) | (1 << 22)
+    shift = bits.to(tl.float32, bitcast=True)
+    high = (wide + shift) - shift
+    return high.to(x.dtype), (wide - high).to(x.dtype)
+
+
+@triton.jit
+def exact_exponents(
+    p_x,
+    m_x,
+    p_y,
+    m_y,
+    scale,
+    less,
+    K: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Products of the rows of K entries at p_x [M] and p_y [N], scaled, less what is nearly as large as some of them.
+
+    Tensor cores cut all addends off a little below the largest one; of large scores that is what they differ by.
+    """
+    high = tl.zeros([p_x.shape[0], p_y.shape[0]], dtype=tl.float32)
+    low = high
+    for k0 in tl.range(0, K, 32, num_stages=1):
+        k = k0 + tl.arange(0, 32)
+        m_xk = m_x[:, None] & (k < K)[None, :]
+        m_yk = m_y[:, None] & (k < K)[None, :]
+        x = tl.load(p_x[:, None] + k[None, :], mask=m_xk, other=0).to(DOT)
+        y = tl.load(p_y[:, None] + k[None, :], mask=m_yk, other=0).to(DOT)
+        x_high, x_low = parted(x)
+        y_high, y_low = parted(y)
+        high = tl.dot(x_high, tl.trans(y_high), high)
+        low = tl.dot(x_high, tl.trans(y_low), low)
+        low = tl.dot(x_low, tl.trans(y), low)
+    return (high * scale - less) + low * scale
+
+
+@triton.jit
 def whole_kernel(
     inner_ptr,
     total_ptr,

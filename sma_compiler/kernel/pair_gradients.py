@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sma_compiler.ir.nodes import Const, Expr
 from sma_compiler.kernel.build import (
@@ -42,8 +43,8 @@ from sma_compiler.kernel.score import PairLowering
 class PairTensors:
     """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped.
 
-    logs, rest, others, share, low, sole: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows
-    under a softmax, or None.
+    logs, rest, others, share, below, low, sole: see `PairBackward`, or None. dlse: the cotangents of the logarithms of
+    rows under a softmax, or None.
     """
 
     outputs: dict[str, E]
@@ -53,6 +54,7 @@ class PairTensors:
     rest: E
     others: E
     share: E
+    below: E
     low: E
     sole: E
     groups: E
@@ -62,12 +64,14 @@ class PairTensors:
 @dataclass(frozen=True)
 class Rows:
     """What rows have, laid out along a tile: the logarithm of the sum of their weights in base 2, the cotangent of
-    their divisor, what that loses where it is rounded, and what their weights are multiplied by. None: nothing."""
+    their divisor, what that loses where it is rounded, and what their weights are multiplied by, all of them and those
+    but the largest. None: nothing."""
 
     lse: E | None = None
     delta: E | None = None
     low: E | None = None
     share: Callable[[], E] | None = None
+    below: Callable[[], E] | None = None
 
 
 class PairGradient(PairKernel):
@@ -173,6 +177,7 @@ class PairGradient(PairKernel):
             ("logs", self.back.logs, self.tensors.logs),
             ("rest", self.back.rest, self.tensors.rest),
             ("share", self.back.share, self.tensors.share),
+            ("below", self.back.below, self.tensors.below),
             ("low", self.back.low, self.tensors.low),
         ):
             if leaf is not None:
@@ -200,7 +205,12 @@ class PairGradient(PairKernel):
         if self.back.low is None or side.valid is None:
             return Rows(laid[0], laid[1])
         low = self.laid(side, self._handed("low", side))
-        return Rows(laid[0], laid[1], low, lambda: self.laid(side, self._handed("share", side)))
+        share, below = (partial(self._laid, name, side) for name in ("share", "below"))
+        return Rows(laid[0], laid[1], low, share, below)
+
+    def _laid(self, name: str, side: Side) -> E:
+        """The same, laid out along a tile."""
+        return self.laid(side, self._handed(name, side))
 
     def low(self, along: Along, side: Side, end: str) -> E:
         """What exponents lose where they are rounded; of rows with the logarithms of their sums."""
@@ -255,10 +265,11 @@ class PairGradient(PairKernel):
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
             weights = b.let("b_p", pair.exp2(scores))
-            if rows.share is not None and delta is not None:  # bf16 rounds more than large logarithms do
+            if rows.below is not None and pair.seen is not None:  # bf16 rounds more than large scores do
                 with b.branch(path("tl.float16").eq(path("DOT"))):
-                    alone = (weights > 0.5).to("fp32")
-                    b.set(weights, where(delta < INFINITY, weights * rows.share(), alone))
+                    b.set(weights, where(weights > 0.5, weights, weights * rows.below()))
+                    if rows.share is not None:
+                        b.set(weights, weights * rows.share())
             ds = cotangents(weights)
             b.set(ds, weights * ds)
             if summed:

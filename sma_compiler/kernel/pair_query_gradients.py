@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from sma_compiler.kernel.build import INFINITY, E, call, lift, path, pointwise, reduce_sum, sequence, size, where, zeros
+from sma_compiler.ir.nodes import Param
+from sma_compiler.kernel.build import (
+    INFINITY,
+    E,
+    call,
+    exp2,
+    lift,
+    path,
+    pointwise,
+    reduce_sum,
+    sequence,
+    size,
+    where,
+    zeros,
+)
 from sma_compiler.kernel.inputs import Inputs
+from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.pair_gradients import PairGradient, Rows, scaled_by
@@ -22,12 +37,29 @@ PEAKED = 0.2
 wrong by the share of a unit in the last place in this."""
 SOLE = 2.0**-24
 """Rows whose pairs but for the largest have less have that alone in fp32."""
+LARGE = 1024.0
+"""Scores in base 2 beyond which what tensor cores lose of them counts in gradients."""
+
+
+PARTS = (("rest", "total", "exact"), ("rest_low", "total_low", "exact_low"))
+"""What sums over the largest pair of rows are called, and those over the others."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sums over some pairs of rows: of weights times their cotangents, of weights as they are, and of exact ones."""
+
+    rest: E
+    total: E
+    exact: E
 
 
 class QueryGradient(PairGradient):
     """Builds the kernel of the queries' gradients; it also keeps what the others read of rows, [B, H, T]."""
 
     first = True
+    logarithms: E | None = None
+    lost = lift(0.0)
 
     def build(self, name: str) -> Function:
         """The kernel."""
@@ -51,33 +83,53 @@ class QueryGradient(PairGradient):
         seen = self.see(place, own)
         rows = Rows(None if lse is None else lse.col)
 
-        def tiles(visit: Visit, q: E, dn: E) -> tuple[PairLowering, E, E, E]:
-            """What is had of a tile: its pairs, their keys, scores, and products of cotangents with values."""
+        def tiles(visit: Visit, q: E, dn: E, large: E | None = None) -> tuple[PairLowering, E, E, E]:
+            """What is had of a tile: its pairs, their keys, scores, and products of cotangents with values.
+
+            large: whether to add up what tensor cores lose of scores.
+            """
             other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
             k = self.operand(other, linear.k, "k", "key")
             v = self.operand(other, linear.v, "v", "value")
             pair = self.lowering(place, own, other, static, visit, seen)
-            return pair, k, b.let("b_s", self.product(q, k)), b.let("b_dp", self.product(dn, v))
+            scores = b.let("b_s", self.product(q, k))
+            if large is not None:
+                self.lost = self._lost(inputs, own, other, scores, scale, rows.lse, large)
+            return pair, k, scores, b.let("b_dp", self.product(dn, v))
 
-        def weighed(names: tuple[str, ...], rows: Rows, *, whole: bool) -> list[E]:
-            """Sums over the pairs of rows: of weights times their cotangents, and of weights."""
-            dtype = "fp64" if self.twice else "fp32"
-            totals = [b.let(name, zeros("BM", dtype=dtype)) for name in names]
+        def along() -> E:
+            """Sums over the pairs of rows of weights times their cotangents."""
+            total = b.let("b_along", zeros("BM", dtype="fp64"))
 
             def weigh(visit: Visit) -> None:
                 pair, _, scores, dweights = tiles(visit, *loaded)
                 given = None if self.pairs.softmax else b.let("b_given", dweights)
                 weights, ds = self.pair(pair, scores, lambda _: dweights, scale, rows, summed=False)
-                for total, x in zip(totals, (ds if given is None else weights * given, weights), strict=False):
-                    b.set(total, total + reduce_sum(x.to(dtype), 1))
+                b.set(total, total + reduce_sum((ds if given is None else weights * given).to("fp64"), 1))
 
-            self.visits(place, weigh, whole=whole)
-            return totals
+            self.visits(place, weigh)
+            return total
+
+        def parts(rows: Rows, large: E) -> list[Part]:
+            """Of the largest pair of rows, where that has most of one, and of the others."""
+            found = [Part(*(b.let(f"b_{name}", zeros("BM")) for name in names)) for names in PARTS]
+
+            def weigh(visit: Visit) -> None:
+                pair, _, scores, dweights = tiles(visit, *loaded, large)
+                weights, ds = self.pair(pair, scores, lambda _: dweights, scale, rows, summed=False)
+                exact = b.let("b_x", weights * exp2(self.lost))
+                first = b.let("m_first", weights > 0.5)
+                for part, live in zip(found, (first, weights <= 0.5), strict=True):
+                    for total, x in ((part.rest, ds), (part.total, weights), (part.exact, exact)):
+                        b.set(total, total + reduce_sum(where(live, x, 0.0), 1))
+
+            self.visits(place, weigh, whole=False)
+            return found
 
         if self.twice and self.back.made.along is not None:
-            (total,) = weighed(("b_along",), rows, whole=True)
+            total = along()
             own.lowering.bind(self.back.made.along, -total if self.pairs.softmax else -total.to("fp32"))
-        delta = low = None
+        delta = low = below = None
         if offset:
             offset_of = own.lowering.value(offset[0])
             delta = b.let(
@@ -86,18 +138,17 @@ class QueryGradient(PairGradient):
             )
             if others is not None:
                 rows = replace(rows, delta=delta.col)
-                weigh = partial(weighed, rows=rows, whole=False)
-                low = self._balance(place, inputs, own, seen, (delta, others), weigh)
+                low, below = self._balance(place, inputs, own, seen, (delta, others), partial(parts, rows))
             self._finish(place, inputs, own, seen, delta)
             self._hand_on(inputs, own, "delta", self.tensors.delta, delta)
             if self.unit_of_rows is not None:
                 delta = b.let("b_delta", delta * self.unit_of_rows[0])
-            if low is not None:
-                self.barred = call("tl.max", delta, 0, tile=Tile("fp32")).eq(INFINITY)
         registers = [self.in_registers(name, x) for name, x in zip(("q", "dn"), loaded, strict=True)]
         dq = b.let("b_dq", zeros("BM", "BK", dtype=self.sums_dtype))
         self.start_sums()
         rows = replace(rows, delta=None if delta is None else delta.col, low=None if low is None else low.col)
+        if below is not None:
+            rows = replace(rows, below=lambda: below.col)
 
         def body(visit: Visit) -> None:
             pair, k, scores, dweights = tiles(visit, *registers)
@@ -120,6 +171,27 @@ class QueryGradient(PairGradient):
         doc = ("One program sums the gradients of one tile of queries over the keys that they see.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
 
+    def _lost(self, inputs: Inputs, own: Side, other: Side, scores: E, scale: E | None, lse: E | None, large: E) -> E:
+        """What exponents lack where scores are large; 0 where queries or keys are computed."""
+        b, (q, k) = self.b, (plain(x) for x in (self.pairs.linear.q, self.pairs.linear.k))
+        lost = b.let("b_lost", zeros("BM", "BN"))
+        if not all(isinstance(x, Param) and is_tensor(x) and {"time", "key"} <= set(x.axes) for x in (q, k)):
+            return lost
+        less = self.logs if self.logs is not None else lift(0.0) if lse is None else lse
+        factor = lift(1.0) if scale is None else scale
+        b.helpers.add("exact_exponents")
+        with b.scope(), b.branch(path("tl.float16").eq(path("DOT"))):
+            rounded = b.let("b_e", scores * factor - less)
+            ends: list[E] = []
+            for side, x in ((own, q), (other, k)):
+                assert isinstance(x, Param)
+                assert side.valid is not None
+                ends += [inputs.line(x.name, side.start, side.offsets), side.valid]
+            with b.branch(large):
+                exact = call("exact_exponents", *ends, factor, less, size("K"), path("DOT"), tile=lost.tile)
+                b.set(lost, b.let("b_exact", exact) - rounded)
+        return lost
+
     def _number(self, place: Place, own: Side, seen: Seen) -> E:
         """How many other positions own ones see at most."""
         bounds = InKernel(self.arguments, self.host, self.names, place, own.valid)
@@ -138,33 +210,45 @@ class QueryGradient(PairGradient):
         own: Side,
         seen: Seen,
         rows: tuple[E, E],
-        weighed: Callable[[tuple[str, ...]], list[E]],
-    ) -> E:
-        """Have the cotangents of rows that one pair dominates cancel as they are computed; return what they lose.
+        parts: Callable[[E], list[Part]],
+    ) -> tuple[E, E]:
+        """Have the cotangents of rows that one pair dominates cancel as they are computed.
+
+        Returns what they lose, and what weights below the largest are multiplied by where scores are large.
 
         The result, which `delta` is of, was rounded, and so are the logarithms of large sums. Where most rows have one
         pair alone, as far as fp32 can tell, their cotangents are left out, which are rounding errors. rows: `delta`,
-        and what `_others` gave. weighed: makes the sums of weights times what their cotangents now are, and of weights.
+        and what `_others` gave. parts: sums over the pairs of rows, exact ones where that is asked for.
         """
         b, (delta, others) = self.b, rows
         assert own.valid is not None
-        share, low = b.let("b_share", self._ones()), b.let("b_low", zeros("BM"))
-        with b.scope(), b.branch(call("tl.min", others, 0, tile=Tile("fp32")) < PEAKED):
-            rest, total = weighed(("b_rest", "b_total"))
-            b.set(share, where(total > 0.0, 1.0 / total, 1.0))
-            b.set(rest, rest * share)
-            exact = b.let("b_exact", delta)
-            b.set(delta, exact - rest)
-            b.set(low, (exact - delta) - rest)
+        share, below, low = b.let("b_share", self._ones()), b.let("b_below", self._ones()), b.let("b_low", zeros("BM"))
+        least = b.let("least", call("tl.min", others, 0, tile=Tile("fp32")))
+        self.barred = b.let("sole", least < SOLE)
+        with b.scope(), b.branch(least < PEAKED):
             sole = b.let("m_sole", own.valid & (others < SOLE) & (self._number(place, own, seen) > 1))
-            with b.branch(reduce_sum(sole.to("int32"), 0) * 2 > place.last - place.start):
+            b.set(self.barred, reduce_sum(sole.to("int32"), 0) * 2 > place.last - place.start)
+            assert self.logarithms is not None
+            top = call("tl.max", pointwise("tl.abs", self.logarithms), 0, tile=Tile("fp32"))
+            most, rest = parts(b.let("large", self.barred & (top > LARGE)))
+            both = (most.total > 0.0) & (rest.exact > 0.0)
+            b.set(below, where(both, (rest.exact / most.exact) * (most.total / rest.total), 1.0))
+            b.set(below, where(sole, 0.0, below))
+            total = b.let("b_total", most.total + rest.total * below)
+            b.set(share, where(total > 0.0, 1.0 / total, 1.0))
+            sums = b.let("b_rest", (most.rest + rest.rest * below) * share)
+            exact = b.let("b_exact", delta)
+            b.set(delta, exact - sums)
+            b.set(low, (exact - delta) - sums)
+            with b.branch(self.barred):
                 at = self.arguments.pointer("sole", self.tensors.sole) + inputs.row()
                 b.do(call("tl.store", at, 1, tile=Tile("ptr")))
                 with b.branch(self.arguments.pointer("dlse", self.tensors.dlse).missing()):
                     b.set(delta, where(sole, INFINITY, delta))
         self._hand_on(inputs, own, "share", self.tensors.share, share)
+        self._hand_on(inputs, own, "below", self.tensors.below, below)
         self._hand_on(inputs, own, "low", self.tensors.low, low)
-        return low
+        return low, below
 
     def _others(self, inputs: Inputs, own: Side) -> E | None:
         """The share of each row that all but its largest weight have, where that was kept."""
@@ -201,6 +285,7 @@ class QueryGradient(PairGradient):
     def _logs(self, inputs: Inputs, own: Side) -> E | None:
         """Hand the logarithms of the rows' sums on, and return what the pairs here are still to be divided by."""
         b, lse, along = self.b, self.rows_lse(own), self.back.holds_logs
+        self.logarithms = lse
         if lse is None or self.back.logs is None:
             return lse
         if along is None:

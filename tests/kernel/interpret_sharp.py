@@ -32,8 +32,8 @@ LARGE = 80.0
 """The size of the entries of q and k that makes scores of some 1e4."""
 OPS = ("attention", "alibi", "forgetting")
 MUTANTS = {
-    "rounded delta": ("b_rest = b_rest * b_share", "b_rest = b_rest * 0.0"),
-    "rounded logarithms": ("b_p * spread(b_share, BN)", "b_p"),
+    "rounded delta": ("(b_rest + b_rest_low * b_below) * b_share", "b_share * 0.0"),
+    "nothing below": ("tl.where(m_sole, 0.0, b_below)", "b_below * 0.0"),
     "whole tiles": ("far = tl.where(sole > 0, near, far)", "pass"),
     "rounding errors": ('b_delta = tl.where(m_sole, float("inf"), b_delta)', "pass"),
 }
