@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GRADIENT_SPECS = {
+ONE_CONTRACTION = {
     "two_decays": """
 op two_decays(q, k, v, g: [time, head], h: [time, head], c: [time, head]):
     return attend(c[i] * decay(g) + 0.5 * decay(h) * sigmoid(c[j]), q, k, v)
@@ -53,6 +53,9 @@ op all_roles(q, v, g: [time, head], s: [head, key]):
 op no_gate(q, k, v, b: [time, head], w: [value]):
     return attend(causal * b[j], q, k, w * v, scale=1 / sqrt(key))
 """,
+}
+
+STAGED = {
     "one_in_another": """
 op one_in_another(q, k, v, q2: [time, head, key], k2: [time, head, key], g: [time, head], b: [time, head]):
     return attend(decay(g), q, k, b * attend(causal, q2, k2, v)) + v
@@ -62,3 +65,5 @@ op three_attends(q, k, v, k2: [time, head, key], g: [time, head]):
     return attend(decay(g), q, k, v) + attend(causal, k, k2, attend(causal, q, k2, v))
 """,
 }
+
+GRADIENT_SPECS = {**ONE_CONTRACTION, **STAGED}
