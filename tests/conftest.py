@@ -26,7 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device: run `pytest -m gpu` on one"))
+                item.add_marker(
+                    pytest.mark.skip(reason="no CUDA device: only one runs compiled kernels; `pytest -m gpu` there")
+                )
 
 
 @pytest.fixture(autouse=True)

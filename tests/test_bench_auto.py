@@ -173,7 +173,7 @@ def test_peers_are_measured_where_they_have_the_shape(monkeypatch: pytest.Monkey
 
     def without_gradients(x: Arguments) -> torch.Tensor:
         if x["q"].requires_grad:
-            raise NotImplementedError("no gradients\nfor reasons")
+            raise RuntimeError("no gradients\nfor reasons")
         return call(**x)
 
     def missing() -> Peer:
