@@ -9,23 +9,19 @@ from __future__ import annotations
 import json
 import math
 import sys
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from kernel import interpret_backward
 from kernel.interpret import Arguments, error, part
-from kernel.interpret_backward import combined, gradients, joined, reference
+from kernel.interpret_backward import combined, gradients, joined, module, reference
 from torch import Tensor
 
 from sma_compiler.interface import compile, library
 from sma_compiler.ir.nodes import Op
-from sma_compiler.kernel import config
 from sma_compiler.reference import evaluate
 from sma_compiler.runtime.op import CompiledOp
-from sma_compiler.target.compile import load_text
 
 SIZES = {"batch": 1, "time": 21, "head": 2, "key": 6, "value": 5}
 CHANNELS = ("kda", "rwkv7")
@@ -74,17 +70,6 @@ def arguments(op: Op, dtype: str) -> Arguments:
             value[:, 3::5], value[:, 7], value[:, 19] = -1e-6, -30.0, -math.inf
         found[decl.name] = value.to(getattr(torch, dtype)) if decl.name in "qkv" else value
     return found
-
-
-def module(op: CompiledOp, dtype: str, old: str = "", new: str = "") -> ModuleType:
-    """An op's file with chunks of 16; `old` replaced by `new`."""
-    small = config.Config(chunk=16, outer=16, warps=4, stages=1)
-    config.forward = lambda *_, **__: small
-    config.backward = lambda *_, **__: small
-    text = op.source("chunked", {}, dtype)
-    assert old in text, old
-    with tempfile.TemporaryDirectory() as folder:
-        return load_text(text.replace(old, new) if old else text, Path(folder))
 
 
 def run(op: CompiledOp, made: ModuleType, dtype: str) -> dict[str, float]:
