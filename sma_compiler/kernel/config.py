@@ -401,6 +401,6 @@ def pairs_backward(
         keys = replace(queries, rows=32 if narrow else 64, columns=64 if narrow else 128, stages=3)
         if near and wide > 64 and not (narrow or computed):
             keys = replace(keys, rows=32, columns=64, warps=4)
-        if not (weighed or computed):
-            queries = replace(queries, rows=64, warps=4, held=True)
+        if not (weighed or computed) and (near or wide <= 64):
+            queries = replace(queries, rows=64, warps=4, held=near)
     return {"again": forward, "dq": queries, "dkv": keys, "lags": lags}

@@ -30,10 +30,8 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     written = {piece.tensor: path(fresh(piece.tensor)) for piece in made.pieces}
     written |= {decl.name: host.parameters[decl.name] for decl in made.reads}
     sums = {one.tensor: written.get(one.tensor) or path(fresh(one.tensor)) for one in (*back.sums, *back.lags)}
-    leaves = back.delta, back.logs, back.rest, back.others, back.share, back.below, back.low, back.sole
-    rows = (lift(None) if x is None else host.parameters[x.name] for x in leaves)
-    delta, logs, rest, others, share, below, low, sole = rows
-    handed = delta, logs, rest, others, share, below, low, sole
+    leaves = back.delta, back.logs, back.rest, back.others, back.share, back.low, back.care
+    handed = (lift(None) if x is None else host.parameters[x.name] for x in leaves)
     one = lift(1)
     walks = {
         walk.name: Tensors(one, one, {output.name: written[output.name] for output in walk.outputs})
@@ -42,7 +40,9 @@ def pair_tensors(back: PairBackward, host: Host) -> tuple[PairTensors, Named]:
     walks[SUMS] = Tensors(one, one, sums)
     outputs = {output.name: written[output.name] for output in made.chain.outputs} if made.chain else {}
     named = Named(walks, Tensors(one, one, outputs), {}, {}, {}, {"key": one, "value": one}, one)
-    return PairTensors(written, sums, *handed, path(fresh("groups")), path(fresh("dlse"))), named
+    delta, logs, rest, others, share, low, care = handed
+    rows = delta, logs, rest, others, share, low, care
+    return PairTensors(written, sums, *rows, path(fresh("groups")), path(fresh("dlse"))), named
 
 
 class PairBackwardLauncher(BackwardLauncher):
@@ -154,8 +154,15 @@ class PairBackwardLauncher(BackwardLauncher):
         def launch(role: str, along: int, count: E) -> None:
             config = configs[role]
             grid = sequence([self.before.tiles(along), count, batch])
-            shape = shape_of_tiles(config, columns=role == "dkv")
-            b.do(kernels[role].launch(grid, {**constants, **shape}, config.warps))
+            passes(role, grid, {**constants, **shape_of_tiles(config, columns=role == "dkv")}, config.warps)
+
+        def passes(role: str, grid: E, known: Mapping[str, Operand], warps: int) -> None:
+            """Launch a kernel, once more for what needs care where something may."""
+            if self.back.care is None or role == "again":
+                b.do(kernels[role].launch(grid, known, warps))
+                return
+            with b.scope(), b.loop("with_care", sequence([lift(False), lift(True)])) as care:
+                b.do(kernels[role].launch(grid, {**known, "CARE": care}, warps))
 
         if made.before is not None:
             b.section("What needs the contraction itself, once more")
@@ -169,13 +176,13 @@ class PairBackwardLauncher(BackwardLauncher):
             shape = [batch, heads, time, *([] if one.table is None else [host.sizes["level"]])]
             b.set(self.pair_names.sums[one.tensor], self._new(self.by_chain, shape, summed))
         names = self.pair_names
-        for tensor in (names.logs, names.rest, names.share, names.below, names.low, names.delta):
+        for tensor in (names.logs, names.rest, names.share, names.low, names.delta):
             if tensor.node != lift(None).node:
                 dtype = summed if tensor is names.delta and self.before.pairs.softmax else fp32
                 b.set(tensor, self.empty([batch, heads, time], dtype))
-        if self.back.sole is not None:
+        if self.back.care is not None:
             given = {"dtype": path("torch.int32"), "device": self.first.attr("device")}
-            b.set(names.sole, path("torch.zeros").call(sequence([batch, heads]), **given))
+            b.set(names.care, path("torch.zeros").call(sequence([batch, names.groups]), **given))
         keys = (*made.dk.outputs, *made.dv.outputs)
         sums = [self.by_chain] if self.back.sums else []
         of_keys = [*self._needed(output.name for output in keys), *sums]
@@ -198,7 +205,7 @@ class PairBackwardLauncher(BackwardLauncher):
             b.set(self.pair_names.sums[one.tensor], self._new(wanted, [host.sequences, heads, lags], summed))
         with b.branch(either(*of_lags)):
             grid = sequence([path("triton.cdiv").call(lags, config.rows), heads, host.sequences])
-            b.do(kernels["lags"].launch(grid, {**constants, **shape_of_tiles(config)}, config.warps))
+            passes("lags", grid, {**constants, **shape_of_tiles(config)}, config.warps)
 
     def _give(self) -> None:
         b, sums = self.b, {one.tensor for one in self.back.sums}

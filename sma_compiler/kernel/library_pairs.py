@@ -55,24 +55,34 @@ def exact_exponents(
     K: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Products of the rows of K entries at p_x [M] and p_y [N], scaled, less what is nearly as large as some of them.
+    """Products of the rows of K entries at p_x [M] and p_y [N], scaled, less about what is given of rows.
 
-    Tensor cores cut all addends off a little below the largest one; of large scores that is what they differ by.
+    Tensor cores cut all addends off a little below the largest one; of large scores that is what they differ by. So
+    what is nearly as large goes before the smaller parts come. All pairs of a row lack the same of it.
     """
-    high = tl.zeros([p_x.shape[0], p_y.shape[0]], dtype=tl.float32)
-    low = high
-    for k0 in tl.range(0, K, 32, num_stages=1):
-        k = k0 + tl.arange(0, 32)
+    rest = tl.where((tl.abs(less) < float("inf")) & (scale != 0.0), less / scale, 0.0)
+    total = tl.zeros([p_x.shape[0], p_y.shape[0]], dtype=tl.float32)
+    for k0 in tl.range(0, K, 16, num_stages=1):
+        k = k0 + tl.arange(0, 16)
         m_xk = m_x[:, None] & (k < K)[None, :]
         m_yk = m_y[:, None] & (k < K)[None, :]
-        x = tl.load(p_x[:, None] + k[None, :], mask=m_xk, other=0).to(DOT)
-        y = tl.load(p_y[:, None] + k[None, :], mask=m_yk, other=0).to(DOT)
-        x_high, x_low = parted(x)
-        y_high, y_low = parted(y)
-        high = tl.dot(x_high, tl.trans(y_high), high)
-        low = tl.dot(x_high, tl.trans(y_low), low)
-        low = tl.dot(x_low, tl.trans(y), low)
-    return (high * scale - less) + low * scale
+        x = tl.load(p_x[:, None] + k[None, :], mask=m_xk, other=0)
+        y = tl.load(p_y[:, None] + k[None, :], mask=m_yk, other=0)
+        x_high, _ = parted(x.to(DOT))
+        y_high, _ = parted(y.to(DOT))
+        total = tl.dot(x_high, tl.trans(y_high), total)
+    total -= rest
+    for k0 in tl.range(0, K, 16, num_stages=1):
+        k = k0 + tl.arange(0, 16)
+        m_xk = m_x[:, None] & (k < K)[None, :]
+        m_yk = m_y[:, None] & (k < K)[None, :]
+        x = tl.load(p_x[:, None] + k[None, :], mask=m_xk, other=0)
+        y = tl.load(p_y[:, None] + k[None, :], mask=m_yk, other=0)
+        x_high, x_low = parted(x.to(DOT))
+        _, y_low = parted(y.to(DOT))
+        total = tl.dot(x_high, tl.trans(y_low), total)
+        total = tl.dot(x_low, tl.trans(y.to(DOT)), total)
+    return total * scale
 
 
 @triton.jit

@@ -60,11 +60,10 @@ class PairBackward:
     delta: what is added to the cotangents of weights in each row; None: nothing is. logs: the logarithms of the sums of
     rows in base 2, as the kernels behind that of the queries' gradients read them; None: as they were kept. Where a
     path is a factor of all weights they hold besides what its exponents at rows lose where they are rounded.
-    others: the share of each row that all but its largest weight have, as the forward pass kept it. share: what the
-    weights of rows are multiplied by, so that they sum to 1. below: what all but the largest weight of rows that have
-    a large one are multiplied by besides. low: what `delta` loses where it is rounded. sole: whether
-    weights of a head are to be multiplied, and cotangents that nearly cancel are subtracted from whole products. None:
-    nothing of this matters.
+    others: the share of each row that all but its largest weight have, as the forward pass kept it. care: whether a
+    head has rows that need care: scores are large, or one pair has nearly all of them. There scores are summed
+    exactly, `share` is what the weights of rows are multiplied by so that they sum to 1, and `low` what `delta` loses
+    where it is rounded. None: nothing of this matters.
     rest: what such a path has inside the chunks of rows, less the logarithms; None: it is not told by chunks.
     sums: what is summed over pairs. lags: what is summed over pairs at the same distance, [S, H, lags]. paths: gates.
     ends: by the leaf that the chain rule reads, the sum that it stands for.
@@ -78,9 +77,8 @@ class PairBackward:
     rest: Param | None
     others: Param | None
     share: Param | None
-    below: Param | None
     low: Param | None
-    sole: Param | None
+    care: Param | None
     sums: tuple[Sum, ...]
     lags: tuple[Sum, ...]
     paths: tuple[PathGradient, ...]
@@ -104,7 +102,7 @@ class PairBackward:
     def extra(self) -> tuple[ParamDecl, ...]:
         """The tensors that kernels of the backward pass read beside the parameters."""
         leaves = [path.leaf for path in self.paths] + [leaf for leaf, _ in self.ends]
-        made = self.delta, self.logs, self.rest, self.others, self.share, self.below, self.low, self.sole
+        made = self.delta, self.logs, self.rest, self.others, self.share, self.low, self.care
         leaves += [leaf for leaf in made if leaf is not None]
         return (*self.made.reads, *(ParamDecl(x.name, x.kind, False, x.axes, NOWHERE) for x in leaves))
 
@@ -139,11 +137,11 @@ class _PairGradients(Gradients):
         logs = self._leaf("logs", AT) if self.pairs.softmax and not self.pairs.wide else None
         holder = holds_logs(self.pairs)
         rest = self._leaf("rest", AT) if holder is not None and chunked(self.pairs, holder) else None
-        kept = (("others", AT), ("share", AT), ("below", AT), ("low", AT), ("sole", AT[::2]))
-        others, share, below, low, sole = (self._leaf(*one) if self.pairs.cancels else None for one in kept)
+        kept = (("others", AT), ("share", AT), ("low", AT), ("care", AT[::2]))
+        others, share, low, care = (self._leaf(*one) if self.pairs.cancels else None for one in kept)
         sums, lags = tuple(self.sums), tuple(self.lags)
         gates, ends = tuple(self.gates), tuple(self.ends)
-        rows = delta, logs, rest, others, share, below, low, sole
+        rows = delta, logs, rest, others, share, low, care
         return PairBackward(self.pairs, made, self.cotangent, *rows, sums, lags, gates, ends)
 
     def _chain(self) -> Chain | None:

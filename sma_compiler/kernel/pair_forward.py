@@ -112,7 +112,7 @@ class PairForward(PairKernel):
                     b.set(norm, norm + reduce_sum(weights.to(norm.tile.dtype), 1))
             b.set(y, self.plus(y, weights.to("dot"), v))
 
-        self.visits(place, body)
+        self.visits(place, self.tiles(place), body)
         largest = lift(1.0)
         if norm is not None:
             b.section("Rows over the sum of their weights")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-from sma_compiler.ir.nodes import Const, Expr
+from sma_compiler.ir.nodes import Const, Expr, Param
 from sma_compiler.kernel.build import (
     INFINITY,
     MINUS_INFINITY,
@@ -28,12 +27,13 @@ from sma_compiler.kernel.derive import gradients
 from sma_compiler.kernel.gates import LOG2E
 from sma_compiler.kernel.host import Host
 from sma_compiler.kernel.inputs import Inputs
+from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.nodes import Name, Tile
 from sma_compiler.kernel.pair_backward import PairBackward, Sum
 from sma_compiler.kernel.pair_kernel import PairKernel
 from sma_compiler.kernel.pair_paths import EXTENTS
-from sma_compiler.kernel.pair_places import PairNames, Side
+from sma_compiler.kernel.pair_places import PairNames, Place, Side, Visit
 from sma_compiler.kernel.pairs import Along, Pairs
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.score import PairLowering
@@ -43,8 +43,8 @@ from sma_compiler.kernel.score import PairLowering
 class PairTensors:
     """Names in a launcher: of outputs and sums by name, of the cotangents of divisors, and of how heads are grouped.
 
-    logs, rest, others, share, below, low, sole: see `PairBackward`, or None. dlse: the cotangents of the logarithms of
-    rows under a softmax, or None.
+    logs, rest, others, share, low, care: see `PairBackward`, or None. dlse: the cotangents of the logarithms of rows
+    under a softmax, or None.
     """
 
     outputs: dict[str, E]
@@ -54,24 +54,23 @@ class PairTensors:
     rest: E
     others: E
     share: E
-    below: E
     low: E
-    sole: E
+    care: E
     groups: E
     dlse: E
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What rows have, laid out along a tile: the logarithm of the sum of their weights in base 2, the cotangent of
-    their divisor, what that loses where it is rounded, and what their weights are multiplied by, all of them and those
-    but the largest. None: nothing."""
+    """What rows have, laid out along a tile: the logarithm of the sum of their weights in base 2, and the cotangent of
+    their divisor; in tiles that take care (`careful`) what that loses where it is rounded, and what weights are
+    multiplied by. None: nothing."""
 
     lse: E | None = None
     delta: E | None = None
     low: E | None = None
-    share: Callable[[], E] | None = None
-    below: Callable[[], E] | None = None
+    share: E | None = None
+    careful: bool = False
 
 
 class PairGradient(PairKernel):
@@ -177,15 +176,43 @@ class PairGradient(PairKernel):
             ("logs", self.back.logs, self.tensors.logs),
             ("rest", self.back.rest, self.tensors.rest),
             ("share", self.back.share, self.tensors.share),
-            ("below", self.back.below, self.tensors.below),
             ("low", self.back.low, self.tensors.low),
         ):
             if leaf is not None:
                 at = self.arguments.pointer(name, tensor) + inputs.row() * length
                 self.handed[name] = self.b.let(f"p_{name}", at)
-        if self.back.sole is not None and self.own == "j":
-            sole = call("tl.load", self.arguments.pointer("sole", self.tensors.sole) + inputs.row(), tile=Tile("int32"))
-            self.barred = self.b.let("sole", sole) > 0
+
+    def group_of(self, head: E) -> E:
+        """The group of a head; heads of one have keys and values in common."""
+        return head // self.arguments.constant("HEADS", self.host.heads // self.tensors.groups)
+
+    def care(self, place: Place, group: E) -> E | None:
+        """Where it is said of a group of heads that some of its rows need care; without these a second pass ends here.
+
+        None: no rows do.
+        """
+        if self.back.care is None:
+            return None
+        b, groups = self.b, self.arguments.integer("G", self.tensors.groups)
+        at = self.arguments.pointer("care", self.tensors.care) + place.span.batch * groups + group
+        address = b.let("p_care", at)
+        b.comment("A second pass goes over heads with large scores, or with rows that one pair has all of")
+        with b.scope(), b.branch(size("CARE")):
+            care = b.let("care", call("tl.load", address, tile=Tile("int32")))
+            with b.branch(care.eq(0)):
+                b.give(None)
+        return address
+
+    def with_care(self, usual: Callable[[], None], careful: Callable[[], None] | None) -> None:
+        """What goes over pairs: in the first pass, and in the second one, if there is one."""
+        b = self.b
+        if careful is None:
+            usual()
+            return
+        with b.scope(), b.branch(size("CARE")):
+            careful()
+        with b.scope(), b.otherwise():
+            usual()
 
     def _handed(self, name: str, side: Side) -> E:
         """What was handed on of the rows of one end."""
@@ -195,22 +222,15 @@ class PairGradient(PairKernel):
             value = value * self.unit_of_rows[0]
         return self.b.let(f"b_{name}", value)
 
-    def rows_of(self, side: Side) -> Rows:
-        """What rows have, laid out along a tile; weights of tiles that are live as a whole have no factors."""
+    def rows_of(self, side: Side, *, careful: bool) -> Rows:
+        """What rows have, laid out along a tile."""
         lse = None
         if self.back.holds_logs is None:
             lse = self.rows_lse(side) if self.back.logs is None else self._handed("logs", side)
         delta = None if self.back.delta is None else self._handed("delta", side)
-        laid = [None if x is None else self.laid(side, x) for x in (lse, delta)]
-        if self.back.low is None or side.valid is None:
-            return Rows(laid[0], laid[1])
-        low = self.laid(side, self._handed("low", side))
-        share, below = (partial(self._laid, name, side) for name in ("share", "below"))
-        return Rows(laid[0], laid[1], low, share, below)
-
-    def _laid(self, name: str, side: Side) -> E:
-        """The same, laid out along a tile."""
-        return self.laid(side, self._handed(name, side))
+        low, share = (self._handed(name, side) if careful else None for name in ("low", "share"))
+        laid = [None if x is None else self.laid(side, x) for x in (lse, delta, low, share)]
+        return Rows(laid[0], laid[1], laid[2], laid[3], careful)
 
     def low(self, along: Along, side: Side, end: str) -> E:
         """What exponents lose where they are rounded; of rows with the logarithms of their sums."""
@@ -236,8 +256,8 @@ class PairGradient(PairKernel):
     ) -> tuple[E, E]:
         """The weights of a tile's pairs and the cotangents of their scores.
 
-        dweights: makes the products of cotangents, once the weights are known. rows: what rows have. summed: whether
-        pairs are added to the sums.
+        scores: of tiles that take care what `near` gave. dweights: makes the products of cotangents, once the weights
+        are known. rows: what rows have. summed: whether pairs are added to the sums.
         """
         b, pairs = self.b, self.pairs
         lse, delta = rows.lse, rows.delta
@@ -246,16 +266,15 @@ class PairGradient(PairKernel):
             found = dweights(weights)
             if delta is not None:
                 # where these may cancel, apart from the product: Triton sees no sum, which would begin with delta
-                apart = pairs.wide or (self.back.share is not None and pair.seen is not None)
-                added = found - -delta if apart else found + delta
-                added = added if rows.low is None or pair.seen is None else added + rows.low
+                added = found - -delta if pairs.wide or rows.careful else found + delta
+                added = added if rows.low is None else added + rows.low
                 lone = pair.seen is not None and self.constant_rows
                 b.set(found, where(delta < INFINITY, added, 0.0) if lone else added)
             return found
 
         if pairs.softmax:
-            if self.back.share is not None and pair.seen is not None:
-                scores = self._near(pair, scores, scale, lse)
+            if rows.careful:
+                scores = self._weighed(pair, scores)
             else:
                 scores = self.exponents(pair, scores, scale, wide=pairs.wide)
                 if self.ramp is not None:
@@ -265,11 +284,8 @@ class PairGradient(PairKernel):
             if pair.seen is not None:
                 scores = where(pair.seen, scores, MINUS_INFINITY)
             weights = b.let("b_p", pair.exp2(scores))
-            if rows.below is not None and pair.seen is not None:  # bf16 rounds more than large scores do
-                with b.branch(path("tl.float16").eq(path("DOT"))):
-                    b.set(weights, where(weights > 0.5, weights, weights * rows.below()))
-                    if rows.share is not None:
-                        b.set(weights, weights * rows.share())
+            if rows.share is not None:
+                b.set(weights, weights * rows.share)
             ds = cotangents(weights)
             b.set(ds, weights * ds)
             if summed:
@@ -304,17 +320,56 @@ class PairGradient(PairKernel):
             b.set(ds, ds * slope)
         return weights, ds
 
-    def _near(self, pair: PairLowering, scores: E, scale: E | None, lse: E | None) -> E:
-        """Exponents where these may be large: logarithms are subtracted first, so that little is rounded."""
-        (logs, self.logs), ramp = (self.logs, None), self.ramp
-        less = lse if logs is None else logs
-        found = scores if scale is None else scores * scale
-        found = found if less is None else found - less
-        if ramp is not None:
-            return found + (ramp[0].col + ramp[1].row)
+    def scores(
+        self,
+        visit: Visit,
+        inputs: tuple[Inputs, Inputs],
+        sides: tuple[Side, Side],
+        operands: tuple[E, E],
+        scale: E | None,
+        lse: E | None,
+        when: E | None = None,
+    ) -> E:
+        """The scores of a tile; if it takes care scaled, and less about the logarithms of rows: both may be large.
+
+        Tensor cores cut addends off a little below the largest one: with care products are summed exactly, unless
+        queries or keys are computed. inputs, sides, operands: of own and of visited positions. when: where care is
+        needed; None: everywhere.
+        """
+        b = self.b
+        if not visit.careful:
+            return b.let("b_s", self.product(*operands))
+        logs, self.logs = self.logs, None
+        less = logs or lse or lift(0.0)
+        factor = lift(1.0) if scale is None else scale
+        exact = self._exact(inputs, sides, factor, less)
+        if exact is not None and when is None:
+            return b.let("b_e", exact)
+        found = b.let("b_e", b.let("b_s", self.product(*operands)) * factor - less)
+        if exact is not None and when is not None:
+            with b.branch(when):
+                b.set(found, exact)
+        return found
+
+    def _exact(self, inputs: tuple[Inputs, Inputs], sides: tuple[Side, Side], factor: E, less: E) -> E | None:
+        """Exact products of the rows of queries and keys times a factor, less about what is nearly as large."""
+        ends: list[E] = []
+        for of_side, side in zip(inputs, sides, strict=True):
+            x = plain(self.pairs.linear.q if side.letter == "i" else self.pairs.linear.k)
+            if not (isinstance(x, Param) and is_tensor(x) and {"time", "key"} <= set(x.axes)) or side.valid is None:
+                return None
+            ends += [of_side.line(x.name, side.start, side.offsets), side.valid]
+        self.b.helpers.add("exact_exponents")
+        tile = Tile("fp32", (self.extent[True], self.extent[False]))
+        return call("exact_exponents", *ends, factor, less, size("K"), path("DOT"), tile=tile)
+
+    def _weighed(self, pair: PairLowering, exponents: E) -> E:
+        """Exponents with what the mask adds to them."""
+        if self.ramp is not None:
+            return exponents + (self.ramp[0].col + self.ramp[1].row)
         if self.pairs.weight is None:
-            return found
-        return found + self.b.named("b_bias", pair.scaled(self.pairs.weight))
+            return exponents
+        return exponents + self.b.named("b_bias", pair.scaled(self.pairs.weight))
 
     def holds_logs(self, along: Along) -> bool:
         """See `PathKernel.holds_logs`."""
@@ -383,11 +438,6 @@ class PairGradient(PairKernel):
 
     def _first_sum(self) -> E:
         return self.arguments.pointer(self.summed[0].tensor, self.tensors.sums[self.summed[0].tensor])
-
-    def scale_sums(self, share: E) -> None:
-        """Multiply the sums by what the weights of rows are to be."""
-        for total in self.totals.values():
-            self.b.set(total, total * share.among(total.tile.shape))
 
     def write_sums(self, inputs: Inputs, own: Side) -> None:
         """Write the sums of one head, [B, H, T]."""

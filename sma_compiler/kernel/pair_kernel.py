@@ -34,7 +34,7 @@ from sma_compiler.kernel.lower import Lowering
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Tile
 from sma_compiler.kernel.pair_paths import EXTENTS, LETTERS, PathKernel
-from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Visit
+from sma_compiler.kernel.pair_places import InKernel, PairNames, Place, Seen, Side, Tiles, Visit
 from sma_compiler.kernel.pairs import Pairs, Table
 from sma_compiler.kernel.positions import number_of
 from sma_compiler.kernel.rows import Span
@@ -55,7 +55,6 @@ class PairKernel(PathKernel):
         self.tables: dict[Param, tuple[E, Inputs]] = {}
         self.indices: dict[Param, E] = {}
         self.ramp: tuple[E, E] | None = None
-        self.barred: E | None = None
 
     def place(self) -> Place:
         """Say which program this is; of tiles that see more the further they lie, the last come first."""
@@ -184,43 +183,15 @@ class PairKernel(PathKernel):
             return total + call("exact_dot", a, b, path("PRECISION"), tile=total.tile)
         return total - dot(a, -b).to(total.tile.dtype)
 
-    def visits(self, place: Place, body: Callable[[Visit], None], *, whole: bool = True) -> None:
-        """Go over the tiles that the own one sees something of; `body` builds what is done with one.
-
-        Those that every own position sees whole come first, then those on either side of them; where all are `joined`,
-        they come in order. whole: whether they are told apart, which `barred` may forbid to a program; else, as that is
-        rare, no other tile is in flight.
-        """
-        b, wide = self.b, size(self.extent[False])
-        letter = LETTERS[self.other]
-        begin, bounds = place.begin, InKernel(self.arguments, self.host, self.names, place)
-
-        def clipped(bound: Bound | None, position: E, default: E) -> E:
-            if bound is None:
-                return default
-            held = pointwise("tl.maximum", b.named("bound", value(bound, position, bounds)), begin, dtype="int32")
-            return held if default is begin else pointwise("tl.minimum", held, default, dtype="int32")
-
-        def over(first: Operand, stop: E, masked: bool, skip: tuple[E, E] | None = None) -> None:
-            stages = lift(1) if not whole else self.masked_stages if masked else size("STAGES")
-            steps = call("tl.range", first, stop, tile=Tile("int32"), num_stages=stages)
-            with b.scope(), b.loop(f"i_{letter}", steps, Tile("int32")) as tile:
-                partial: E | None = None
-                if skip is not None and self.joined:
-                    partial = (tile < skip[0]) | (tile >= skip[1])
-                elif skip is not None:
-                    near, far = skip
-                    tile = b.let(f"n_{letter}", tile + where(tile < near, 0, far - near))
-                body(Visit(b.let(f"{letter}0", begin + tile * wide), masked, partial))
-
-        support = self.support
-        apart = whole and self.pairs.support.exact
-        b.section("Tiles that are seen: from `near` to `far` whole" if apart else "Tiles that are seen")
-        end = clipped(support.hi, place.last, place.span.end)
+    def tiles(self, place: Place) -> Tiles:
+        """Which tiles the own one sees something of."""
+        b, wide, support, begin = self.b, size(self.extent[False]), self.support, place.begin
+        b.section("Tiles that are seen")
+        end = self._clipped(place, support.hi, place.last, place.span.end)
         first = lift(0)
         stop = call("tl.cdiv", end - begin, wide, tile=Tile("int32"))
         if support.lo is not None:
-            lowest = b.let("lowest", clipped(support.lo, place.start, begin))
+            lowest = b.let("lowest", self._clipped(place, support.lo, place.start, begin))
             end = b.named("highest", end)
             first = b.let("first", (lowest - begin) // wide)
             stop = where(lowest < end, call("tl.cdiv", end - begin, wide, tile=Tile("int32")), first)
@@ -231,35 +202,80 @@ class PairKernel(PathKernel):
         elif self.faded is not None:
             left = call("tl.cdiv", self.faded - begin, wide, tile=Tile("int32"))
             b.set(stop, pointwise("tl.minimum", stop, left, dtype="int32"))
-        if not apart:
-            over(first, stop, masked=True)
+        return Tiles(first, stop)
+
+    def _clipped(self, place: Place, bound: Bound | None, position: E, default: E) -> E:
+        """A bound of what a position sees, inside the sequence. default: that of a position that sees all."""
+        if bound is None:
+            return default
+        bounds = InKernel(self.arguments, self.host, self.names, place)
+        held = self.b.named("bound", value(bound, position, bounds))
+        held = pointwise("tl.maximum", held, place.begin, dtype="int32")
+        return held if default is place.begin else pointwise("tl.minimum", held, default, dtype="int32")
+
+    def each(
+        self,
+        place: Place,
+        tiles: Tiles,
+        body: Callable[[Visit], None],
+        *,
+        masked: bool = True,
+        careful: bool = False,
+        skip: Tiles | None = None,
+    ) -> None:
+        """Go over tiles; `body` builds what is done with one. careful: see `Visit`; as these are rare, none is in
+        flight. skip: the tiles among them that are left out, or not masked where all are `joined`.
+        """
+        b, letter = self.b, LETTERS[self.other]
+        stages = lift(1) if careful else self.masked_stages if masked else size("STAGES")
+        rare = {"disable_licm": True} if careful else {}  # what does not vary is not held in registers, either
+        steps = call("tl.range", tiles.first, tiles.stop, tile=Tile("int32"), num_stages=stages, **rare)
+        with b.scope(), b.loop(f"i_{letter}", steps, Tile("int32")) as tile:
+            partial: E | None = None
+            if skip is not None and self.joined:
+                partial = (tile < skip.first) | (tile >= skip.stop)
+            elif skip is not None:
+                tile = b.let(f"n_{letter}", tile + where(tile < skip.first, 0, skip.stop - skip.first))
+            start = b.let(f"{letter}0", place.begin + tile * size(self.extent[False]))
+            body(Visit(start, masked, partial, careful))
+
+    def visits(self, place: Place, tiles: Tiles, body: Callable[[Visit], None]) -> None:
+        """Go over the tiles that the own one sees something of; `body` builds what is done with one.
+
+        Those that every own position sees whole come first, then those on either side of them; where all are `joined`,
+        they come in order.
+        """
+        b, wide, begin, support = self.b, size(self.extent[False]), place.begin, self.support
+        first, stop = tiles.first, tiles.stop
+        if not self.pairs.support.exact:
+            self.each(place, tiles, body)
             return
+        b.section("From `near` to `far` they are seen whole")
         near = first
         if support.lo is not None:
-            shared = self.in_chunks(place, clipped(support.lo, place.last, begin), follows=True)
+            shared = self.in_chunks(place, self._clipped(place, support.lo, place.last, begin), follows=True)
             shared = call("tl.cdiv", shared - begin, wide, tile=Tile("int32"))
             near = b.let("near", pointwise("tl.minimum", shared, stop, dtype="int32"))
             if self.faded is not None and self.own == "i":
                 b.set(near, pointwise("tl.maximum", near, first, dtype="int32"))
-        shared = self.in_chunks(place, clipped(support.hi, place.start, place.span.end), follows=False)
-        shared = b.named("shared", shared)
+        shared = self._clipped(place, support.hi, place.start, place.span.end)
+        shared = b.named("shared", self.in_chunks(place, shared, follows=False))
         far = b.let("far", (shared - begin) // wide)
         if self.faded is not None and self.own == "j":
             b.set(far, pointwise("tl.minimum", far, stop, dtype="int32"))
         if support.lo is not None:
             b.set(far, pointwise("tl.maximum", far, near, dtype="int32"))
-        if self.barred is not None:
-            b.set(far, where(self.barred, near, far))
         b.space()
+        whole = Tiles(near, far)
         if self.joined:
-            over(first, stop, masked=True, skip=(near, far))
+            self.each(place, tiles, body, skip=whole)
             return
-        over(near, far, masked=False)
+        self.each(place, whole, body, masked=False)
         b.space()
         if support.lo is None:
-            over(far, stop, masked=True)
+            self.each(place, Tiles(far, stop), body)
         else:
-            over(first, stop - (far - near), masked=True, skip=(near, far))
+            self.each(place, Tiles(first, stop - (far - near)), body, skip=whole)
 
     def lowering(
         self, place: Place, own: Side, other: Side, static: Lowering, visit: Visit, seen: Seen

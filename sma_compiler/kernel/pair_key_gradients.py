@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from sma_compiler.kernel.build import E, call, choose, size, zeros
 from sma_compiler.kernel.inputs import Inputs
@@ -20,7 +21,9 @@ class KeyGradient(PairGradient):
         """The kernel."""
         b, linear, made = self.b, self.pairs.linear, self.back.made
         place = self.place()
-        group = self.inputs(place, b.let("i_g", program(1).to("int64")), self.tensors.groups)
+        i_g = b.let("i_g", program(1).to("int64"))
+        self.care(place, i_g)
+        group = self.inputs(place, i_g, self.tensors.groups)
         b.section("Where the rows of these heads begin")
         shared = whole_groups(self.back)
         of_group = group.static((*shared, self.pairs.scale))
@@ -78,9 +81,9 @@ class KeyGradient(PairGradient):
             other = self.other_side(place, inputs, static, visit, at_rows)
             q = self.operand(other, linear.q, "q", "key")
             dn = self.cotangents(other)
-            rows = self.rows_of(other)
+            rows = self.rows_of(other, careful=visit.careful)
             pair = self.lowering(place, own, other, static, visit, seen)
-            scores = b.let("b_s", self.product(k, q))
+            scores = self.scores(visit, (group, inputs), (own, other), (k, q), scale, rows.lse)
             begun: E | None = None
             if not (visit.masked or self.pairs.wide):  # it runs while weights are made of the scores
                 begun = b.let("b_dp", self.product(v, dn, rows.delta))
@@ -93,5 +96,7 @@ class KeyGradient(PairGradient):
             _, ds = self.pair(pair, scores, dweights, scale, rows)
             b.set(dk, self.plus(dk, ds.to("dot"), q))
 
-        self.visits(place, body)
+        tiles = self.tiles(place)
+        careful = partial(self.each, place, tiles, body, careful=True)
+        self.with_care(partial(self.visits, place, tiles, body), None if self.back.care is None else careful)
         self.write_sums(inputs, own)

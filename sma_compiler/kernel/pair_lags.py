@@ -8,6 +8,7 @@ lie at the distances of the program.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from sma_compiler.ir.nodes import Expr
 from sma_compiler.kernel import rows as rows_of
@@ -32,11 +33,15 @@ class LagGradient(PairGradient):
         whole = rows_of.sequence(b, self.arguments, self.host, b.let("i_s", program(2).to("int64")))
         offsets = {x: b.let(f"o_{LETTERS[x]}", arange(EXTENTS[x]), show=False) for x in (self.own, self.other)}
         place = Place(whole, whole.begin, whole.begin, whole.begin, offsets)
-        inputs = self.inputs(place, b.let("i_h", program(1).to("int64")))
+        head = b.let("i_h", program(1).to("int64"))
+        self.care(place, self.group_of(head))
+        inputs = self.inputs(place, head)
         b.section("Where the rows of this head begin")
         read = {"i": self.at_rows(), "j": (linear.k, linear.v)}
         every = (*read["i"], *read["j"], *self.at_end("i"), *self.at_end("j"), *self.static_exprs())
         static = inputs.static((*every, *self.pair_exprs()))
+        for table in self.pairs.tables:
+            inputs.base(table.x.name)
         scale = self.scale(static)
         self.start_rows(inputs)
         self.distances = b.let("o_l", i_l * tile + arange(EXTENTS[self.own]))
@@ -44,27 +49,33 @@ class LagGradient(PairGradient):
             self.totals[one.tensor] = b.let(f"b_{one.tensor}", zeros(EXTENTS[self.own], dtype=self.sums_dtype))
         tiles = call("tl.cdiv", whole.end - whole.begin, tile, tile=Tile("int32"))
         b.space()
-        with b.loop("i_t", call("range", i_l, tiles, tile=Tile("int32")), Tile("int32")) as i_t:
-            b.section(f"A tile of {'rows' if self.own == 'i' else 'columns'}")
-            start = b.let("t0", whole.begin + i_t * tile)
-            last = b.let("last", pointwise("tl.minimum", start + tile, whole.end, dtype="int32") - 1)
-            place = replace(place, start=start, last=last)
-            own = self.own_side(place, inputs, static, read[self.own])
-            held = self._operands(own)
-            rows = self.rows_of(own) if self.own == "i" else None
-            seen = self.see(place, own)
-            b.section("The two tiles that it meets at these distances")
-            first = pointwise("tl.maximum", i_t - i_l - 1, 0, dtype="int32")
-            with b.loop("i_o", call("range", first, i_t - i_l + 1, tile=Tile("int32")), Tile("int32")) as i_o:
-                visit = Visit(b.let(f"{LETTERS[self.other]}0", whole.begin + i_o * tile), masked=True)
-                other = self.other_side(place, inputs, static, visit, read[self.other])
-                met = self._operands(other)
-                of_pairs = rows or self.rows_of(other)
-                pair = self.lowering(place, own, other, static, visit, seen)
-                self.places = b.let("b_at", (start - visit.start + offsets[self.own]).col - self.distances.row)
-                scores = b.let("b_s", self.product(held[0], met[0]))
-                weights = b.let("b_dp", self.product(held[1], met[1]))
-                self.pair(pair, scores, lambda _: weights, scale, of_pairs)
+
+        def over(careful: bool) -> None:
+            with b.loop("i_t", call("range", i_l, tiles, tile=Tile("int32")), Tile("int32")) as i_t:
+                b.section(f"A tile of {'rows' if self.own == 'i' else 'columns'}")
+                start = b.let("t0", whole.begin + i_t * tile)
+                last = b.let("last", pointwise("tl.minimum", start + tile, whole.end, dtype="int32") - 1)
+                at = replace(place, start=start, last=last)
+                own = self.own_side(at, inputs, static, read[self.own])
+                held = self._operands(own)
+                rows = self.rows_of(own, careful=careful) if self.own == "i" else None
+                seen = self.see(at, own)
+                b.section("The two tiles that it meets at these distances")
+                first = pointwise("tl.maximum", i_t - i_l - 1, 0, dtype="int32")
+                with b.loop("i_o", call("range", first, i_t - i_l + 1, tile=Tile("int32")), Tile("int32")) as i_o:
+                    met_at = b.let(f"{LETTERS[self.other]}0", whole.begin + i_o * tile)
+                    visit = Visit(met_at, masked=True, careful=careful)
+                    other = self.other_side(at, inputs, static, visit, read[self.other])
+                    met = self._operands(other)
+                    of_pairs = rows or self.rows_of(other, careful=careful)
+                    pair = self.lowering(at, own, other, static, visit, seen)
+                    self.places = b.let("b_at", (start - visit.start + offsets[self.own]).col - self.distances.row)
+                    sides = (inputs, inputs), (own, other), (held[0], met[0])
+                    scores = self.scores(visit, *sides, scale, of_pairs.lse)
+                    weights = b.let("b_dp", self.product(held[1], met[1]))
+                    self.pair(pair, scores, lambda _: weights, scale, of_pairs)
+
+        self.with_care(partial(over, False), None if self.back.care is None else partial(over, True))
         b.section("Output")
         lags = self.arguments.integer("LAGS", self.host.sizes["lag"])
         for one in self.back.lags:

@@ -119,7 +119,7 @@ class PathKernel(Maker):
 
     def holds_logs(self, along: Along) -> bool:
         """Whether what exponents of rows lose where they are rounded holds the logarithms of the sums of rows, too: in
-        tiles that are not live as a whole these are left to `logs`."""
+        tiles that take care these are left to `logs`."""
         return False
 
     def within(self, along: Along, side: Side) -> E:
@@ -200,7 +200,7 @@ class PathKernel(Maker):
         laid_late, laid_early = (None if x is None else self.laid(s, x) for x, s in ((b_late, late), (b_early, early)))
         if along.leaf in late.parts and along.leaf in early.parts and laid_late is not None and laid_early is not None:
             (until, rest), (since, less) = ([self.laid(s, x) for x in s.parts[along.leaf]] for s in (late, early))
-            if not (visit.masked and self.holds_logs(along)):
+            if not (visit.careful and self.holds_logs(along)):
                 laid_late = (until - since) + (rest - less)
             elif late.letter == "i":
                 self.logs, laid_late = -rest, (until - since) - less

@@ -79,14 +79,23 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Tiles in a row, by their numbers from the start of the sequence: from `first` to `stop`, without it."""
+
+    first: E
+    stop: E
+
+
+@dataclass(frozen=True)
 class Visit:
     """A tile that is visited. masked: whether some of its pairs may not be live. partial: what tells so in a kernel, of
-    a loop over all tiles; None: nothing does.
+    a loop over all tiles; None: nothing does. careful: whether it is one of the second pass.
     """
 
     start: E
     masked: bool
     partial: E | None = None
+    careful: bool = False
 
 
 @dataclass

@@ -7,12 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sma_compiler.ir.nodes import Param
 from sma_compiler.kernel.build import (
     INFINITY,
     E,
     call,
-    exp2,
     lift,
     path,
     pointwise,
@@ -23,12 +21,11 @@ from sma_compiler.kernel.build import (
     zeros,
 )
 from sma_compiler.kernel.inputs import Inputs
-from sma_compiler.kernel.linear import is_tensor, plain
 from sma_compiler.kernel.maker import program
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.pair_gradients import PairGradient, Rows, scaled_by
 from sma_compiler.kernel.pair_paths import end_of
-from sma_compiler.kernel.pair_places import InKernel, Place, Seen, Side, Visit
+from sma_compiler.kernel.pair_places import InKernel, Place, Seen, Side, Tiles, Visit
 from sma_compiler.kernel.score import PairLowering
 from sma_compiler.kernel.support import value
 
@@ -36,22 +33,20 @@ PEAKED = 0.2
 """Rows whose pairs but for the largest have less are dominated by that: what is left of a result that was rounded is
 wrong by the share of a unit in the last place in this."""
 SOLE = 2.0**-24
-"""Rows whose pairs but for the largest have less have that alone in fp32."""
+"""Rows whose pairs but for the largest have less have that alone in fp32. Where most are such, programs take care."""
 LARGE = 1024.0
-"""Scores in base 2 beyond which what tensor cores lose of them counts in gradients."""
+"""Scores in base 2 beyond which what tensor cores lose of them counts in gradients: there programs take care, too."""
 
-
-PARTS = (("rest", "total", "exact"), ("rest_low", "total_low", "exact_low"))
+PARTS = (("rest", "total"), ("rest_low", "total_low"))
 """What sums over the largest pair of rows are called, and those over the others."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Sums over some pairs of rows: of weights times their cotangents, of weights as they are, and of exact ones."""
+    """Sums over some pairs of rows: of weights times their cotangents, and of weights."""
 
     rest: E
     total: E
-    exact: E
 
 
 class QueryGradient(PairGradient):
@@ -59,13 +54,14 @@ class QueryGradient(PairGradient):
 
     first = True
     logarithms: E | None = None
-    lost = lift(0.0)
 
     def build(self, name: str) -> Function:
         """The kernel."""
         b, linear, walk = self.b, self.pairs.linear, self.back.made.dq
         place = self.place()
-        inputs = self.inputs(place, b.let("i_h", program(1).to("int64")))
+        head = b.let("i_h", program(1).to("int64"))
+        care = self.care(place, self.group_of(head))
+        inputs = self.inputs(place, head)
         b.section("Where the rows of this head begin")
         outputs = tuple(output.expr for output in walk.outputs)
         offset = () if self.back.made.dk.offset is None else self.back.made.dk.offset[1:]
@@ -82,19 +78,18 @@ class QueryGradient(PairGradient):
         lse = self._logs(inputs, own)
         seen = self.see(place, own)
         rows = Rows(None if lse is None else lse.col)
+        tiles = self.tiles(place)
 
-        def tiles(visit: Visit, q: E, dn: E, large: E | None = None) -> tuple[PairLowering, E, E, E]:
+        def tile(visit: Visit, q: E, dn: E, when: E | None = None) -> tuple[PairLowering, E, E, E]:
             """What is had of a tile: its pairs, their keys, scores, and products of cotangents with values.
 
-            large: whether to add up what tensor cores lose of scores.
+            when: see `scores`.
             """
             other = self.other_side(place, inputs, static, visit, (linear.k, linear.v))
             k = self.operand(other, linear.k, "k", "key")
             v = self.operand(other, linear.v, "v", "value")
             pair = self.lowering(place, own, other, static, visit, seen)
-            scores = b.let("b_s", self.product(q, k))
-            if large is not None:
-                self.lost = self._lost(inputs, own, other, scores, scale, rows.lse, large)
+            scores = self.scores(visit, (inputs, inputs), (own, other), (q, k), scale, rows.lse, when)
             return pair, k, scores, b.let("b_dp", self.product(dn, v))
 
         def along() -> E:
@@ -102,95 +97,88 @@ class QueryGradient(PairGradient):
             total = b.let("b_along", zeros("BM", dtype="fp64"))
 
             def weigh(visit: Visit) -> None:
-                pair, _, scores, dweights = tiles(visit, *loaded)
+                pair, _, scores, dweights = tile(visit, *loaded)
                 given = None if self.pairs.softmax else b.let("b_given", dweights)
                 weights, ds = self.pair(pair, scores, lambda _: dweights, scale, rows, summed=False)
                 b.set(total, total + reduce_sum((ds if given is None else weights * given).to("fp64"), 1))
 
-            self.visits(place, weigh)
+            self.visits(place, tiles, weigh)
             return total
 
-        def parts(rows: Rows, large: E) -> list[Part]:
-            """Of the largest pair of rows, where that has most of one, and of the others."""
+        def parts(rows: Rows, wanted: E, bar: E) -> list[Part]:
+            """Of the largest pair of rows, above `bar`, and of the others; without care of all pairs."""
             found = [Part(*(b.let(f"b_{name}", zeros("BM")) for name in names)) for names in PARTS]
+            near = replace(rows, careful=True)
 
             def weigh(visit: Visit) -> None:
-                pair, _, scores, dweights = tiles(visit, *loaded, large)
-                weights, ds = self.pair(pair, scores, lambda _: dweights, scale, rows, summed=False)
-                exact = b.let("b_x", weights * exp2(self.lost))
-                first = b.let("m_first", weights > 0.5)
-                for part, live in zip(found, (first, weights <= 0.5), strict=True):
-                    for total, x in ((part.rest, ds), (part.total, weights), (part.exact, exact)):
-                        b.set(total, total + reduce_sum(where(live, x, 0.0), 1))
+                pair, _, scores, dweights = tile(visit, *loaded, size("CARE"))
+                weights, ds = self.pair(pair, scores, lambda _: dweights, scale, near, summed=False)
+                most, rest = found
+                with b.branch(size("CARE")):
+                    first = b.let("m_first", weights > bar.col)
+                    for total, x in ((most.rest, ds), (most.total, weights)):
+                        b.set(total, total + reduce_sum(where(first, x, 0.0), 1))
+                        b.set(x, where(first, 0.0, x))
+                b.set(rest.rest, rest.rest + reduce_sum(ds, 1))
+                b.set(rest.total, rest.total + reduce_sum(weights, 1))
 
-            self.visits(place, weigh, whole=False)
+            b.space()
+            stop = where(wanted, tiles.stop, tiles.first)  # no branch, in which tensor cores would wait for each other
+            self.each(place, Tiles(tiles.first, stop), weigh, careful=True)
+            b.space()
             return found
 
         if self.twice and self.back.made.along is not None:
             total = along()
             own.lowering.bind(self.back.made.along, -total if self.pairs.softmax else -total.to("fp32"))
-        delta = low = below = None
+        delta: E | None = None
+        careful: Rows | None = None
         if offset:
             offset_of = own.lowering.value(offset[0])
             delta = b.let(
                 "b_delta",
                 b.helper("keep", offset_of, own.valid or lift(True), lift(True), dtype=offset_of.tile.dtype),
             )
-            if others is not None:
+            if others is not None and care is not None:
+                sole = b.let("m_sole", (others < SOLE) & (self._number(place, own, seen) > 1))
+                most_sole = reduce_sum(sole.to("int32"), 0) * 2 > place.last - place.start
                 rows = replace(rows, delta=delta.col)
-                low, below = self._balance(place, inputs, own, seen, (delta, others), partial(parts, rows))
+                low, share, rest = self._balance((delta, others, most_sole), care, partial(parts, rows))
+                with b.branch(size("CARE")):
+                    self._hand_on(inputs, own, "low", self.tensors.low, low)
+                    self._hand_on(inputs, own, "share", self.tensors.share, share)
+                    with b.branch(self.arguments.pointer("dlse", self.tensors.dlse).missing()):
+                        b.set(delta, where(rest > 0.0, delta, INFINITY))
+                careful = replace(rows, low=low.col, share=share.col, careful=True)
             self._finish(place, inputs, own, seen, delta)
             self._hand_on(inputs, own, "delta", self.tensors.delta, delta)
             if self.unit_of_rows is not None:
                 delta = b.let("b_delta", delta * self.unit_of_rows[0])
-        registers = [self.in_registers(name, x) for name, x in zip(("q", "dn"), loaded, strict=True)]
         dq = b.let("b_dq", zeros("BM", "BK", dtype=self.sums_dtype))
         self.start_sums()
-        rows = replace(rows, delta=None if delta is None else delta.col, low=None if low is None else low.col)
-        if below is not None:
-            rows = replace(rows, below=lambda: below.col)
+        delta_col = None if delta is None else delta.col
 
-        def body(visit: Visit) -> None:
-            pair, k, scores, dweights = tiles(visit, *registers)
-            _, ds = self.pair(pair, scores, lambda _: dweights, scale, rows)
+        def body(q: E, dn: E, rows: Rows, visit: Visit) -> None:
+            pair, k, scores, dweights = tile(visit, q, dn)
+            _, ds = self.pair(pair, scores, lambda _: dweights, scale, replace(rows, delta=delta_col))
             b.set(dq, self.plus(dq, ds.to("dot"), k))
 
-        self.visits(place, body)
+        def usual() -> None:
+            held = self.in_registers("q", loaded[0]), self.in_registers("dn", loaded[1])
+            self.visits(place, tiles, partial(body, *held, rows))
+
+        def near() -> None:
+            assert careful is not None
+            self.each(place, tiles, partial(body, *loaded, careful), careful=True)
+
+        self.with_care(usual, near if careful else None)
         b.section("Output")
-        if low is not None:
-            with b.branch(path("tl.float16").eq(path("DOT"))):
-                length = self.arguments.integer("T", self.host.sizes["time"])
-                at = self.arguments.pointer("share", self.tensors.share) + inputs.row() * length + own.positions
-                share = b.let("b_share", call("tl.load", at, mask=own.valid, other=0, tile=Tile("fp32", ("BM",))))
-                b.set(dq, dq * share.col)
-                self.scale_sums(share)
         own.lowering.bind(walk.result, scaled_by(self, dq, static))
         for output in walk.outputs:
             self.write(inputs, own, output, self.tensors.outputs[output.name])
         self.write_sums(inputs, own)
         doc = ("One program sums the gradients of one tile of queries over the keys that they see.",)
         return b.function(name, doc, self.arguments.parameters, jit=True)
-
-    def _lost(self, inputs: Inputs, own: Side, other: Side, scores: E, scale: E | None, lse: E | None, large: E) -> E:
-        """What exponents lack where scores are large; 0 where queries or keys are computed."""
-        b, (q, k) = self.b, (plain(x) for x in (self.pairs.linear.q, self.pairs.linear.k))
-        lost = b.let("b_lost", zeros("BM", "BN"))
-        if not all(isinstance(x, Param) and is_tensor(x) and {"time", "key"} <= set(x.axes) for x in (q, k)):
-            return lost
-        less = self.logs if self.logs is not None else lift(0.0) if lse is None else lse
-        factor = lift(1.0) if scale is None else scale
-        b.helpers.add("exact_exponents")
-        with b.scope(), b.branch(path("tl.float16").eq(path("DOT"))):
-            rounded = b.let("b_e", scores * factor - less)
-            ends: list[E] = []
-            for side, x in ((own, q), (other, k)):
-                assert isinstance(x, Param)
-                assert side.valid is not None
-                ends += [inputs.line(x.name, side.start, side.offsets), side.valid]
-            with b.branch(large):
-                exact = call("exact_exponents", *ends, factor, less, size("K"), path("DOT"), tile=lost.tile)
-                b.set(lost, b.let("b_exact", exact) - rounded)
-        return lost
 
     def _number(self, place: Place, own: Side, seen: Seen) -> E:
         """How many other positions own ones see at most."""
@@ -203,52 +191,35 @@ class QueryGradient(PairGradient):
         first = place.begin if lo is None else pointwise("tl.maximum", lo, place.begin, dtype="int32")
         return (place.span.end if hi is None else hi) - first
 
-    def _balance(
-        self,
-        place: Place,
-        inputs: Inputs,
-        own: Side,
-        seen: Seen,
-        rows: tuple[E, E],
-        parts: Callable[[E], list[Part]],
-    ) -> tuple[E, E]:
-        """Have the cotangents of rows that one pair dominates cancel as they are computed.
+    def _balance(self, given: tuple[E, E, E], care: E, parts: Callable[[E, E], list[Part]]) -> tuple[E, E, E]:
+        """Have the cotangents of rows that one pair dominates cancel as they are computed; say where care is needed.
 
-        Returns what they lose, and what weights below the largest are multiplied by where scores are large.
+        Returns what `delta` loses where it is rounded, what weights are multiplied by with care, and the sum of those
+        but the largest.
 
-        The result, which `delta` is of, was rounded, and so are the logarithms of large sums. Where most rows have one
-        pair alone, as far as fp32 can tell, their cotangents are left out, which are rounding errors. rows: `delta`,
-        and what `_others` gave. parts: sums over the pairs of rows, exact ones where that is asked for.
+        The result, which `delta` is of, was rounded, and so are the logarithms of large sums. With D the cotangent of
+        the largest pair's weight, that of its score is minus the sum of all others w (dw - D), in which nothing
+        cancels: delta is -D, and minus that sum. given: `delta`, what `_others` gave, and whether most rows have one
+        pair alone. care: where it is said. parts: sums over the pairs of rows, where they are asked for, by which
+        weights are those of largest pairs: where these are alone far smaller ones are, as large logarithms round by
+        much.
         """
-        b, (delta, others) = self.b, rows
-        assert own.valid is not None
-        share, below, low = b.let("b_share", self._ones()), b.let("b_below", self._ones()), b.let("b_low", zeros("BM"))
-        least = b.let("least", call("tl.min", others, 0, tile=Tile("fp32")))
-        self.barred = b.let("sole", least < SOLE)
-        with b.scope(), b.branch(least < PEAKED):
-            sole = b.let("m_sole", own.valid & (others < SOLE) & (self._number(place, own, seen) > 1))
-            b.set(self.barred, reduce_sum(sole.to("int32"), 0) * 2 > place.last - place.start)
-            assert self.logarithms is not None
-            top = call("tl.max", pointwise("tl.abs", self.logarithms), 0, tile=Tile("fp32"))
-            most, rest = parts(b.let("large", self.barred & (top > LARGE)))
-            both = (most.total > 0.0) & (rest.exact > 0.0)
-            b.set(below, where(both, (rest.exact / most.exact) * (most.total / rest.total), 1.0))
-            b.set(below, where(sole, 0.0, below))
-            total = b.let("b_total", most.total + rest.total * below)
-            b.set(share, where(total > 0.0, 1.0 / total, 1.0))
-            sums = b.let("b_rest", (most.rest + rest.rest * below) * share)
-            exact = b.let("b_exact", delta)
-            b.set(delta, exact - sums)
-            b.set(low, (exact - delta) - sums)
-            with b.branch(self.barred):
-                at = self.arguments.pointer("sole", self.tensors.sole) + inputs.row()
-                b.do(call("tl.store", at, 1, tile=Tile("ptr")))
-                with b.branch(self.arguments.pointer("dlse", self.tensors.dlse).missing()):
-                    b.set(delta, where(sole, INFINITY, delta))
-        self._hand_on(inputs, own, "share", self.tensors.share, share)
-        self._hand_on(inputs, own, "below", self.tensors.below, below)
-        self._hand_on(inputs, own, "low", self.tensors.low, low)
-        return low, below
+        b, (delta, others, sole) = self.b, given
+        assert self.logarithms is not None
+        logs = where(self.logarithms < INFINITY, pointwise("tl.abs", self.logarithms), 0.0)
+        with b.branch(sole | (call("tl.max", logs, 0, tile=Tile("fp32")) > LARGE)):
+            b.do(call("tl.store", care, 1, tile=Tile("ptr")))
+        least = call("tl.min", others, 0, tile=Tile("fp32"))
+        wanted = b.let("wanted", (least < PEAKED) | size("CARE"))
+        most, rest = parts(wanted, b.let("b_bar", where(others < SOLE, SOLE**0.5, 0.5)))
+        total = b.let("b_total", most.total + rest.total)
+        share = b.let("b_share", where(total > 0.0, 1.0 / total, 1.0))
+        first = b.let("b_first", where(most.total > 0.0, most.rest / most.total, 0.0))
+        gap = b.let("b_gap", (first * rest.total - rest.rest) * share)
+        exact = b.let("b_exact", delta - first)
+        b.set(delta, exact + gap)
+        low = b.let("b_low", (exact - delta) + gap)
+        return low, share, rest.total
 
     def _others(self, inputs: Inputs, own: Side) -> E | None:
         """The share of each row that all but its largest weight have, where that was kept."""

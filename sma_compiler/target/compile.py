@@ -65,13 +65,17 @@ WHOLE = (0, 1)
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: its arguments by name, how many warps, and the registers of a thread at most, if any."""
+    """One launch of a kernel: its arguments by name, how many warps, and the registers of a thread at most, if any.
+
+    again: whether the kernel was launched before.
+    """
 
     kernel: str
     grid: tuple[int, ...]
     arguments: dict[str, object]
     warps: int
     registers: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ class _Recorder:
         def launch(*args: object, num_warps: int = 4, maxnreg: int | None = None, **keywords: object) -> None:
             defaults = {x.name: x.default for x in self.kernel.params if x.has_default}
             arguments = defaults | dict(zip(self.kernel.arg_names, args, strict=False)) | keywords
-            self.launches.append(Launch(self.kernel.__name__, tuple(grid), arguments, num_warps, maxnreg))
+            name = self.kernel.__name__
+            again = any(one.kernel == name for one in self.launches)
+            self.launches.append(Launch(name, tuple(grid), arguments, num_warps, maxnreg, again))
 
         return launch
 

@@ -107,7 +107,7 @@ def compile_one(job: Work) -> int:
     sizes = {**DEFAULTS, **dict(job.sizes or job.chosen)}
     made = compile_text(job.text, program_of(job.handle).op, sizes, job.dtype, job.target, share=job.share)
     if dict(job.chosen).items() <= sizes.items():
-        keep(job.text, job.target, [resources(one) for one in made])
+        keep(job.text, job.target, [resources(one) for one in made if not one.launch.again])
     return len(made)
 
 

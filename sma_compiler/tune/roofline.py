@@ -100,7 +100,7 @@ def needs(program: Program, emitted: Emitted, sizes: Mapping[str, int], dtype: s
     """
     known = {**DEFAULTS, **sizes}
     compiled = compile_text(emitted.text, program.op, known, dtype, target)
-    found = {one.kernel: one for one in map(resources, compiled)}
+    found = {one.launch.kernel: resources(one) for one in compiled if not one.launch.again}
     keep(emitted.text, target, list(found.values()))
     row = ROWS.get(target)
     if row is None:  # the occupancy of other vendors' GPUs has other rules

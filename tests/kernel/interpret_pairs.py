@@ -81,7 +81,7 @@ MUTANTS = {
     "no gap": ("bias", "tl.load(p_low_col + at) - low_row_0", "row_0 - tl.load(p_col + at)"),
     "skipped rows": ("forgetting", "other=0.0) < least", "other=0.0) < 0.01 * least"),
     "skipped columns": ("forgetting", "- last_row < least", "- last_row < 0.01 * least"),
-    "nothing lost": ("attention", "(b_rest + b_rest_low * b_below) * b_share", "b_share * 0.0"),
+    "nothing lost": ("attention", "b_exact = b_delta - b_first", "b_exact = b_delta"),
 }
 """For each the op, a text of its file and what takes its place."""
 LARGE = ("nothing lost",)

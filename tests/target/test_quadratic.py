@@ -14,11 +14,13 @@ from sma_compiler.target.compile import compile_text
 
 SHAPE = {"B": 4, "T": 8192, "H": 16, "K": 128, "V": 128, "lag": 512}
 ROLES = {
-    "attention": ["forward", "dq", "dkv"],
-    "sliding_window": ["forward", "dq", "dkv"],
-    "forgetting": ["gates", "forward", "gates", "dq", "dkv", "chain"],
-    "relative": ["gates", "forward", "gates", "dq", "dkv", "lags", "chain"],
+    "attention": ["forward", "dq", "dq", "dkv", "dkv"],
+    "alibi": ["forward", "dq", "dq", "dkv", "dkv"],
+    "sliding_window": ["forward", "dq", "dq", "dkv", "dkv"],
+    "forgetting": ["gates", "forward", "gates", "dq", "dq", "dkv", "dkv", "chain"],
+    "relative": ["gates", "forward", "gates", "dq", "dq", "dkv", "dkv", "lags", "lags", "chain"],
 }
+"""The launches of a call with gradients; those of queries, keys and taps once more for heads that need care."""
 
 HELPERS = ("whole_kernel", "lengths_kernel", "fading_kernel", "total_kernel")
 """Kernels of helpers: what paths sum to, from what their chunks do, what they leave anything of, and gradients that
