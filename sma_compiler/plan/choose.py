@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sma_compiler.errors import SpecError
 from sma_compiler.facts.bounds import bounds
 from sma_compiler.facts.facts import NAMES, Facts, Site, site
 from sma_compiler.facts.sizes import Count
@@ -13,6 +14,8 @@ from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskT
 from sma_compiler.mask.algebra import constant
 from sma_compiler.mask.elementary import elementary
 from sma_compiler.plan.errors import MaskMayBeNegative, SolveNotStrict
+from sma_compiler.source import Span
+from sma_compiler.syntax.parse import raise_all
 
 PLANS = ("quadratic", "recurrent", "chunked", "toeplitz", "hierarchical", "global")
 """Every name that `plan=` takes, in the order they are listed."""
@@ -80,8 +83,7 @@ def plan(op: Op) -> Plans:
         name = NAMES[type(node)]
         sites.append(site(graph, node, numbers.get(name, 0)))
         numbers[name] = numbers.get(name, 0) + 1
-    for found in sites:
-        _check(found)
+    raise_all(tuple(mistake for found in sites if (mistake := _mistake(found)) is not None))
     others = [site(graph, node, n) for n, node in enumerate(every) if node not in counted]
     causal = all(found.facts.causal for found in (*sites, *others))
     one_way = len({_direction(found) for found in sites}) == 1
@@ -104,15 +106,23 @@ def usual(plans: Plans) -> str:
 
 def _why(choices: tuple[Choice, ...], name: str) -> str:
     """The reasons of all contractions, each once."""
+    if not choices:
+        return "the op has no contraction, only work on each position"
     return "; ".join(dict.fromkeys(dict(choice.refused)[name] for choice in choices))
 
 
-def _check(found: Site) -> None:
+def _mistake(found: Site) -> SpecError | None:
     node, lo = found.node, found.decomposition.lo
     if isinstance(node, Attend) and node.normalize == "softmax" and not found.facts.nonnegative:
-        raise MaskMayBeNegative(node.mask.span, bounds(node.mask)[0])
+        return MaskMayBeNegative(_place(node), bounds(node.mask)[0])
     if isinstance(node, Solve) and (lo is None or (constant(lo) or 0) < 1):
-        raise SolveNotStrict(node.mask.span)
+        return SolveNotStrict(_place(node))
+    return None
+
+
+def _place(node: Attend | Solve) -> Span:
+    """Where a contraction has its mask, or all of it where that was first written elsewhere."""
+    return node.mask.span if node.mask.span in node.span else node.span
 
 
 def _direction(found: Site) -> str:
