@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sma_compiler.errors import SpecError
-from sma_compiler.facts.bounds import bounds
+from sma_compiler.facts.bounds import band, bounds
 from sma_compiler.facts.facts import NAMES, Facts, Site, site
 from sma_compiler.facts.sizes import Count
 from sma_compiler.facts.state import linear
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskTimes, Op, Size, Solve, postorder
-from sma_compiler.mask.algebra import constant
 from sma_compiler.mask.elementary import elementary
 from sma_compiler.plan.errors import MaskMayBeNegative, SolveNotStrict
 from sma_compiler.source import Span
@@ -112,10 +111,10 @@ def _why(choices: tuple[Choice, ...], name: str) -> str:
 
 
 def _mistake(found: Site) -> SpecError | None:
-    node, lo = found.node, found.decomposition.lo
+    node = found.node
     if isinstance(node, Attend) and node.normalize == "softmax" and not found.facts.nonnegative:
         return MaskMayBeNegative(_place(node), bounds(node.mask)[0])
-    if isinstance(node, Solve) and (lo is None or (constant(lo) or 0) < 1):
+    if isinstance(node, Solve) and band(found.decomposition)[0] < 1:
         return SolveNotStrict(_place(node))
     return None
 
@@ -127,11 +126,10 @@ def _place(node: Attend | Solve) -> Span:
 
 def _direction(found: Site) -> str:
     """ "down" where all of the mask lies on or below the diagonal, "up" where above, "both" otherwise."""
-    lo, hi = found.decomposition.lo, found.decomposition.hi
-    low, high = (None if bound is None else constant(bound) for bound in (lo, hi))
-    if low is not None and low >= 0:
+    low, high = band(found.decomposition)
+    if low >= 0:
         return "down"
-    return "up" if high is not None and high <= 0 else "both"
+    return "up" if high <= 0 else "both"
 
 
 def _state(sites: list[Site], causal: bool) -> str:
