@@ -131,11 +131,14 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
         case Binary() if suffix == ",":
             *lines, last_line = _chain(prefix, expr, indent)
             return [*lines, f"{last_line},"]
-        case Binary(op=op, left=left, right=last) if _is_alone(expr, f"{indent}{prefix}"):
-            before = f"{prefix}{_within(left, _LEVEL[op])} {op} "
+        case Binary(op=op, left=Sequence(items=parts, bracket=bracket), right=right):
+            body = [line for part in parts for line in _split("", part, ",", inner)]
+            return [f"{indent}{prefix}{bracket}", *body, f"{indent}{_CLOSING[bracket]} {op} {show(right)}{suffix}"]
+        case Binary() if _is_alone(expr, f"{indent}{prefix}"):
+            before, last = _last(expr)
             if isinstance(last, Call):
-                return _split(before, last, suffix, indent)
-            return _parenthesised(before, last, suffix, indent)
+                return _split(f"{prefix}{before}", last, suffix, indent)
+            return _parenthesised(f"{prefix}{before}", last, suffix, indent)
         case Call(fn=fn):
             items = _items(expr)
             head, close = f"{indent}{prefix}{_within(fn, _POSTFIX)}(", f"{indent}){suffix}"
@@ -155,12 +158,22 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
 
 def _is_alone(expr: Binary, before: str) -> bool:
     """Whether no other operator binds alike, and the line up to the bracket that the last operand opens fits."""
-    level = _LEVEL[expr.op]
-    if isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == level:
+    if isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == _LEVEL[expr.op]:
         return False
-    opened = _within(expr.right.fn, _POSTFIX) if isinstance(expr.right, Call) else ""
-    brackets = isinstance(expr.right, Call) or (isinstance(expr.right, Binary) and _LEVEL[expr.right.op] <= level)
-    return brackets and len(f"{before}{_within(expr.left, level)} {expr.op} {opened}(") <= WIDTH
+    own, last = _last(expr)
+    opened = _within(last.fn, _POSTFIX) if isinstance(last, Call) else ""
+    brackets = isinstance(last, Call) or (isinstance(last, Binary) and last.op in _LEVEL)
+    return brackets and len(f"{before}{own}{opened}(") <= WIDTH
+
+
+def _last(expr: Binary) -> tuple[str, Expr]:
+    """The last operand of a chain of operators, and the text before it; a `Binary` there stands in brackets."""
+    level = _LEVEL[expr.op]
+    before, last = f"{_within(expr.left, level)} {expr.op} ", expr.right
+    if isinstance(last, Binary) and last.op in _LEVEL and _LEVEL[last.op] > level:
+        more, last = _last(last)
+        before += more
+    return before, last
 
 
 def _items(call: Call) -> list[tuple[str, Expr]]:
