@@ -150,7 +150,7 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
         case _:
             raise AssertionError(f"no way to wrap: {flat}")
     together = inner + ", ".join(f"{name}{show(item)}" for name, item in items)
-    if len(together) <= WIDTH:
+    if len(together) <= WIDTH and isinstance(expr, Call):
         return [head, together, close]
     body = [line for name, item in items for line in _split(name, item, ",", inner)]
     return [head, *body, close]
@@ -231,7 +231,7 @@ def _statement(statement: Statement, indent: str) -> list[str]:
         case Comment(text=text):
             return [f"{indent}# {text}"]
         case Assign(targets=targets, value=value, show=shown):
-            lines = _split(f"{', '.join(target.name for target in targets)} = ", value, "", indent)
+            lines = _assigned([target.name for target in targets], value, indent)
             note = f"  # {targets[0].tile}" if shown else ""
             if len(lines[-1]) + len(note) <= WIDTH:
                 lines[-1] += note
@@ -252,6 +252,15 @@ def _statement(statement: Statement, indent: str) -> list[str]:
         case Raise(value=value):
             return _split("raise ", value, "", indent)
     raise AssertionError(type(statement).__name__)
+
+
+def _assigned(targets: list[str], value: Expr, indent: str) -> list[str]:
+    """Targets that leave no room for what the value begins with stand on lines of their own."""
+    prefix = f"{', '.join(targets)} = "
+    begins = show(value) if isinstance(value, Name) else f"{show(value.fn)}(" if isinstance(value, Call) else "("
+    if len(targets) < 2 or len(f"{indent}{prefix}{begins}") <= WIDTH:
+        return _split(prefix, value, "", indent)
+    return [f"{indent}(", *(f"{indent}{_INDENT}{name}," for name in targets), *_split(") = ", value, "", indent)]
 
 
 def function(made: Function) -> list[str]:
