@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sma_compiler.driver_errors import NoSuchOp, SeveralOps
-from sma_compiler.errors import SpecError, SpecErrors
-from sma_compiler.ir.check import check_file
+from sma_compiler.errors import SpecError
+from sma_compiler.ir.check import check_all
 from sma_compiler.ir.nodes import Op
 from sma_compiler.plan.choose import Plans, plan
 from sma_compiler.runtime.compiled import keep, recall
@@ -16,7 +16,7 @@ from sma_compiler.runtime.op import CompiledOp
 from sma_compiler.runtime.program import Program
 from sma_compiler.source import Source
 from sma_compiler.syntax import tree
-from sma_compiler.syntax.parse import parse
+from sma_compiler.syntax.parse import parse, raise_all
 
 STAGES = ("tree", "op", "plans", "compiled")
 """What `lower` can stop after."""
@@ -52,7 +52,7 @@ def lower(source: Source, name: str | None = None, stop_after: str = "compiled")
     file = parse(source)  # text -> tree
     if stop_after == "tree":
         return Lowered(source, file)
-    op = pick_op(check_file(source), name)  # tree -> typed expressions
+    op = pick_op(sound_ops(source), name)  # tree -> typed expressions
     if stop_after == "op":
         return Lowered(source, file, op)
     plans = plan(op)  # masks -> streams -> facts -> legal plans
@@ -63,7 +63,7 @@ def lower(source: Source, name: str | None = None, stop_after: str = "compiled")
 
 def compile_source(source: Source, name: str | None = None) -> CompiledOp:
     """The op of a spec, or the one of several with this name."""
-    op = pick_op(check_file(source), name)
+    op = pick_op(sound_ops(source), name)
     return CompiledOp(Program(op, plan(op)))
 
 
@@ -81,14 +81,31 @@ def compile_all(source: Source) -> tuple[CompiledOp, ...]:
     """Every op of a spec, in order. SpecError with the mistakes of all of them."""
     compiled: list[CompiledOp] = []
     errors: list[SpecError] = []
-    for op in check_file(source):
+    for op in sound_ops(source):
         try:
             compiled.append(CompiledOp(Program(op, plan(op))))
         except SpecError as error:
             errors.extend(error.errors)
-    if errors:
-        raise errors[0] if len(errors) == 1 else SpecErrors(tuple(errors))
+    raise_all(tuple(errors))
     return tuple(compiled)
+
+
+def sound_ops(source: Source) -> tuple[Op, ...]:
+    """The ops of a file. SpecError with every mistake where there is one, those that only facts show among them."""
+    ops, mistakes = check_all(source)
+    raise_all(mistakes and (*mistakes, *mistakes_of(ops)))
+    return ops
+
+
+def mistakes_of(ops: Sequence[Op]) -> tuple[SpecError, ...]:
+    """What only the facts of their masks show."""
+    found: list[SpecError] = []
+    for op in ops:
+        try:
+            plan(op)
+        except SpecError as error:
+            found.extend(error.errors)
+    return tuple(found)
 
 
 def _reduce(op: CompiledOp) -> tuple[Callable[[Source, str | None], CompiledOp], tuple[Source, str]]:

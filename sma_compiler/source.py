@@ -39,6 +39,11 @@ class Span:
         """The range from the start of this span to the end of the other."""
         return Span(self.source, self.line, self.column, other.end_line, other.end_column)
 
+    def __contains__(self, other: Span) -> bool:
+        """Whether all of the other range lies in this one."""
+        starts = (self.line, self.column) <= (other.line, other.column)
+        return starts and (other.end_line, other.end_column) <= (self.end_line, self.end_column)
+
     @property
     def text(self) -> str:
         """The source text of a span within one line; the rest of its first line otherwise."""

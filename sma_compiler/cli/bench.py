@@ -26,6 +26,7 @@ from sma_compiler.cli.common import (
     find_one,
     parse_numbers,
     parse_shape,
+    plans_of,
     print_json,
     progress,
 )
@@ -103,7 +104,7 @@ def bench(
     if file is None:
         raise NothingToMeasure
     op = find_one(file, op_name)
-    names = plans or [plan.name for plan in op.plans]
+    names = plans or plans_of(op)
     for name in names:
         op.program.check_plan(name)
     sizes = {**SIZES, **parse_shape(shape)}

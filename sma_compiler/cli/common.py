@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from sma_compiler.driver import Lowered, compile_all, compile_source, lower
 from sma_compiler.driver_errors import SeveralOps
-from sma_compiler.errors import SmaError
+from sma_compiler.errors import SmaError, SpecError
 from sma_compiler.interface import read_spec
 from sma_compiler.ir.nodes import Kind, Op
 from sma_compiler.plan import devices
@@ -67,13 +67,13 @@ class UnknownDevice(SmaError):
         super().__init__(f"--device {name}: choose from {', '.join(ROWS)}")
 
 
-class NoSuchSpec(SmaError):
+class NoSuchSpec(SpecError):
     """FILE is neither a file nor a library name."""
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         close = get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`sma list` names the specs of the library"
-        super().__init__(f"{name}: no such file, and no such spec in the library\n  {hint}")
+        super().__init__(f"{name}: no such file, and no such spec in the library", None, hint)
 
 
 class ChooseOp(SmaError):
@@ -129,6 +129,11 @@ def lower_one(file: str, name: str | None, stop_after: str) -> Lowered:
         return lower(find_source(file), name, stop_after)
     except SeveralOps as error:
         raise ChooseOp(error) from error
+
+
+def plans_of(op: CompiledOp) -> tuple[str, ...]:
+    """The legal plans; "auto" alone where there is no contraction to have any."""
+    return tuple(plan.name for plan in op.plans) or ("auto",)
 
 
 def parse_shape(text: str | None) -> dict[str, int]:

@@ -24,6 +24,7 @@ from sma_compiler.cli.common import (
 from sma_compiler.draw.crossover import Curves, save_curves
 from sma_compiler.draw.gather import LENGTH, gather
 from sma_compiler.draw.render import check_target, save
+from sma_compiler.errors import SmaError
 from sma_compiler.runtime.forecast import SHORTEST, Case, forecast, outlook
 
 app = typer.Typer()
@@ -53,6 +54,8 @@ def draw(
     if crossover:
         row, target = find_rows(device)[-1]
         found = find_one(file, op_name)
+        if not found.plans:
+            raise NothingToDraw(found.name)
         case = Case(found.program, parse_shape(shape), parse_numbers(found.ir, numbers), dtype, row, target)
         save_curves(_curves(found.name, case), out)
         typer.echo(f"{out}: predicted times of {found.name} on {row.name}")
@@ -61,6 +64,8 @@ def draw(
     op, plans = lowered.op, lowered.plans
     assert op is not None
     assert plans is not None
+    if not plans.choices:
+        raise NothingToDraw(op.name)
     sizes = {"time": LENGTH, **parse_shape(shape)}
     with progress("drawing", 2) as (bar, task):
         picture = gather(op, plans, sizes, parse_numbers(op, numbers), seed)
@@ -68,6 +73,13 @@ def draw(
         save(picture, out)
         bar.advance(task)
     typer.echo(f"{out}: {len(picture.masks)} mask{'s' if len(picture.masks) != 1 else ''} of {op.name}")
+
+
+class NothingToDraw(SmaError):
+    """An op that has no contraction, so no mask and no plans."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} has no contraction: there is no mask and no plan to draw")
 
 
 LENGTHS = tuple(SHORTEST * 2**n for n in range(14))

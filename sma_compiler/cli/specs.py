@@ -8,9 +8,10 @@ import typer
 from rich.table import Table
 
 from sma_compiler.cli.common import Json, console, find_source, print_json
+from sma_compiler.driver import mistakes_of, sound_ops
 from sma_compiler.errors import SpecError
 from sma_compiler.ir.check import check_file
-from sma_compiler.ir.nodes import Op, ParamDecl
+from sma_compiler.ir.nodes import ParamDecl
 from sma_compiler.plan.choose import plan
 from sma_compiler.syntax.locate import library_names, library_source
 from sma_compiler.syntax.parse import raise_all
@@ -59,21 +60,12 @@ def _check(file: str) -> dict[str, Any]:
     """Whether a file compiles, its ops, and every mistake with its place."""
     found: dict[str, Any] = {"file": file, "ok": True, "ops": [], "errors": [], "raised": None}
     try:
-        ops = check_file(find_source(file))
+        ops = sound_ops(find_source(file))
         found["ops"] = [op.name for op in ops]
-        raise_all(tuple(mistake for op in ops for mistake in _mistakes(op)))
+        raise_all(mistakes_of(ops))
     except SpecError as error:
         found |= {"ok": False, "errors": [describe(mistake) for mistake in error.errors], "raised": error}
     return found
-
-
-def _mistakes(op: Op) -> tuple[SpecError, ...]:
-    """What only the facts of an op's masks show."""
-    try:
-        plan(op)
-    except SpecError as error:
-        return error.errors
-    return ()
 
 
 def describe(mistake: SpecError) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sma_compiler.cli.common import (
     find_all,
     find_dtype,
     parse_shape,
+    plans_of,
     print_json,
     progress,
 )
@@ -58,7 +59,8 @@ def verify(
     kinds = [find_dtype(name) for name in chosen]
     given = {**SIZES, **({"time": QUICK_TIME} if quick else {}), **parse_shape(shape)}
     ops = find_all(file, op_name)
-    with progress("verifying", sum(len(op.plans) + 1 + len(kernels(op)) for op in ops) * len(chosen)) as (bar, task):
+    steps = sum(1 + len(plans_of(op)) + len(kernels(op)) for op in ops)
+    with progress("verifying", steps * len(chosen)) as (bar, task):
         report = Report(())
         for op in ops:
             for dtype in kinds:
@@ -81,8 +83,8 @@ def verify_op(
     cases = [make_case(op.ir, full, dtype, seed) for seed in range(SEEDS)]
     tick()
     report = Report(())
-    for plan in op.plans:
-        report += check_plan(cases, lambda name, arguments: op(**arguments, plan=name, backend="torch"), plan.name)
+    for plan in plans_of(op):
+        report += check_plan(cases, lambda name, arguments: op(**arguments, plan=name, backend="torch"), plan)
         tick()
     fitting = kernels(op) if dtype != torch.float64 else ()
     on_gpu = [make_case(op.ir, full, dtype, seed, _device()) for seed in range(SEEDS)] if fitting else []

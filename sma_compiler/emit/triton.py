@@ -131,11 +131,14 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
         case Binary() if suffix == ",":
             *lines, last_line = _chain(prefix, expr, indent)
             return [*lines, f"{last_line},"]
-        case Binary(op=op, left=left, right=last) if _is_alone(expr, f"{indent}{prefix}"):
-            before = f"{prefix}{_within(left, _LEVEL[op])} {op} "
+        case Binary(op=op, left=Sequence(items=parts, bracket=bracket), right=right):
+            body = [line for part in parts for line in _split("", part, ",", inner)]
+            return [f"{indent}{prefix}{bracket}", *body, f"{indent}{_CLOSING[bracket]} {op} {show(right)}{suffix}"]
+        case Binary() if _is_alone(expr, f"{indent}{prefix}"):
+            before, last = _last(expr)
             if isinstance(last, Call):
-                return _split(before, last, suffix, indent)
-            return _parenthesised(before, last, suffix, indent)
+                return _split(f"{prefix}{before}", last, suffix, indent)
+            return _parenthesised(f"{prefix}{before}", last, suffix, indent)
         case Call(fn=fn):
             items = _items(expr)
             head, close = f"{indent}{prefix}{_within(fn, _POSTFIX)}(", f"{indent}){suffix}"
@@ -147,7 +150,7 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
         case _:
             raise AssertionError(f"no way to wrap: {flat}")
     together = inner + ", ".join(f"{name}{show(item)}" for name, item in items)
-    if len(together) <= WIDTH:
+    if len(together) <= WIDTH and isinstance(expr, Call):
         return [head, together, close]
     body = [line for name, item in items for line in _split(name, item, ",", inner)]
     return [head, *body, close]
@@ -155,12 +158,22 @@ def _split(prefix: str, expr: Expr, suffix: str, indent: str) -> list[str]:
 
 def _is_alone(expr: Binary, before: str) -> bool:
     """Whether no other operator binds alike, and the line up to the bracket that the last operand opens fits."""
-    level = _LEVEL[expr.op]
-    if isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == level:
+    if isinstance(expr.left, Binary) and _LEVEL[expr.left.op] == _LEVEL[expr.op]:
         return False
-    opened = _within(expr.right.fn, _POSTFIX) if isinstance(expr.right, Call) else ""
-    brackets = isinstance(expr.right, Call) or (isinstance(expr.right, Binary) and _LEVEL[expr.right.op] <= level)
-    return brackets and len(f"{before}{_within(expr.left, level)} {expr.op} {opened}(") <= WIDTH
+    own, last = _last(expr)
+    opened = _within(last.fn, _POSTFIX) if isinstance(last, Call) else ""
+    brackets = isinstance(last, Call) or (isinstance(last, Binary) and last.op in _LEVEL)
+    return brackets and len(f"{before}{own}{opened}(") <= WIDTH
+
+
+def _last(expr: Binary) -> tuple[str, Expr]:
+    """The last operand of a chain of operators, and the text before it; a `Binary` there stands in brackets."""
+    level = _LEVEL[expr.op]
+    before, last = f"{_within(expr.left, level)} {expr.op} ", expr.right
+    if isinstance(last, Binary) and last.op in _LEVEL and _LEVEL[last.op] > level:
+        more, last = _last(last)
+        before += more
+    return before, last
 
 
 def _items(call: Call) -> list[tuple[str, Expr]]:
@@ -218,7 +231,7 @@ def _statement(statement: Statement, indent: str) -> list[str]:
         case Comment(text=text):
             return [f"{indent}# {text}"]
         case Assign(targets=targets, value=value, show=shown):
-            lines = _split(f"{', '.join(target.name for target in targets)} = ", value, "", indent)
+            lines = _assigned([target.name for target in targets], value, indent)
             note = f"  # {targets[0].tile}" if shown else ""
             if len(lines[-1]) + len(note) <= WIDTH:
                 lines[-1] += note
@@ -239,6 +252,15 @@ def _statement(statement: Statement, indent: str) -> list[str]:
         case Raise(value=value):
             return _split("raise ", value, "", indent)
     raise AssertionError(type(statement).__name__)
+
+
+def _assigned(targets: list[str], value: Expr, indent: str) -> list[str]:
+    """Targets that leave no room for what the value begins with stand on lines of their own."""
+    prefix = f"{', '.join(targets)} = "
+    begins = show(value) if isinstance(value, Name) else f"{show(value.fn)}(" if isinstance(value, Call) else "("
+    if len(targets) < 2 or len(f"{indent}{prefix}{begins}") <= WIDTH:
+        return _split(prefix, value, "", indent)
+    return [f"{indent}(", *(f"{indent}{_INDENT}{name}," for name in targets), *_split(") = ", value, "", indent)]
 
 
 def function(made: Function) -> list[str]:

@@ -21,6 +21,8 @@ from sma_compiler.ir.nodes import (
     Size,
     postorder,
 )
+from sma_compiler.mask.algebra import constant
+from sma_compiler.mask.nodes import Decomposition
 
 Interval = tuple[float, float]
 
@@ -62,6 +64,17 @@ def bounds(expr: Expr) -> Interval:
     for node in postorder((expr,)):
         found[node] = (0.0, 1.0) if node.kind is Kind.BOOL else _bounds(node, found)
     return found[expr]
+
+
+def band(decomposition: Decomposition) -> Interval:
+    """An interval that holds i - j wherever the mask is not 0, whatever the numbers of the call are."""
+    lo, hi = decomposition.lo, decomposition.hi
+    return -math.inf if lo is None else _ends(lo)[0], math.inf if hi is None else _ends(hi)[1]
+
+
+def _ends(bound: Expr) -> Interval:
+    known = constant(bound)
+    return bounds(bound) if known is None else (known, known)
 
 
 def _bounds(node: Expr, found: dict[Expr, Interval]) -> Interval:

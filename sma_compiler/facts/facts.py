@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from sma_compiler.facts.bounds import bounds
+from sma_compiler.facts.bounds import band, bounds
 from sma_compiler.facts.rank import ranks
 from sma_compiler.facts.reach import reads_ahead, reads_behind
 from sma_compiler.facts.shape import gate, symmetric, toeplitz
@@ -98,8 +98,7 @@ def site(graph: Graph, node: Contraction, number: int) -> Site:
 def _facts(graph: Graph, node: Contraction, name: str, analysis: Analysis, behind: bool) -> MaskFacts:
     decomposition = analysis.decomposition
     lo, hi = decomposition.lo, decomposition.hi
-    first = None if lo is None else constant(lo)
-    causal = first is not None and first >= 0 and not reads_ahead(graph, node.mask)
+    causal = band(decomposition)[0] >= 0 and not reads_ahead(graph, node.mask)
     lower, upper = ranks(graph, analysis)
     exact = node.kind is not Kind.REAL and elementary(graph, node) is None
     facts = MaskFacts(
@@ -158,9 +157,10 @@ def _reasons(node: Contraction, analysis: Analysis, facts: MaskFacts, behind: bo
 def _causal_reason(decomposition: Decomposition, causal: bool) -> str:
     if causal:
         return "every piece lies on i - j >= 0"
-    first = None if decomposition.lo is None else constant(decomposition.lo)
-    if first is not None and first >= 0:
+    if band(decomposition)[0] >= 0:
         return "it lies on i - j >= 0, but a product of masks within it reads positions after i"
+    if decomposition.lo is not None and constant(decomposition.lo) is None:
+        return f"{show_expr(decomposition.lo)}, where i - j begins, may be less than 0"
     return "some piece has i - j < 0"
 
 

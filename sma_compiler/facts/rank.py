@@ -1,6 +1,7 @@
 """Upper bounds of the ranks of a mask's off-diagonal blocks, from the parts it is made of.
 
-Sums add ranks, Hadamard products multiply them, a band of hi diagonals has at most hi (Dao & Gu 2024, §3).
+Sums add ranks, Hadamard products multiply them, a band of hi diagonals has at most hi (Dao & Gu 2024, §3). Where all
+parts of a band end, or streams start late, is within one number of rows s, s + 1, ... of L[s:, :s], counted once.
 """
 
 from __future__ import annotations
@@ -22,14 +23,32 @@ if TYPE_CHECKING:
 
 def ranks(graph: Graph, analysis: Analysis) -> tuple[Any, Any]:
     """Bounds of the rank of L[s:, :s] and of L[:s, s:] over all s, as sympy expressions or ints."""
-    lower = upper = _streams_rank(graph, analysis, "full")
-    lower += _streams_rank(graph, analysis, "lower")
-    upper += _streams_rank(graph, analysis, "upper")
-    for part in analysis.parts:
-        if not part.streams:
-            below, above = _near_ranks(graph, part)
-            lower, upper = lower + below, upper + above
+    full = _streams_rank(graph, analysis, "full")
+    lower, upper = (_side_rank(graph, analysis, side, full) for side in (0, 1))
     return lower, upper
+
+
+def _side_rank(graph: Graph, analysis: Analysis, side: int, full: sympy.Expr) -> sympy.Expr:
+    """The rank of the blocks below (side 0) or above (1) the diagonal. full: that of streams over all pairs."""
+    name = ("lower", "upper")[side]
+    far = full + _streams_rank(graph, analysis, name)
+    edges: list[Any] = [
+        stream.first + stream.delay - 1 for stream in analysis.decomposition.streams if stream.side == name
+    ]
+    for part in analysis.parts:
+        if part.streams:
+            continue
+        lo, hi = (None if end is None else to_sympy(end) for end in (part.piece.guard.lo, part.piece.guard.hi))
+        start, stop = (lo, hi) if side == 0 else (None if hi is None else -hi, None if lo is None else -lo)
+        if stop is None:
+            far = far + _far_rank(graph, part, side)
+            edges += [] if start is None else [start - 1]
+        else:
+            edges.append(_least(stop, half()) if _is_opaque(part) else stop)
+    edges = [edge for edge in dict.fromkeys(map(_number, edges)) if not edge.is_nonpositive]
+    if not edges:
+        return far
+    return edges[0] if far == 0 and len(edges) == 1 else _most(far, *(far + edge for edge in edges))
 
 
 def _streams_rank(graph: Graph, analysis: Analysis, side: str) -> sympy.Expr:
@@ -57,7 +76,7 @@ def _spanned(graph: Graph, streams: list[Stream], keys: list[tuple[Any, ...]]) -
         size: Any = sum((1 if constant(f) == 0 else 2) * (degree + 1) for f, degree in basis.items())
         for axis in members[0].contracted:
             size = size * symbol(axis.partition("'")[0])
-        total = total + size * max(1, *(stream.delay for stream in members))
+        total = total + size
     return total
 
 
@@ -74,19 +93,16 @@ def frequencies(graph: Graph, turns: tuple[Turn, ...]) -> set[Expr]:
     return found
 
 
-def _near_ranks(graph: Graph, part: Part) -> tuple[Any, Any]:
-    """A near part has no more rank than diagonals on a side, and an unbounded one the rank of its value."""
-    guard = part.piece.guard
-    opaque = bool(guard.pairs) or any(term.opaque for term in part.terms)
-    found = []
-    for side, bound in ((0, guard.hi), (1, guard.lo)):
-        if bound is None:
-            own = half() if guard.pairs else sum((_term_rank(graph, term, side) for term in part.terms), start=0)
-            found.append(own)
-            continue
-        width = -to_sympy(bound) if side else to_sympy(bound)
-        found.append(0 if width.is_nonpositive else _least(width, half()) if opaque else width)
-    return found[0], found[1]
+def _is_opaque(part: Part) -> bool:
+    """Whether some factor of a part is no function of i or of j."""
+    return bool(part.piece.guard.pairs) or any(term.opaque for term in part.terms)
+
+
+def _far_rank(graph: Graph, part: Part, side: int) -> sympy.Expr:
+    """The rank of a part that no stream holds, far enough from the diagonal: that of its value."""
+    if part.piece.guard.pairs:
+        return half()
+    return sum((_term_rank(graph, term, side) for term in part.terms), start=0)
 
 
 def half() -> sympy.Expr:
@@ -98,6 +114,18 @@ def _least(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
     from sympy import Min
 
     return Min(a, b)
+
+
+def _number(x: sympy.Expr | int) -> sympy.Expr:
+    from sympy import sympify
+
+    return sympify(x)
+
+
+def _most(*of: sympy.Expr | int) -> sympy.Expr:
+    from sympy import Max
+
+    return Max(*of)
 
 
 def _term_rank(graph: Graph, term: Term, side: int) -> sympy.Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sma_compiler.facts.bounds import band
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import At, Expr, MaskProduct, children
 from sma_compiler.mask.algebra import constant
@@ -44,9 +45,7 @@ def _products(mask: Expr) -> Iterator[tuple[MaskProduct, bool]]:
 
 def _at_least(graph: Graph, mask: Expr, least: int) -> bool:
     """Whether i - j is proven to be at least this wherever the mask is not 0."""
-    lo = decompose(graph, mask).lo
-    known = None if lo is None else constant(lo)
-    return known is not None and known >= least
+    return band(decompose(graph, mask))[0] >= least
 
 
 def _at_most(graph: Graph, mask: Expr, bound: Expr | None) -> bool:

@@ -31,11 +31,11 @@ class SizeExpr:
         return _grown(self.tree)
 
     def at(self, **sizes: int) -> int:
-        """Its value; needs every name that it mentions, and ignores others."""
+        """Its value, 0 where it is negative: a window of no width; needs every name it mentions, ignores others."""
         missing = [name for name in self.names if name not in sizes]
         if missing:
             raise TypeError(f"{self} needs {', '.join(missing)}")
-        return int(self.expr.subs({symbol: sizes[str(symbol)] for symbol in self.expr.free_symbols}))
+        return max(0, int(self.expr.subs({symbol: sizes[str(symbol)] for symbol in self.expr.free_symbols})))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,10 +51,17 @@ Count = int | SizeExpr
 
 
 def symbol(name: str) -> sympy.Expr:
-    """The sympy symbol of a size or an int parameter."""
+    """The sympy symbol of a size."""
     from sympy import Symbol
 
     return Symbol(name, integer=True, positive=True)
+
+
+def number(name: str) -> sympy.Expr:
+    """The sympy symbol of an int parameter."""
+    from sympy import Symbol
+
+    return Symbol(name, integer=True)
 
 
 def count(expr: sympy.Expr | int) -> Count:
@@ -64,7 +71,7 @@ def count(expr: sympy.Expr | int) -> Count:
 
 def _tree(expr: sympy.Basic) -> Tree:
     if expr.is_Symbol:
-        return "Symbol", expr.name
+        return "Size" if expr.is_positive else "Number", expr.name
     if expr.is_Rational:
         return "Rational", int(expr.p), int(expr.q)
     return type(expr).__name__, *map(_tree, expr.args)
@@ -74,16 +81,16 @@ def _grown(tree: Tree) -> sympy.Expr:
     import sympy
 
     name, *parts = tree
-    if name == "Symbol":
-        return symbol(parts[0])
+    if name in ("Size", "Number"):
+        return symbol(parts[0]) if name == "Size" else number(parts[0])
     if name == "Rational":
         return sympy.Rational(*parts)
     return getattr(sympy, name)(*map(_grown, parts))
 
 
-def at(number: Count, **sizes: int) -> int:
+def at(amount: Count, **sizes: int) -> int:
     """The value of a count at some sizes."""
-    return number if isinstance(number, int) else number.at(**sizes)
+    return amount if isinstance(amount, int) else amount.at(**sizes)
 
 
 def to_sympy(expr: Expr) -> sympy.Expr:
@@ -106,7 +113,7 @@ def to_sympy(expr: Expr) -> sympy.Expr:
             case Const(value=value):
                 values[node] = Integer(int(value))
             case Param(name=name):
-                values[node] = symbol(name)
+                values[node] = number(name)
             case Size(axis=axis):
                 values[node] = symbol(axis)
             case Apply(fn=fn, args=args) if fn in table:

@@ -21,6 +21,8 @@ def state_size(node: Contraction, decomposition: Decomposition, behind: bool, ex
     cache keeps them. Streams whose rows differ have a state each, as the two waves of `s4d`. What all heads share is
     not counted: the ids of segments, what a mask reads that has no head, absolute positions.
     """
+    from sympy import Integer
+
     streams, near = decomposition.streams, decomposition.near
     if behind or exact or not linear(node) or any(part.hi is None for part in near) or (near and not streams):
         far = behind or decomposition.hi is None
@@ -31,7 +33,7 @@ def state_size(node: Contraction, decomposition: Decomposition, behind: bool, ex
     if not held:
         return total
     widths = {to_sympy(part.hi) for part in held if part.hi is not None}
-    return total + _largest(widths) * _slot(node, tuple(part.mask for part in held))
+    return total + _largest({Integer(0), *widths}) * _slot(node, tuple(part.mask for part in held))
 
 
 def linear(node: Contraction) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sma_compiler.errors import SpecError
 from sma_compiler.ir.expand import Expander
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.names import check_callable, check_fresh, define_all
@@ -27,6 +28,13 @@ from sma_compiler.syntax.parse import parse_items, raise_all
 
 def check_file(source: Source) -> tuple[Op, ...]:
     """The ops of a file, in order. SpecError with every mistake of the file: the one, or `SpecErrors` of several."""
+    ops, mistakes = check_all(source)
+    raise_all(mistakes)
+    return ops
+
+
+def check_all(source: Source) -> tuple[tuple[Op, ...], tuple[SpecError, ...]]:
+    """The ops of a file that have no mistake, in order, and every mistake of the file."""
     parsed = parse_items(source)
     report = Report(parsed.errors)
     ops: list[Op] = []
@@ -43,8 +51,7 @@ def check_file(source: Source) -> tuple[Op, ...]:
         report.errors.append(mistake)
     except Enough:
         pass
-    raise_all(tuple(report.errors))
-    return tuple(ops)
+    return tuple(ops), tuple(report.errors)
 
 
 def _check_names(written: list[tree.Op], report: Report) -> None:

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 
 from sma_compiler.ir.nodes import Expr, Param, postorder
 from sma_compiler.kernel.build import E
-from sma_compiler.kernel.gates import Path, Rows, is_positive, may_reset
+from sma_compiler.kernel.gates import Path, Rows, is_positive, may_reset, static_rates
 from sma_compiler.kernel.linear import Term, varies
+from sma_compiler.kernel.lower import Lowering
+from sma_compiler.kernel.walk import Walk
+from sma_compiler.mask.nodes import Gate
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ def split(term: Term) -> Split | None:
     small_row, row = _partition(term.row)
     small_col, col = _partition(term.col)
     return Split(replace(term, row=small_row, col=small_col), row, col)
+
+
+def rates_inside(walk: Walk, static: Lowering) -> dict[Gate, E]:
+    """log2 of every constant gate of the paths that a walk makes itself: nothing else is read of those made ahead."""
+    return static_rates(tuple(term for term in walk.paths if split(term) is None), static)
 
 
 def _partition(factors: tuple[Expr, ...]) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:

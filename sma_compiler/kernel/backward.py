@@ -184,6 +184,8 @@ class Gradients:
         offset = inverse = None
         if linear.normalize != "none":
             kept = "lse" if linear.normalize == "softmax" else "norm"
+            for name in self.taken & {"y", kept}:  # what is kept of the forward pass is passed by these names
+                raise self._refused(f"a parameter is named `{name}`, as what gradients read of the rows is")
             y, norm = self._leaf("y", RESULT), self._leaf(kept, ("batch", "time", "head"))
             reads += [y, norm]
             offset, inverse = self._normalised(cotangent, y, norm)

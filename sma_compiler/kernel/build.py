@@ -391,11 +391,12 @@ class Builder:
         return E(target)
 
     def set(self, variable: E, value: E) -> None:
-        """Give a variable a new value of the same type."""
+        """Give a variable a new value of the same type; nothing where it is the variable itself."""
         name = _name(variable)
         if name.tile is not None and value.tile != variable.tile:
             raise TileError(f"{name.name} is {variable.tile}, its new value {value.tile}")
-        self.emit(Assign((name,), value.node))
+        if value.node != name:
+            self.emit(Assign((name,), value.node))
 
     def assign(self, variables: Iterable[E], value: E) -> None:
         """Give several variables of the host the items of a tuple."""

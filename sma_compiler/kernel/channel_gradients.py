@@ -17,13 +17,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from sma_compiler.ir.nodes import Apply, Expr, Reduce, postorder
+from sma_compiler.kernel.ahead import rates_inside
 from sma_compiler.kernel.backward import Backward
 from sma_compiler.kernel.build import E, arange, call, cumsum, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.build import path as named
 from sma_compiler.kernel.channel_sums import after_positions, over_positions
 from sma_compiler.kernel.channels import ChannelPath, channel_path
 from sma_compiler.kernel.chunk import Loaded, Place
-from sma_compiler.kernel.gates import Path, Rows, scaled, static_rates
+from sma_compiler.kernel.gates import Path, Rows, scaled
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.inputs import Inputs, tensors_of
 from sma_compiler.kernel.linear import is_tensor, plain
@@ -234,7 +235,7 @@ class ChannelGradients(ByChunk):
         read = [x for walk in walks for x in (walk.x, *(output.expr for output in walk.outputs))]
         lowering = self._load(place, rows, static, (*read, *term.row, *term.col))
         operands = tuple(self._operand(walk, place, lowering) for walk in walks)
-        rates = static_rates(self.queries.paths, static)
+        rates = rates_inside(self.queries, static)
         (ends,) = self._paths(place, lowering, rows, rates, place.first, True)
         return lowering, ends, operands
 

@@ -7,9 +7,10 @@ identity is no part of it and so is never rounded.
 
 from __future__ import annotations
 
+from sma_compiler.kernel.ahead import rates_inside
 from sma_compiler.kernel.build import arange, dot, lift, pointwise, size, trans, where
 from sma_compiler.kernel.chunk import Place
-from sma_compiler.kernel.gates import Rows, scaled, static_rates
+from sma_compiler.kernel.gates import Rows, scaled
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.inputs import Inputs
 from sma_compiler.kernel.linear import is_tensor, plain
@@ -49,7 +50,7 @@ class Inverse(ByChunk):
         exprs = (walk.p, walk.s, *self.factors(rows=True))
         b.section("Where the rows of this head begin")
         static = inputs.static(exprs)
-        rates = static_rates(walk.paths, static)
+        rates = rates_inside(walk, static)
         b.section("Rows t0 .. t0 + C; what lies past the end is read as 0")
         m_t = b.let("m_t", span.begin + o_c < span.end, show=False)
         rows = Rows(o_c, m_t, pointwise("tl.minimum", span.end - span.begin, size("C"), dtype="int32"))

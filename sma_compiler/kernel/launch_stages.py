@@ -169,7 +169,10 @@ class BackwardStages(StagesLauncher):
         """The launcher."""
         b = self.b
         dy, kept, dstate, needs = (path(b.fresh(x)) for x in ("dy", "kept", "dstate", "needs"))
-        need = {decl.name: path(b.fresh(f"need_{decl.name}")) for decl in self.tensors}
+        asked_of = {decl.name for stage in self.stages for decl in stage.op.params}
+        need = {
+            decl.name: path(b.fresh(f"{'' if decl.name in asked_of else '_'}need_{decl.name}")) for decl in self.tensors
+        }
         after = {stage.site: path(b.fresh(f"ds1_{stage.site}")) for stage in self.stages}
         last = {stage.site: path(b.fresh(f"ds0_{stage.site}")) for stage in self.stages}
         if self.states:
@@ -187,7 +190,7 @@ class BackwardStages(StagesLauncher):
         with b.branch(needs.missing()):
             b.set(needs, sequence([lift(True)]) * len(self.tensors))
         b.assign(need.values(), needs)
-        for stage in self.stages:
+        for stage in self.stages[:-1]:
             if stage.value is not None:
                 asked = [need[decl.name] for decl in real(stage.given)]
                 asked += [self.before[stage.site].given()] if self.states else []

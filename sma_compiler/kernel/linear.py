@@ -237,6 +237,8 @@ def _unfit(streams: tuple[Stream, ...], near: bool) -> str:
             return "a path open at both ends holds the diagonal: write i == j as a term of its own"
         if channels_of((*stream.row, *stream.col)):
             return "the mask has a factor for each channel"
+        if any(isinstance(node, Position) for node in postorder((*stream.row, *stream.col))):
+            return "a factor of the mask counts positions: i or j stands alone in it"
     return ""
 
 

@@ -18,10 +18,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from sma_compiler.ir.nodes import Expr
+from sma_compiler.kernel.ahead import rates_inside
 from sma_compiler.kernel.backward import Backward
 from sma_compiler.kernel.build import E, arange, call, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.chunk import CHANNELS, Chunk, Chunked, Place, State
-from sma_compiler.kernel.gates import Rows, scaled, static_rates
+from sma_compiler.kernel.gates import Rows, scaled
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.inputs import EXTENT, Inputs, tensors_of
 from sma_compiler.kernel.linear import is_tensor, plain
@@ -61,7 +62,7 @@ class ChunkStates(Chunked):
         b, walk = self.b, self.walk
         place = self.place()
         static = place.inputs.static((walk.s, walk.x, *self.factors(rows=False)))
-        rates = static_rates(walk.paths, static)
+        rates = rates_inside(walk, static)
         states = self.initial_states(place)
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
@@ -155,7 +156,7 @@ class ChunkRows(ByChunk, WalkKernel):
         place = self.place_of_chunk("head", "i_h", self.host.heads)
         around = [output.expr for output in walk.outputs]
         static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
-        chunk = self.chunk(place, static, static_rates(walk.paths, static), place.first, around)
+        chunk = self.chunk(place, static, rates_inside(walk, static), place.first, around)
         state = State(self.state_of_chunk(place, place.first), None)
         beside = self.beside()
         self.write(place, chunk, beside, self.rows_of(place, chunk, (state,), beside, None))
@@ -236,7 +237,7 @@ class SharedHeads(ByChunk):
         beside = [output for output in walk.outputs if walk.outer not in output.axes]
         exprs = (*operands, *self.factors(rows=True), *(output.expr for output in beside))
         static = inputs.static(exprs)
-        rates = static_rates(walk.paths, static)
+        rates = rates_inside(walk, static)
         b.space()
         lowering = inputs.chunk(exprs, static, place.first, place.offsets, rows.valid, _kept(*operands))
         p = operand(b, walk.p, walk.names[0], lowering, inputs.inside[walk.inner])

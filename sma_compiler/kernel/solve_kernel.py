@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sma_compiler.kernel.ahead import rates_inside
 from sma_compiler.kernel.build import E, size, trans
 from sma_compiler.kernel.chunk import Chunk, Place, State
-from sma_compiler.kernel.gates import scaled, static_rates
+from sma_compiler.kernel.gates import scaled
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.score_kernel import score_address
@@ -39,7 +40,7 @@ class SolveKernel(WalkKernel):
         around = [output.expr for output in walk.outputs]
         rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
         static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
-        rates = static_rates(walk.paths, static)
+        rates = rates_inside(walk, static)
         states = self.initial_states(place)
         (state,) = states
         b.space()

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
+from sma_compiler.kernel.ahead import rates_inside
 from sma_compiler.kernel.build import E, call, exp2, lift, where
 from sma_compiler.kernel.chunk import Chunked, State
-from sma_compiler.kernel.gates import static_rates
 from sma_compiler.kernel.nodes import Function, Tile
 
 GONE = -1e30
@@ -24,7 +24,7 @@ class LocalStates(Chunked):
         b, walk = self.b, self.walk
         place = self.place()
         static = place.inputs.static((walk.s, walk.x, *self.factors(rows=False)))
-        rates = static_rates(walk.paths, static)
+        rates = rates_inside(walk, static)
         b.section("State of this part alone, and log2 of the decay over it")
         states: list[State] = []
         decays: list[E | None] = []

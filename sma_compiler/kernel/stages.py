@@ -45,13 +45,14 @@ class Stage:
 
 
 def split(op: Op, plans: Plans) -> tuple[Stage, ...]:
-    """The stages of an op, operands first; none where it is one contraction, for which there are kernels of its own.
+    """The stages of an op, operands first; none where it is one contraction, for which there are kernels of its own, or
+    has none.
 
     Raises:
         NoTritonKernel: it has no such stages.
     """
     nodes = [(choice.site.name, choice.site.node) for choice in plans.choices]
-    if len(nodes) == 1 and not isinstance(nodes[0][1], Solve):
+    if not nodes or (len(nodes) == 1 and not isinstance(nodes[0][1], Solve)):
         return ()
     if isinstance(op.result, Solve) is not isinstance(nodes[-1][1], Solve):
         raise NoTritonKernel(op.name, "chunked", "a `solve` is the result itself, or an operand of `attend`")

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, MaskTimes, Param, Position, Size, postorder
-from sma_compiler.mask.algebra import constant
+from sma_compiler.mask.algebra import constant, is_number
 from sma_compiler.mask.elementary import Shift as Delay
 from sma_compiler.mask.elementary import Sum, elementary
 from sma_compiler.mask.guards import Guard
@@ -237,12 +237,8 @@ def _fixed(graph: Graph, condition: Expr) -> tuple[bool, Fixed] | None:
 
 def static_integer(expr: Expr) -> bool:
     """Whether an expression is an integer known when a kernel is launched."""
-    return expr.kind <= Kind.INT and all(
-        isinstance(node, Const | Size)
-        or (isinstance(node, Param) and node.number)
-        or (isinstance(node, Apply) and node.fn in ("add", "sub", "mul", "neg", "min", "max"))
-        for node in postorder((expr,))
-    )
+    functions = {node.fn for node in postorder((expr,)) if isinstance(node, Apply)}
+    return expr.kind <= Kind.INT and is_number(expr) and functions <= {"add", "sub", "mul", "neg", "min", "max"}
 
 
 def turns_of(graph: Graph, segment: Expr) -> Turns | None:

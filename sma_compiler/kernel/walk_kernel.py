@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sma_compiler.ir.nodes import Apply, Expr, postorder
+from sma_compiler.kernel.ahead import rates_inside
 from sma_compiler.kernel.build import E, call, dot, pointwise, reduce_sum, size, trans, where, zeros
 from sma_compiler.kernel.build import path as named
 from sma_compiler.kernel.channel_sums import ChannelSums
 from sma_compiler.kernel.channels import ChannelPath
 from sma_compiler.kernel.chunk import Chunk, Chunked, Place, State
-from sma_compiler.kernel.gates import is_folded, scaled, static_rates
+from sma_compiler.kernel.gates import is_folded, scaled
 from sma_compiler.kernel.host import Host, Tensors
 from sma_compiler.kernel.nodes import Function, Tile
 from sma_compiler.kernel.rows import lone
@@ -42,7 +43,7 @@ class WalkKernel(Chunked):
         around += [walk.sums.other] if walk.sums is not None else []
         rows = {output.name: self._rows(place, output) for output in walk.outputs if not output.optional}
         static = place.inputs.static((walk.p, walk.s, walk.x, *self.factors(rows=True), *around))
-        rates = static_rates(walk.paths, static)
+        rates = rates_inside(walk, static)
         sums: PathSums | ChannelSums | None = None
         if walk.sums is not None:
             sums = ChannelSums(self, place) if self.wide else PathSums(self, place)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Levels, Position, children
+from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, Levels, Param, Position, Size, children, postorder
 
 if TYPE_CHECKING:
     from sympy.polys.rings import PolyElement, PolyRing
@@ -219,6 +219,12 @@ def constant(expr: Expr) -> int | None:
         return None
     total = sum((term.factor for term in terms), Fraction(0))
     return int(total) if total.denominator == 1 else None
+
+
+def is_number(expr: Expr) -> bool:
+    """Whether an expression is computed from literals, sizes and numbers of the call: no tensor is read."""
+    nodes = postorder((expr,))
+    return all(node.number if isinstance(node, Param) else isinstance(node, Const | Size | Apply) for node in nodes)
 
 
 def rational(expr: Expr) -> Fraction | None:

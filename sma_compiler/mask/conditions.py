@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from sma_compiler.ir.graph import COMPARISONS, Graph
 from sma_compiler.ir.nodes import Apply, At, Const, Expr, Kind, MaskTimes, Position
-from sma_compiler.mask.algebra import by_distance, constant, rational, split, tidy
+from sma_compiler.mask.algebra import by_distance, constant, is_number, rational, split, tidy
 from sma_compiler.mask.guards import Guard, Guards, Piece
 
 MAX_PIECES = 64
@@ -105,7 +105,7 @@ class Conditions(Guards, ABC):
         fn = fn if slope > 0 else _FLIP[fn]
         if value is not None:
             return self._beyond(fn, -value / slope)
-        if slope in (1, -1) and shift.kind is Kind.INT:
+        if slope in (1, -1) and shift.kind is Kind.INT and is_number(shift):
             return self._interval(fn, tidy(g, g.apply("neg", shift) if slope > 0 else shift))
         return None
 

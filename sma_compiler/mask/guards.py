@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from sma_compiler.ir.graph import Graph
-from sma_compiler.ir.nodes import Expr
+from sma_compiler.ir.nodes import Apply, Expr
 from sma_compiler.mask.algebra import constant
 
 
@@ -101,6 +101,9 @@ class Guards:
         difference = constant(self.graph.apply("sub", a, b))
         if difference is not None:
             return a if (difference > 0) == (fn == "max") else b
+        for one, other in ((a, b), (b, a)):  # max(a, max(a, x)) is max(a, x), and min(a, max(a, x)) is a
+            if isinstance(other, Apply) and other.fn in ("max", "min") and one in other.args:
+                return other if other.fn == fn else one
         return self.graph.apply(fn, a, b)
 
     def hull(self, pieces: tuple[Piece, ...]) -> tuple[Expr | None, Expr | None]:

@@ -209,7 +209,8 @@ def apply(node: Apply, args: Sequence[Value]) -> Value:
     if node.kind is Kind.REAL:
         return pointwise(ARITHMETIC[fn], *args)
     if fn in ("floordiv", "mod"):  # an integer divided by 0 is 0 here: it can only be where nothing selects it
-        args = (args[0], keep(_exact(torch.ne, Kind.INT, (args[1], constant(0, args[1]))), args[1].to(Kind.INT), 1))
+        divides = _exact(torch.ne, Kind.INT, (args[1], constant(0, args[1])))
+        return keep(divides, _exact(ARITHMETIC[fn], Kind.INT, (args[0], keep(divides, args[1].to(Kind.INT), 1))))
     return _exact(ARITHMETIC[fn], Kind.INT, args)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sma_compiler.facts.bounds import bounds
+from sma_compiler.errors import SpecError
+from sma_compiler.facts.bounds import band, bounds
 from sma_compiler.facts.facts import NAMES, Facts, Site, site
 from sma_compiler.facts.sizes import Count
 from sma_compiler.facts.state import linear
 from sma_compiler.ir.graph import Graph
 from sma_compiler.ir.nodes import Attend, Contraction, Expr, Kind, Levels, MaskTimes, Op, Size, Solve, postorder
-from sma_compiler.mask.algebra import constant
 from sma_compiler.mask.elementary import elementary
 from sma_compiler.plan.errors import MaskMayBeNegative, SolveNotStrict
+from sma_compiler.source import Span
+from sma_compiler.syntax.parse import raise_all
 
 PLANS = ("quadratic", "recurrent", "chunked", "toeplitz", "hierarchical", "global")
 """Every name that `plan=` takes, in the order they are listed."""
@@ -80,8 +82,7 @@ def plan(op: Op) -> Plans:
         name = NAMES[type(node)]
         sites.append(site(graph, node, numbers.get(name, 0)))
         numbers[name] = numbers.get(name, 0) + 1
-    for found in sites:
-        _check(found)
+    raise_all(tuple(mistake for found in sites if (mistake := _mistake(found)) is not None))
     others = [site(graph, node, n) for n, node in enumerate(every) if node not in counted]
     causal = all(found.facts.causal for found in (*sites, *others))
     one_way = len({_direction(found) for found in sites}) == 1
@@ -104,24 +105,31 @@ def usual(plans: Plans) -> str:
 
 def _why(choices: tuple[Choice, ...], name: str) -> str:
     """The reasons of all contractions, each once."""
+    if not choices:
+        return "the op has no contraction, only work on each position"
     return "; ".join(dict.fromkeys(dict(choice.refused)[name] for choice in choices))
 
 
-def _check(found: Site) -> None:
-    node, lo = found.node, found.decomposition.lo
+def _mistake(found: Site) -> SpecError | None:
+    node = found.node
     if isinstance(node, Attend) and node.normalize == "softmax" and not found.facts.nonnegative:
-        raise MaskMayBeNegative(node.mask.span, bounds(node.mask)[0])
-    if isinstance(node, Solve) and (lo is None or (constant(lo) or 0) < 1):
-        raise SolveNotStrict(node.mask.span)
+        return MaskMayBeNegative(_place(node), bounds(node.mask)[0])
+    if isinstance(node, Solve) and band(found.decomposition)[0] < 1:
+        return SolveNotStrict(_place(node))
+    return None
+
+
+def _place(node: Attend | Solve) -> Span:
+    """Where a contraction has its mask, or all of it where that was first written elsewhere."""
+    return node.mask.span if node.mask.span in node.span else node.span
 
 
 def _direction(found: Site) -> str:
     """ "down" where all of the mask lies on or below the diagonal, "up" where above, "both" otherwise."""
-    lo, hi = found.decomposition.lo, found.decomposition.hi
-    low, high = (None if bound is None else constant(bound) for bound in (lo, hi))
-    if low is not None and low >= 0:
+    low, high = band(found.decomposition)
+    if low >= 0:
         return "down"
-    return "up" if high is not None and high <= 0 else "both"
+    return "up" if high <= 0 else "both"
 
 
 def _state(sites: list[Site], causal: bool) -> str:

@@ -253,14 +253,19 @@ def auto_pick(case: Case, *, training: bool) -> Pick:
     found = {Pick(one.backend, one.plan): seconds_of(one) for one in every}
     kernels = case.program.kernels
     usual = Pick("triton", (kernels.auto(case.sizes, case.dtype, case.target) if case.target else None) or "")
-    best = min(found, key=lambda pick: found[pick])
-    if found.get(usual, math.inf) < GAIN * found[best]:
+    best = min(found, key=lambda pick: found[pick], default=Pick("torch", "auto"))
+    if found.get(usual, math.inf) < GAIN * found.get(best, 0):
         return usual
     return best if best.backend == "triton" or usual in found else Pick("torch", "auto")
 
 
 def crossovers(case: Case) -> list[Crossover]:
-    """Which plan's forward pass wins from which length on: doubled until that changes, then halved between."""
+    """Which plan's forward pass wins from which length on: doubled until that changes, then halved between.
+
+    None where there are no plans.
+    """
+    if not case.program.plans.legal:
+        return []
 
     def best(time: int) -> tuple[str, str]:
         first = forecast(case.at_length(time))[0]
@@ -294,6 +299,8 @@ class Outlook:
 
     def __str__(self) -> str:
         device = self.case.device
+        if not self.plans:
+            return f"predicted on {device.name}: nothing, the model is of contractions"
         lines = [f"predicted on {device.name}, {self.case.dtype}; constants: {device.measured}"]
         for one in self.plans:
             trained = "-" if one.training is None else _milliseconds(one.training)

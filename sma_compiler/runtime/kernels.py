@@ -145,7 +145,7 @@ class Kernels:
     def members(self) -> dict[str, Linear]:
         """Its contractions as members of that family, by site; none where one of them is no member."""
         parts = [(stage.site, stage.op, stage.plans) for stage in self.stages]
-        parts = parts or [(self.plans.choices[0].site.name, self.op, self.plans)]
+        parts = parts or [(choice.site.name, self.op, self.plans) for choice in self.plans.choices]
         found = {site: _member(op, plans) for site, op, plans in parts}
         return {site: one for site, one in found.items() if one is not None} if all(found.values()) else {}
 

@@ -20,7 +20,7 @@ from sma_compiler.syntax.locate import grammar_text
 if TYPE_CHECKING:
     from lark import Lark
 
-_BOUND = re.compile(r"\A *([A-Za-z_][A-Za-z0-9_]*)")
+_BOUND = re.compile(r"\A\s*([A-Za-z_][A-Za-z0-9_]*)")
 """What a statement binds; `return` for the result."""
 
 _LOCK = threading.Lock()

@@ -125,8 +125,8 @@ def make_case(
 
 
 def operand_unit(op: Op, arguments: Mapping[str, Argument]) -> float:
-    """The unit roundoff of the coarsest dtype among the parameters that feed q, k and v."""
-    tensors = [arguments[name] for name in roles(op).operands]
+    """The unit roundoff of the coarsest dtype among the parameters that feed q, k and v; where none does, among all."""
+    tensors = [arguments[name] for name in roles(op).operands or arguments]
     dtypes = [x.dtype for x in tensors if isinstance(x, Tensor) and x.is_floating_point()]
     return max((UNIT[dtype] for dtype in dtypes), default=UNIT[torch.float32])
 

@@ -119,6 +119,23 @@ def test_check_finds_mistakes_that_only_facts_show() -> None:
     done = sma.invoke(app, ["check", "-"], input=text)
     assert done.exit_code == 2
     assert "softmax" in done.stderr
+    both = sma.invoke(app, ["check", "-"], input=f"{text}\nop b(q):\n    return zeta\n")
+    assert "softmax" in both.stderr
+    assert "zeta" in both.stderr
+
+
+def test_check_goes_on_after_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "bad.sma"
+    path.write_text(BAD)
+    done = sma.invoke(app, ["check", "nothing.sma", "mamba2", str(path)])
+    assert (done.exit_code, done.stdout) == (2, "mamba2: mamba2: fine\n")
+    assert "nothing.sma: no such file" in done.stderr
+    assert f"{path}:2:33: " in done.stderr
+    results = json.loads(sma.invoke(app, ["check", "nothing.sma", "mamba2", "--json"]).stdout)
+    assert [(result["ok"], [error["kind"] for error in result["errors"]]) for result in results] == [
+        (False, ["NoSuchSpec"]),
+        (True, []),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,24 @@ def test_quadratic_text_is_golden(name: str, request: pytest.FixtureRequest) -> 
     assert text == path.read_text(encoding="utf-8")
 
 
+INVENTED = {
+    "faded": """op faded(q, k, v, g: [time, head], slope: [head], s: real):
+    return attend(decay(g) * alibi(slope), q, k, v, normalize=softmax, scale=s)
+""",
+    "delta_softmax": """op delta_softmax(q, k, v, f: [time, head]):
+    u = solve(strict * decay(logsigmoid(f)), l2norm(k), l2norm(k), v)
+    return attend(decay(logsigmoid(f)), q, k, u, normalize=softmax)
+""",
+    "comba": """op comba(q, k, v, g: [time, head], beta: [time, head], d: [head]):
+    u = solve(strict * decay(g), beta * l2norm(k), l2norm(sigmoid(d) * k), beta * v)
+    return attend(decay(g), q - d * k, k, u)
+""",
+    "last_solve": """op last_solve(k, v, gate: [time, head], beta: [time, head], strength: [time], decays: [head]):
+    o = attend(decay(gate), k, k, v)
+    return solve(strict * retention(decays), beta * l2norm(k), l2norm(k), strength * o)
+""",
+}
+"""Ops that lay text out as no op of the library does."""
 SOLVED = ("delta_net", "gated_delta_net", "kda", "rwkv7")
 """Ops of several contractions."""
 
@@ -68,6 +86,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for dtype in DTYPES:
                 op.save(found / f"{name}_{number}_{dtype}.py", "chunked", shape, dtype)
         op.save(found / f"{name}_recurrent.py", "recurrent", SHAPE)
+    for name, text in INVENTED.items():
+        plan = "quadratic" if name == "faded" else "chunked"
+        compile_source(Source(text)).save(found / f"{name}.py", plan, SHAPE)
     for name in SOLVED:
         library(name).save(found / f"{name}.py", "chunked", SHAPE)
     for name in (*SCANS, *COLUMNS):
@@ -149,3 +170,20 @@ def test_a_state_too_large_is_refused() -> None:
 def test_unknown_options_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(UnknownOption):
         compiled("retention").source(**options)
+
+
+@pytest.mark.parametrize(
+    ("body", "kernels", "gradients"),
+    [
+        ("attend(decay(g) * alibi(a), q, k, v)", ["chunked", "recurrent", "quadratic"], True),
+        ("attend(decay(g) * (j < 3), q, k, v)", ["quadratic"], True),
+        ("attend(causal, q, k, v, normalize=sum) * silu(y)", ["chunked", "recurrent", "quadratic"], False),
+    ],
+)
+def test_every_mask_has_kernels_or_a_reason(body: str, kernels: list[str], gradients: bool) -> None:
+    params = "q, k, v, g: [time, head], a: [head], y: [time, head, value]"
+    op = compile_source(Source(f"op f({params}):\n    return {body}\n"))
+    found = op.program.kernels
+    assert [plan for plan, reason in found.refusals().items() if not reason] == kernels
+    assert all(found.has_gradients(plan) is gradients for plan in kernels)
+    assert "triton" in str(op.explain())

@@ -22,10 +22,10 @@ from tests.mask.test_streams import MASKS, op_of
 SIZES = {"batch": 1, "time": 24, "head": 1, "key": 3, "value": 2, "mode": 3}
 
 
-def dense(op: Op, node: Contraction, seed: int = 0) -> tuple[Tensor, dict[str, int]]:
+def dense(op: Op, node: Contraction, seed: int = 0, **given: int) -> tuple[Tensor, dict[str, int]]:
     """The mask on random parameters as [channels, T, T] in fp64, and the sizes and int parameters it was made with."""
     sizes = default_sizes(op, **SIZES)
-    arguments = samples(op, sizes, torch.float64, seed)
+    arguments = samples(op, sizes, torch.float64, seed) | given
     numbers = {name: value for name, value in arguments.items() if isinstance(value, int)}
     value = mask_matrix(op, node.mask, arguments)
     return value.data.double().reshape(-1, *value.data.shape[_position(value.axes) :][:2]), sizes | numbers
@@ -50,9 +50,9 @@ def contractions(op: Op) -> list[tuple[Contraction, MaskFacts]]:
     return [(choice.site.node, choice.site.facts) for choice in plan(op).choices]
 
 
-def check_ranks(op: Op, tight: bool, seed: int = 0) -> None:
+def check_ranks(op: Op, tight: bool, seed: int = 0, **given: int) -> None:
     for node, facts in contractions(op):
-        mask, sizes = dense(op, node, seed)
+        mask, sizes = dense(op, node, seed, **given)
         for upper, inferred in ((False, facts.lower_rank), (True, facts.upper_rank)):
             bound = at(inferred, **sizes)
             measured = block_rank(mask, upper)
@@ -69,6 +69,32 @@ def test_library_ranks_are_tight(name: str) -> None:
 @pytest.mark.parametrize("name", MASKS)
 def test_ranks_hold(name: str) -> None:
     check_ranks(op_of(*MASKS[name][:2]), tight=False, seed=1)
+
+
+LATE = {
+    "decay(g) * (i - j >= 3)": "3",
+    "transpose(decay(g) * (i - j >= 3))": "0",
+    "causal * (i - j >= 2)": "2",
+    "causal * (i - j >= n)": "Max(1, n)",
+    "causal * (i - j > 2 * n)": "Max(1, 2*n + 1)",
+    "decay(g) * (i - j != 1)": "2",
+    "decay(g) * (i - j != n)": "Max(1, n + 1)",
+    "causal + window(n)": "Max(1, n)",
+    "causal + 2 * band(-n, n)": "Max(1, n + 1)",
+    "band(n, n + 2)": "n + 2",
+    "(i - j >= n)": "Max(1, n)",
+    "decay(g) @ (i - j == 3)": "3",
+}
+"""Masks whose parts start or end away from the diagonal: their lower ranks."""
+
+
+@pytest.mark.parametrize("mask", LATE)
+def test_ranks_of_what_starts_late_hold_at_any_number(mask: str) -> None:
+    op = op_of(mask, "g: [time, head], n: int")
+    ((_, facts),) = contractions(op)
+    assert str(facts.lower_rank) == LATE[mask]
+    for number in (-3, 0, 1, 4):
+        check_ranks(op, tight=False, n=number)
 
 
 def check_shape(op: Op) -> None:
@@ -154,6 +180,7 @@ def test_size_expressions() -> None:
     ((_, facts),) = contractions(op)
     assert str(facts.lower_rank) == "w - 1"
     assert at(facts.lower_rank, w=5) == 4
+    assert at(facts.lower_rank, w=0) == at(facts.state_size, w=0, key=3, value=2) == 0
     with pytest.raises(TypeError, match="needs w"):
         at(facts.lower_rank, key=3)
 

@@ -305,7 +305,7 @@ op h(q):
 
 
 def test_a_lost_statement_is_the_only_mistake() -> None:
-    for line in ("retrun q", "return q +", "x = q +\n    return x", "return q r"):
+    for line in ("retrun q", "return q +", "x = q +\n    return x", "return q r", "\treturn q", "\u00a0return q"):
         with pytest.raises(SpecError) as caught:
             check_file(Source(f"op f(q):\n    {line}\n"))
         assert len(caught.value.errors) == 1

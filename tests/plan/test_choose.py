@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sma_compiler.errors import SpecError
 from sma_compiler.ir.check import check_file
 from sma_compiler.plan.choose import PLANS, plan
 from sma_compiler.plan.cost import pick, seconds
@@ -78,6 +79,18 @@ def test_solve_needs_a_strict_mask() -> None:
     text = "op f(q, k, v):\n    return solve(causal, q, k, v)\n"
     with pytest.raises(SolveNotStrict):
         plan(check_file(Source(text))[0])
+
+
+def test_every_mask_is_looked_at_and_its_mistake_told_where_it_is_used() -> None:
+    text = """op f(q, k, v, z: [time]):
+    a = attend(causal * z[j], q, k, v, normalize=softmax)
+    b = attend(causal, q, k, v) + attend(cos(i - j), q, k, v, normalize=softmax)
+    return a + b + solve(causal, k, k, v)
+"""
+    with pytest.raises(SpecError) as caught:
+        plan(check_file(Source(text))[0])
+    places = [(type(error), error.span and (error.span.line, error.span.column)) for error in caught.value.errors]
+    assert places == [(MaskMayBeNegative, (2, 16)), (MaskMayBeNegative, (3, 42)), (SolveNotStrict, (4, 20))]
 
 
 def test_the_cheapest_plan_depends_on_the_length() -> None:

@@ -59,3 +59,26 @@ def test_an_empty_state_of_no_width_takes_any() -> None:
         at = (x[:, position] for x in (Q, K, V))
         found, state = OP.step(*at, w=5, state=state, inplace=True)
         torch.testing.assert_close(found, whole[:, position])
+
+
+def test_a_width_for_each_head() -> None:
+    """A bound that is a tensor selects pairs; it is no band."""
+    text = (
+        "op f(q, k, v, w: int[head]):\n    return attend(window(w), q, k, v, normalize=softmax, scale=1 / sqrt(key))\n"
+    )
+    op, widths = sma.compile(text), torch.tensor([2, 5])
+    whole, last = op(Q, K, V, widths, return_state=True)
+    for head, width in enumerate(widths.tolist()):
+        alone = OP(*(x[:, :, head : head + 1] for x in (Q, K, V)), w=width)
+        torch.testing.assert_close(whole[:, :, head : head + 1], alone)
+    _, state = op(*(x[:, :7] for x in (Q, K, V)), widths, return_state=True)
+    for position in range(7, 12):
+        found, state = op.step(*(x[:, position] for x in (Q, K, V)), widths, state=state)
+        torch.testing.assert_close(found, whole[:, position])
+    torch.testing.assert_close(dict(state), dict(last))
+
+
+def test_an_integer_divided_by_zero_is_zero_everywhere() -> None:
+    x, n = torch.tensor([[7, 7, -7]]), torch.tensor([[0, 2, 2]])
+    op = sma.compile("op f(x: int[time], n: int[time]):\n    return 10 * (x // n) + x % n\n")
+    assert op(x, n).tolist() == op.reference(x, n).tolist() == [[0, 31, -39]]

@@ -194,6 +194,8 @@ def test_static_integers() -> None:
     w = g.param("w", Kind.INT, (), True)
     bound = g.apply("max", g.apply("sub", w, g.const(1)), g.apply("mul", g.size("key"), g.const(2)))
     assert evaluator(w=4).static_int(bound) == 2 * K
+    for fn in ("floordiv", "mod"):
+        assert evaluator(w=0).static_int(g.apply(fn, g.const(8), w)) == 0
 
 
 def test_long_chains_do_not_recurse() -> None:
