@@ -317,6 +317,7 @@ class Gradients:
             outer="value",
             offset=None,
             result=result(cotangent),
+            keyed=linear.solved,
         )
         return {"dq": ahead, "dk": dk, "dv": dv}
 
