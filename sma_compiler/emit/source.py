@@ -44,7 +44,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = ("sm_80", "sm_90", "gfx942")
 LARGEST_KEY = 256
 FINE = 128
-"""Channels of a head whose states a program multiplies in two parts; of more it would spill them."""
+"""Channels of a head for which kernels see to what rounding adds to states; with more they would spill tiles."""
 
 
 DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
@@ -112,7 +112,7 @@ def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, targe
     """The file of a `solve`: its walk, that of its adjoint, and the gradients of the sum that it is solved for."""
     if plan != "chunked":
         raise NoTritonKernel(stage.op.name, plan, "`solve` has kernels of the chunked plan alone")
-    member = _in_stage(linear(stage.op, stage.plans, plan, exact=dtype == "float32"), stage)
+    member = _in_stage(linear(stage.op, stage.plans, plan, exact=dtype == "float32"), stage, sizes)
     reserved = frozenset({*MODULES, *library()})
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
     solved = solve_of(member, stage.plans.graph)
@@ -149,9 +149,11 @@ def _of_one(
     return _recurrent(op, plans, plan, sizes, dtype, target, choices, stage)
 
 
-def _in_stage(member: Linear, stage: Stage | None) -> Linear:
+def _in_stage(member: Linear, stage: Stage | None, sizes: Mapping[str, int]) -> Linear:
     """A member of the family as the contraction of a stage."""
-    return member if stage is None else replace(member, handed=stage.handed, solved=stage.solved)
+    if stage is None:
+        return member
+    return replace(member, handed=stage.handed, careful=stage.solved and max(sizes["key"], sizes["value"]) <= FINE)
 
 
 def _chunked(
@@ -165,7 +167,7 @@ def _chunked(
     stage: Stage | None,
 ) -> Emitted:
     """The chunked plan: fused, or split for long sequences. plan: as it was asked for."""
-    member = _in_stage(linear(op, plans, "chunked", exact=dtype == "float32"), stage)
+    member = _in_stage(linear(op, plans, "chunked", exact=dtype == "float32"), stage, sizes)
     if len(member.channels) > 1 or member.stabilised:
         if not (member.stabilised or is_scan(member)):
             raise NoTritonKernel(op.name, plan, "a sum over value channels is no part of a tile of both channels")
@@ -234,12 +236,10 @@ def _chunked_gradients(
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
 
-    fine = member.solved and max(sizes["key"], sizes["value"]) <= FINE
-
     def chosen(walk: Walk) -> Config:
         return configuration(walk, sizes, dtype, target, choices) if walk.name == "adjoint" else each(walk)
 
-    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve, fine=fine), common
+    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve), common
 
 
 def _recurrent(
@@ -260,7 +260,7 @@ def _recurrent(
     scans = member.stabilised or is_scan(member)
     if scans and dtype != "float32":
         member = linear(op, plans, "recurrent")
-    member = _in_stage(member, stage)
+    member = _in_stage(member, stage, sizes)
     if member.merged:
         sizes = {**sizes, "head": 1, "value": sizes["head"]}
     if member.stabilised:

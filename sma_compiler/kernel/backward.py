@@ -317,7 +317,7 @@ class Gradients:
             outer="value",
             offset=None,
             result=result(cotangent),
-            keyed=linear.solved,
+            keyed=linear.careful,
         )
         return {"dq": ahead, "dk": dk, "dv": dv}
 

@@ -82,8 +82,8 @@ class Linear:
     backward: whether queries see what comes after them, and not what came before. merged: whether its heads were made
     the channels of one, see `heads`. stabilised: whether it is a softmax whose score does not depend on the row: then k
     is the logarithm of what a column weighs, and q of how much more it weighs in its own row. handed: the parameters
-    that are what earlier contractions gave: their gradients are handed on as they are summed, in fp32. solved: whether
-    some contraction of the whole op is a `solve`.
+    that are what earlier contractions gave: their gradients are handed on as they are summed, in fp32. careful: whether
+    kernels see to what rounding adds to states: the whole op has a `solve`, and registers are left.
     """
 
     op: Op
@@ -97,7 +97,7 @@ class Linear:
     merged: bool = False
     stabilised: bool = False
     handed: frozenset[str] = frozenset()
-    solved: bool = False
+    careful: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:

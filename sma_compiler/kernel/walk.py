@@ -136,5 +136,5 @@ def forward_walk(linear: Linear) -> Walk:
         result=linear.attend,
         outputs=(Output("y", linear.op.result, result_axes(linear), optional=False),),
         normalize=linear.normalize,
-        keyed=linear.solved,
+        keyed=linear.careful,
     )
