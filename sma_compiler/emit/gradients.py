@@ -69,16 +69,13 @@ def gradients(
     kernel: Callable[[Maker, str], Kernel],
     together: Mapping[str, Config] = MappingProxyType({}),
     solve: Solve | None = None,
-    *,
-    fine: bool = False,
 ) -> Gradients:
     """The backward pass of an op.
 
     common: the configuration of all walks; each: that of one. walker: builds its kernel. ahead: the forward
     pass's kernels that work ahead, by role. reserved: names of the file. kernel: makes a kernel from its
     builder, under a name. together: the configurations of the kernels that make the gradients of q and k for all heads
-    that share them; none where each head makes its own. solve: what the member stands for. fine:
-    see `finer`.
+    that share them; none where each head makes its own. solve: what the member stands for.
     """
     member = member if solve is None else solve.less
     try:
@@ -86,7 +83,7 @@ def gradients(
     except NoTritonKernel as error:
         return Gradients(refused=error.reason)
     made = made if solve is None else solve.gradients(made)
-    made = finer(made) if fine else made
+    made = finer(made) if member.careful else made
     op = member.op
     name = f"{op.name}_backward"
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}

@@ -44,7 +44,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 TARGETS = ("sm_80", "sm_90", "gfx942")
 LARGEST_KEY = 256
 FINE = 128
-"""Channels of a head whose states a program multiplies in two parts; of more it would spill them."""
+"""Channels of a head for which kernels see to what rounding adds to states; with more they would spill tiles."""
 
 
 DEFAULTS = {"batch": 8, "time": 4096, "head": 16, "key": 128, "value": 128}
@@ -105,14 +105,14 @@ def _of_stage(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, tar
         return _solved(stage, plan, sizes, dtype, target, choices)
     legal = any(found.name == plan for found in stage.plans.legal)
     plan = plan if legal else "auto"
-    return _of_one(stage.op, stage.plans, plan, sizes, dtype, target, choices, stage.handed)
+    return _of_one(stage.op, stage.plans, plan, sizes, dtype, target, choices, stage)
 
 
 def _solved(stage: Stage, plan: str, sizes: Mapping[str, int], dtype: str, target: str, choices: Choices) -> Emitted:
     """The file of a `solve`: its walk, that of its adjoint, and the gradients of the sum that it is solved for."""
     if plan != "chunked":
         raise NoTritonKernel(stage.op.name, plan, "`solve` has kernels of the chunked plan alone")
-    member = replace(linear(stage.op, stage.plans, plan, exact=dtype == "float32"), handed=stage.handed)
+    member = _in_stage(linear(stage.op, stage.plans, plan, exact=dtype == "float32"), stage, sizes)
     reserved = frozenset({*MODULES, *library()})
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
     solved = solve_of(member, stage.plans.graph)
@@ -132,21 +132,28 @@ def _of_one(
     dtype: str,
     target: str,
     choices: Choices,
-    handed: frozenset[str] = frozenset(),
+    stage: Stage | None = None,
 ) -> Emitted:
-    """The file of an op of one contraction. handed: see `Linear`."""
+    """The file of an op of one contraction. stage: what it is of another."""
     if plan == "recurrent":
-        return _recurrent(op, plans, plan, sizes, dtype, target, choices, handed)
+        return _recurrent(op, plans, plan, sizes, dtype, target, choices, stage)
     if plan == "quadratic" or (plan == "auto" and usual(plans) == "quadratic"):
         made = quadratic(op, plans, sizes, dtype, target, frozenset({*MODULES, *library()}), made_kernel, choices)
         top = header(op, plans, "quadratic")
         return replace(assembled(top, made.builders, made.kernels, made.launchers, made.back), configs=made.configs)
     try:
-        return _chunked(op, plans, plan, sizes, dtype, target, choices, handed)
+        return _chunked(op, plans, plan, sizes, dtype, target, choices, stage)
     except NoTritonKernel:
         if plan != "auto" or not any(found.name == "recurrent" for found in plans.legal):
             raise
-    return _recurrent(op, plans, plan, sizes, dtype, target, choices, handed)
+    return _recurrent(op, plans, plan, sizes, dtype, target, choices, stage)
+
+
+def _in_stage(member: Linear, stage: Stage | None, sizes: Mapping[str, int]) -> Linear:
+    """A member of the family as the contraction of a stage."""
+    if stage is None:
+        return member
+    return replace(member, handed=stage.handed, careful=stage.solved and max(sizes["key"], sizes["value"]) <= FINE)
 
 
 def _chunked(
@@ -157,14 +164,14 @@ def _chunked(
     dtype: str,
     target: str,
     choices: Choices,
-    handed: frozenset[str],
+    stage: Stage | None,
 ) -> Emitted:
     """The chunked plan: fused, or split for long sequences. plan: as it was asked for."""
-    member = replace(linear(op, plans, "chunked", exact=dtype == "float32"), handed=handed)
+    member = _in_stage(linear(op, plans, "chunked", exact=dtype == "float32"), stage, sizes)
     if len(member.channels) > 1 or member.stabilised:
         if not (member.stabilised or is_scan(member)):
             raise NoTritonKernel(op.name, plan, "a sum over value channels is no part of a tile of both channels")
-        return _recurrent(op, plans, plan, sizes, dtype, target, choices, handed)
+        return _recurrent(op, plans, plan, sizes, dtype, target, choices, stage)
     roles = {role: f"{op.name}_{role}_kernel" for role in ROLES}
     reserved = frozenset({*MODULES, *library(), *roles.values()})
     names = host(member, reserved)
@@ -229,12 +236,10 @@ def _chunked_gradients(
     together = {role: choices.apply(role, found) for role, found in shared.items()}
     made = partial(made_kernel, wide=config.wide_products(dtype, target))
 
-    fine = (bool(member.handed) or solve is not None) and max(sizes["key"], sizes["value"]) <= FINE
-
     def chosen(walk: Walk) -> Config:
         return configuration(walk, sizes, dtype, target, choices) if walk.name == "adjoint" else each(walk)
 
-    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve, fine=fine), common
+    return gradients(member, plans, common, chosen, walker, ahead, reserved, made, together, solve), common
 
 
 def _recurrent(
@@ -245,7 +250,7 @@ def _recurrent(
     dtype: str,
     target: str,
     choices: Choices,
-    handed: frozenset[str],
+    stage: Stage | None,
 ) -> Emitted:
     """The recurrent plan, and the decoding step of causal ops.
 
@@ -255,7 +260,7 @@ def _recurrent(
     scans = member.stabilised or is_scan(member)
     if scans and dtype != "float32":
         member = linear(op, plans, "recurrent")
-    member = replace(member, handed=handed)
+    member = _in_stage(member, stage, sizes)
     if member.merged:
         sizes = {**sizes, "head": 1, "value": sizes["head"]}
     if member.stabilised:

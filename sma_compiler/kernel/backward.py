@@ -319,6 +319,7 @@ class Gradients:
             outer="value",
             offset=None,
             result=result(cotangent),
+            keyed=linear.careful,
         )
         return {"dq": ahead, "dk": dk, "dv": dv}
 

@@ -75,7 +75,7 @@ class Chunk(Loaded):
     channel: ChannelPath | None = None
     across: E | None = None
     leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
-    values: dict[int, E] = field(default_factory=dict)
+    grown: dict[int, tuple[E, E]] = field(default_factory=dict)
     within: ChannelPath | None = None
     unit: tuple[E, E] | None = None
 
@@ -321,20 +321,21 @@ class Chunked(Maker):
             _, across = self.leaving(chunk, number)
             early = self.alone and chunk.p is not None
             matrix = state.matrix if across is None or early else state.matrix * across
-            b.set(state.matrix, self.plus_product(matrix, trans(chunk.s), self.values(chunk, number), chunk.unit))
+            b.set(state.matrix, self.plus_product(matrix, *self.grown(chunk, number), chunk.unit))
             if early and not self.walk.backward and across is not None:
                 b.set(state.matrix, state.matrix * across)
 
-    def values(self, chunk: Chunk, number: int) -> E:
-        """x as the state of a stream grows by it, with the factors of columns; named once."""
-        if number not in chunk.values:
+    def grown(self, chunk: Chunk, number: int) -> tuple[E, E]:
+        """s^T and x as the state of a stream grows by their product, one with the factors of columns; named once."""
+        if number not in chunk.grown:
             factors, _ = self.leaving(chunk, number)
-            values = chunk.x.to("dot")
+            keyed = self.walk.keyed and not (self.walk.decayed or self.wide)
+            found = chunk.s if keyed else chunk.x
             if factors:
-                scaled_values = scaled(chunk.x.to("fp32"), factors, column=True)
-                values = self.b.let(f"b_u{self.suffix(number)}", scaled_values.to("dot"))
-            chunk.values[number] = values
-        return chunk.values[number]
+                whole = scaled(found.to("fp32"), factors, column=True)
+                found = self.b.let(f"b_u{self.suffix(number)}", whole.to("dot"))
+            chunk.grown[number] = trans(found if keyed else chunk.s), (chunk.x if keyed else found).to("dot")
+        return chunk.grown[number]
 
     def advance_vectors(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Carry the vectors of the states over a chunk."""

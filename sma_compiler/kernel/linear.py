@@ -82,7 +82,8 @@ class Linear:
     backward: whether queries see what comes after them, and not what came before. merged: whether its heads were made
     the channels of one, see `heads`. stabilised: whether it is a softmax whose score does not depend on the row: then k
     is the logarithm of what a column weighs, and q of how much more it weighs in its own row. handed: the parameters
-    that are what earlier contractions gave: their gradients are handed on as they are summed, in fp32.
+    that are what earlier contractions gave: their gradients are handed on as they are summed, in fp32. careful: whether
+    kernels see to what rounding adds to states: the whole op has a `solve`, and registers are left.
     """
 
     op: Op
@@ -96,6 +97,7 @@ class Linear:
     merged: bool = False
     stabilised: bool = False
     handed: frozenset[str] = frozenset()
+    careful: bool = False
 
     @property
     def channels(self) -> tuple[str, ...]:

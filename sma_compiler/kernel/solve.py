@@ -7,6 +7,9 @@ others comes through the state. The adjoint is the transposed system, and so the
 
     U   rows i  p = a    s = b    right = u0
     X   rows j  p = b    s = a    right = dU     from the end
+
+From every row it takes what the state has of it already, and so what rounding has added to the state is taken back by
+the rows to come. They take it back from what other walks sum to as well, where that is the same to the last bit.
 """
 
 from __future__ import annotations

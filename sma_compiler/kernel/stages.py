@@ -28,7 +28,8 @@ class Stage:
 
     site: the name of its states. op: what it computes. value: what later stages read it as; None: it is the last.
     right: of a `solve`, what it is solved for; then `value` is the last parameter of `op`. handed: the parameters
-    whose gradients are parts that other stages take up: values of earlier ones.
+    whose gradients are parts that other stages take up: values of earlier ones. solved: whether some stage is a
+    `solve`.
     """
 
     site: str
@@ -37,6 +38,7 @@ class Stage:
     value: ParamDecl | None
     right: Expr | None
     handed: frozenset[str]
+    solved: bool
 
     @property
     def given(self) -> tuple[ParamDecl, ...]:
@@ -61,6 +63,7 @@ def split(op: Op, plans: Plans) -> tuple[Stage, ...]:
     done: dict[Expr, Expr] = {}
     values: list[ParamDecl] = []
     found: list[Stage] = []
+    solved = any(isinstance(node, Solve) for _, node in nodes)
     for site, node in nodes:
         right = value = None
         result: Expr = node
@@ -81,7 +84,7 @@ def split(op: Op, plans: Plans) -> tuple[Stage, ...]:
             own = graph.apply("sub", right, graph.attend(own.mask, own.a, own.b, done[node], span=own.span))
         made = _op(op, site, own, (*op.params, *values), value)
         handed = frozenset(decl.name for decl in values if decl is not value)
-        found.append(Stage(site, made, plan(made), value, right, handed))
+        found.append(Stage(site, made, plan(made), value, right, handed, solved))
     return _finely(found)
 
 
@@ -91,8 +94,7 @@ def _finely(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     These parts sum up all the way, and most of them cancels.
     """
     sites = [choice.site for stage in stages for choice in stage.plans.choices]
-    solved = any(stage.right is not None for stage in stages)
-    if not solved or any(stream.gates for site in sites for stream in site.decomposition.streams):
+    if not stages[0].solved or any(stream.gates for site in sites for stream in site.decomposition.streams):
         return tuple(stages)
     read = [decl.name for stage in stages for decl in stage.given]
     return tuple(

@@ -67,6 +67,8 @@ class Walk:
     normalize: how rows are divided. lone: whether "rows" or "columns" are those of the op, where one that pairs with
     itself alone, the first of a sequence without a state, is the same whatever its weight: it brings exactly nothing.
     fine: whether products take states in two parts, for what is far larger than the difference that is wanted of it.
+    keyed: whether states grow by s with the factors of columns times x, and not by s times x with these. Beside a
+    `solve` it is always the operand with a key axis that has them: then all walks that sum to a state round the same.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Walk:
     sums: Sums | None = None
     lone: str = ""
     fine: bool = False
+    keyed: bool = False
 
     @property
     def paths(self) -> tuple[Term, ...]:
@@ -133,4 +136,5 @@ def forward_walk(linear: Linear) -> Walk:
         result=linear.attend,
         outputs=(Output("y", linear.op.result, result_axes(linear), optional=False),),
         normalize=linear.normalize,
+        keyed=linear.careful,
     )

@@ -159,7 +159,7 @@ class WalkKernel(Chunked):
             b.set(y, y + chunk.lowering.value(beside))
         if scores is None:
             scores = self._pairs(place, chunk, made, sums)
-        values = self.values(chunk, 0) if walk.decayed else chunk.x
+        values = self.grown(chunk, 0)[1] if walk.decayed else chunk.x
         b.set(y, self.plus_product(y, scores if walk.decayed else scores.to("dot"), values, chunk.unit))
         if norm is not None:
             b.set(norm, norm + reduce_sum(scores, 1))

@@ -1,7 +1,8 @@
 """Runs ops with a `solve` in Triton's interpreter beside the torch backend, by the accuracy contract; prints JSON.
 
 Beside the usual draws: keys that are all alike, of length 1, where a step takes out almost twice what is there, so that
-what positions have of each other cancels; and gates of which some cut.
+what positions have of each other cancels; gates of which some cut; and where little decays, or nothing for long, sums
+over all positions, which keep what rounding brings to them; with 24 channels the scale is no power of 2.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ CASES = {
     "delta_net": ("delta_net", torch.float32, 37, 2),
     "delta_net alike": ("delta_net", torch.float32, 150, 2),
     "delta_net fp16": ("delta_net", torch.float16, 70, 1),
+    "delta_net long": ("delta_net", torch.float16, 1000, 1),
     "gated_delta_net": ("gated_delta_net", torch.float32, 37, 2),
     "gated_delta_net cut": ("gated_delta_net", torch.float32, 37, 2),
     "gated_delta_net fp16": ("gated_delta_net", torch.float16, 70, 1),
+    "gated_delta_net weak": ("gated_delta_net", torch.float16, 200, 2),
     "kda": ("kda", torch.float32, 21, 1),
     "rwkv7": ("rwkv7", torch.float32, 18, 1),
 }
@@ -38,6 +41,7 @@ def drawn(case: str, seed: int) -> Case:
     """A case of a seed."""
     name, dtype, length, _ = CASES[case]
     op, sizes = sma.library(name), {**SIZES, "time": length}
+    sizes |= {"key": 24} if case.endswith("long") else {}
     given: dict[str, Argument] = dict(samples(op.ir, sizes, dtype, seed))
     keys, gates = given["k"], given.get("g")
     assert isinstance(keys, Tensor)
@@ -48,6 +52,9 @@ def drawn(case: str, seed: int) -> Case:
         assert isinstance(gates, Tensor)
         cuts = torch.rand(gates.shape, generator=torch.Generator().manual_seed(seed)) < 0.1
         given["g"] = torch.where(cuts, -math.inf, gates)
+    if case.endswith("weak"):
+        assert isinstance(gates, Tensor)
+        given["g"] = -1e-3 * torch.rand(gates.shape, generator=torch.Generator().manual_seed(seed))
     return make_case(op.ir, sizes, dtype, seed, arguments=given)
 
 
