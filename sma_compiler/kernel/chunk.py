@@ -75,7 +75,7 @@ class Chunk(Loaded):
     channel: ChannelPath | None = None
     across: E | None = None
     leaving: dict[int, tuple[list[E], E | None]] = field(default_factory=dict)
-    grown: dict[int, tuple[E, E]] = field(default_factory=dict)
+    grown: dict[int, E] = field(default_factory=dict)
     within: ChannelPath | None = None
     unit: tuple[E, E] | None = None
 
@@ -329,13 +329,18 @@ class Chunked(Maker):
         """s^T and x as the state of a stream grows by their product, one with the factors of columns; named once."""
         if number not in chunk.grown:
             factors, _ = self.leaving(chunk, number)
-            keyed = self.walk.keyed and not (self.walk.decayed or self.wide)
-            found = chunk.s if keyed else chunk.x
+            found = chunk.s if self.keyed else chunk.x
             if factors:
                 whole = scaled(found.to("fp32"), factors, column=True)
                 found = self.b.let(f"b_u{self.suffix(number)}", whole.to("dot"))
-            chunk.grown[number] = trans(found if keyed else chunk.s), (chunk.x if keyed else found).to("dot")
-        return chunk.grown[number]
+            chunk.grown[number] = found
+        found = chunk.grown[number]
+        return (trans(found), chunk.x.to("dot")) if self.keyed else (trans(chunk.s), found.to("dot"))
+
+    @property
+    def keyed(self) -> bool:
+        """Whether factors of columns are those of the operand with a key axis, which is there as a chunk begins."""
+        return self.walk.keyed and not (self.walk.decayed or self.wide)
 
     def advance_vectors(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Carry the vectors of the states over a chunk."""

@@ -46,6 +46,8 @@ class SolveKernel(WalkKernel):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
+            if self.keyed:
+                self.grown(chunk, 0)
             inverse = self._inverse(place, chunk)
             if ("states", 0) in self.tensors.sums:
                 self._keep_state(place, chunk, state)
