@@ -89,7 +89,8 @@ class Tiles:
 @dataclass(frozen=True)
 class Visit:
     """A tile that is visited. masked: whether some of its pairs may not be live. partial: what tells so in a kernel, of
-    a loop over all tiles; None: nothing does. careful: whether it is one of the second pass.
+    a loop over all tiles; None: nothing does. careful: whether scores are taken less the logarithms of
+    rows before anything is added to them, as in the second pass.
     """
 
     start: E

@@ -33,9 +33,9 @@ PEAKED = 0.2
 """Rows whose pairs but for the largest have less are dominated by that: what is left of a result that was rounded is
 wrong by the share of a unit in the last place in this."""
 SOLE = 2.0**-24
-"""Rows whose pairs but for the largest have less have that alone in fp32. Where most are such, programs take care."""
+"""Rows whose pairs but for the largest have less have that alone in fp32. Tiles of mostly such rows need care."""
 LARGE = 1024.0
-"""Scores in base 2 beyond which what tensor cores lose of them counts in gradients: there programs take care, too."""
+"""Scores in base 2 beyond which what tensor cores lose of them counts in gradients: tiles with such need care, too."""
 
 PARTS = (("rest", "total"), ("rest_low", "total_low"))
 """What sums over the largest pair of rows are called, and those over the others."""
@@ -148,7 +148,7 @@ class QueryGradient(PairGradient):
                     self._hand_on(inputs, own, "low", self.tensors.low, low)
                     self._hand_on(inputs, own, "share", self.tensors.share, share)
                     with b.branch(self.arguments.pointer("dlse", self.tensors.dlse).missing()):
-                        b.set(delta, where(rest > 0.0, delta, INFINITY))
+                        b.set(delta, where((rest > 0.0) | (others >= SOLE), delta, INFINITY))
                 careful = replace(rows, low=low.col, share=share.col, careful=True)
             self._finish(place, inputs, own, seen, delta)
             self._hand_on(inputs, own, "delta", self.tensors.delta, delta)

@@ -38,11 +38,21 @@ MUTANTS = {
     "rounded logarithms": ("tl.where(b_total_2 > 0.0, 1.0 / b_total_2, 1.0)", "b_total_2 * 0.0 + 1.0"),
     "nothing low": (" + spread(b_low, BN)", ""),
     "no care": ("with_care in (False, True)", "with_care in (False,)"),
-    "rounding errors": ('b_delta = tl.where(b_total_low > 0.0, b_delta, float("inf"))', "pass"),
+    "rounding errors": (
+        """b_delta = tl.where(
+                (b_total_low > 0.0) | (b_others >= 5.960464477539063e-08),
+                b_delta,
+                float("inf"),
+            )""",
+        "pass",
+    ),
+    "no twins": (" | (b_others >= 5.960464477539063e-08)", ""),
 }
 """For each a text of attention's file and what takes its place."""
 ERRORS = "rounding errors"
 """The one of scores of some 1e7."""
+TWINS = "no twins"
+"""The one of rows that two equal keys share."""
 LOW = "nothing low"
 """The one of rows whose other pairs fp32 cannot tell from nothing beside the largest."""
 HUGE = 2000.0
@@ -172,15 +182,19 @@ def ratios(name: str, dtype: str, *texts: str) -> dict[str, float]:
     return found
 
 
-def relative(*texts: str) -> dict[str, float]:
-    """The relative errors of gradients in bf16 where each query is its own key, of entries of 2 and -2."""
+def relative(entry: float, equal: int, *texts: str) -> dict[str, float]:
+    """The relative errors of gradients in bf16 where each query is its own key.
+
+    entry: of each, or this times -1. equal: how many in a row are the same; then the gradients of queries are 0.
+    """
     op, dtype = sma.library("attention"), "bfloat16"
     given = dict(samples(op.ir, SIZES, torch.bfloat16, 0))
-    sign = torch.randn(1, LENGTH, 1, WIDTH, generator=torch.Generator().manual_seed(0)).sign()
-    given |= {"q": (2 * sign).bfloat16(), "k": (2 * sign).bfloat16()}
+    sign = torch.randn(1, LENGTH // equal, 1, WIDTH, generator=torch.Generator().manual_seed(0)).sign()
+    made = (entry * sign).bfloat16().repeat_interleave(equal, 1)
+    given |= {"q": made, "k": made.clone()}
     case = make_case(op.ir, SIZES, torch.bfloat16, 0, arguments=given)
     found = case.errors(run_of(op, dtype, *texts), "quadratic")
-    wholes = {what: found[what].whole() for what in ("d q", "d k")}
+    wholes = {what: found[what].whole() for what in ("d q", "d k")[equal - 1 :]}
     return {what: float((whole.error / whole.exact).sqrt()) for what, whole in wholes.items()}
 
 
@@ -198,7 +212,8 @@ def main() -> None:
     interpreter.InterpreterBuilder.create_dot = hopper_products
     interpreter.InterpreterBuilder.create_fp_trunc = rounded
     found |= {f"{name} {dtype}": ratios(name, dtype) for name in OPS for dtype in DTYPES}
-    found |= {"hardly any": relative(), LOW: relative(*MUTANTS[LOW])}
+    found |= {"hardly any": relative(2.0, 1), LOW: relative(2.0, 1, *MUTANTS[LOW])}
+    found |= {"twins": relative(20.0, 2), TWINS: relative(20.0, 2, *MUTANTS[TWINS])}
     found |= {name: ratios("attention", "float16", *texts) for name, texts in MUTANTS.items() if name not in found}
     json.dump(found, sys.stdout)
 
