@@ -327,20 +327,15 @@ class Chunked(Maker):
 
     def grown(self, chunk: Chunk, number: int) -> tuple[E, E]:
         """s^T and x as the state of a stream grows by their product, one with the factors of columns; named once."""
-        if number not in chunk.grown:
+        keyed = self.walk.scales_keys
+        if (found := chunk.grown.get(number)) is None:
             factors, _ = self.leaving(chunk, number)
-            found = chunk.s if self.keyed else chunk.x
+            found = chunk.s if keyed else chunk.x
             if factors:
                 whole = scaled(found.to("fp32"), factors, column=True)
                 found = self.b.let(f"b_u{self.suffix(number)}", whole.to("dot"))
             chunk.grown[number] = found
-        found = chunk.grown[number]
-        return (trans(found), chunk.x.to("dot")) if self.keyed else (trans(chunk.s), found.to("dot"))
-
-    @property
-    def keyed(self) -> bool:
-        """Whether factors of columns are those of the operand with a key axis, which is there as a chunk begins."""
-        return self.walk.keyed and not (self.walk.decayed or self.wide)
+        return (trans(found), chunk.x.to("dot")) if keyed else (trans(chunk.s), found.to("dot"))
 
     def advance_vectors(self, chunk: Chunk, states: tuple[State, ...]) -> None:
         """Carry the vectors of the states over a chunk."""

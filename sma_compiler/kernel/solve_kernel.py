@@ -46,7 +46,7 @@ class SolveKernel(WalkKernel):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
-            if self.keyed:
+            if walk.scales_keys:
                 self.grown(chunk, 0)
             inverse = self._inverse(place, chunk)
             if ("states", 0) in self.tensors.sums:

@@ -92,6 +92,11 @@ class Walk:
     keyed: bool = False
 
     @property
+    def scales_keys(self) -> bool:
+        """Whether kernels scale s, as a chunk begins, and not x: `keyed`, but for gates of outer channels."""
+        return self.keyed and not (self.decayed or any(self.outer in term.axes for term in self.terms))
+
+    @property
     def paths(self) -> tuple[Term, ...]:
         """The streams told by time: `row` is the late end of each path, `col` the early one."""
         return tuple(turned(term) for term in self.terms) if self.backward else self.terms

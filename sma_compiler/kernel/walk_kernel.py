@@ -52,7 +52,7 @@ class WalkKernel(Chunked):
         b.space()
         with b.loop("t0", self.steps(place), Tile("int32")) as t0:
             chunk = self.chunk(place, static, rates, t0, around)
-            for number in range(len(states) if self.keyed else 0):
+            for number in range(len(states) if walk.scales_keys else 0):
                 self.grown(chunk, number)
             if reach is not None and chunk.within is not None:
                 b.set(reach, pointwise("tl.maximum", reach, chunk.within.reach()))
