@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(
-                    pytest.mark.skip(reason="no CUDA device: only one runs compiled kernels; `pytest -m gpu` there")
+                    pytest.mark.skip(
+                        reason="compiled kernels run on a CUDA device alone, and there is none; `pytest -m gpu` on one"
+                    )
                 )
 
 

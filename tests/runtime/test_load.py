@@ -39,7 +39,6 @@ def test_files_are_named_by_their_content(folder: Path) -> None:
     assert isinstance(load.load(TEXT.format(1)).answer_kernel, load.Tap)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no mode bits; load checks none there")
 def test_the_folder_is_private(folder: Path) -> None:
     fresh(TEXT.format(1))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -55,7 +54,6 @@ def test_a_file_that_was_changed_is_not_run(folder: Path) -> None:
     assert not list(folder.glob("__pycache__"))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no mode bits; load checks none there")
 def test_folders_that_others_may_write_to_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh(TEXT.format(1))
     folder.chmod(0o777)
@@ -67,7 +65,7 @@ def test_folders_that_others_may_write_to_are_refused(folder: Path, monkeypatch:
         fresh(TEXT.format(1))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may chown; above, geteuid is faked")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the kernel lets only root give a folder to another user")
 def test_a_cache_that_belongs_to_somebody_else_is_refused(folder: Path) -> None:
     fresh(TEXT.format(1))
     os.chown(folder.parent, 12345, -1)

@@ -52,14 +52,12 @@ def test_a_record_is_found_as_it_was_saved(file: Path) -> None:
     assert [newer.pick, record("a", 3).pick] == ["recurrent", "chunked:forward.warps=8"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="record_writer forks its writers; Windows cannot")
 def test_eight_processes_write_at_once() -> None:
     assert processes("crowd") == [0] * CROWD
     expected = [record(str(who), number) for who in range(CROWD) for number in range(EACH)]
     assert sorted(records.every(), key=lambda r: r.id) == sorted(expected, key=lambda r: r.id)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="record_writer forks its writers; Windows cannot")
 def test_a_kill_at_any_moment_loses_nothing_that_was_kept() -> None:
     kept = processes("killed")
     assert len(kept) == KILLS
@@ -118,7 +116,6 @@ def test_another_version_is_put_aside(file: Path) -> None:
         assert records.every() == []
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no mode bits; load checks none there")
 def test_folders_that_others_may_write_to_are_refused(file: Path) -> None:
     records.save(record("a", 1))
     for folder in (file.parent, file.parent.parent):
